@@ -1,4 +1,4 @@
-"""python -m benchmarks [VERB]: what the architectures cost, side by side."""
+"""python -m benchmarks [VERB]: the costs of the architectures, side by side."""
 
 from benchmarks.commands import make_app
 from zoo.cli.runner import run
@@ -7,7 +7,7 @@ app = make_app()
 
 
 def may_report() -> bool:
-    """Whether this process prints an error: of several, one."""
+    """Whether this process prints an error. With several processes, one does."""
     from zoo.core.processes import may_report_error  # here, since it imports torch
 
     return may_report_error()

@@ -23,7 +23,7 @@ A verb starts a module, as `python -m MODULE` does.
 
 
 def main() -> int:
-    """Runs the verb that was typed, which ends the process with its exit code. Returns 2 for an unknown verb."""
+    """Runs the given verb, which ends the process with its exit code. Returns 2 for an unknown verb."""
     verb, *args = sys.argv[1:] or ["--help"]
     if verb in MODULES:
         _run_as_module(MODULES[verb][0], f"zoo {verb}", args)
@@ -35,7 +35,7 @@ def main() -> int:
 
 
 def _run_as_module(module: str, typed_as: str, args: list[str]) -> None:
-    """Runs a module as `python -m` does: with its arguments, as `__main__`, and with the same answer to Ctrl-C.
+    """Runs a module as `python -m` does: with its arguments, as `__main__`, and with the same response to Ctrl-C.
 
     `zoo.cli.interrupt` recognises a command by these two lists; `zoo.cli.runner` shows `typed_as` as its name.
     """

@@ -1,6 +1,6 @@
-"""Options that the verbs of the command line share, in groups, and how their values are read.
+"""Options that the verbs of the command line share, in groups, and the parsers of their values.
 
-A verb's `command` takes a group as one parameter, annotated with the group's class. `with_groups` makes of it the
+A verb's `command` takes a group as one parameter, annotated with the group's class. `with_groups` turns it into the
 function that typer needs, with one parameter for each field of the group.
 """
 
@@ -36,7 +36,7 @@ DTYPES = {
 
 
 def parse_tokens(text: str) -> int:
-    """A number of tokens: 4096, 32k (of 1,024), 1M."""
+    """Parses a number of tokens: 4096, 32k (k is 1,024), 1M."""
     match = re.fullmatch(r"(\d+)([km]?)", str(text).strip().lower().replace(",", "").replace("_", ""))
     if not match or not int(match[1]):
         raise typer.BadParameter(f"{text!r} is not a number of tokens; write 4096 or 4k")
@@ -44,12 +44,12 @@ def parse_tokens(text: str) -> int:
 
 
 def parse_tokens_or_none(text: str | int) -> int:
-    """A number of tokens that may be 0. An int, the default, is returned as it is."""
+    """Parses a number of tokens that may be 0. An int, the default, is returned as it is."""
     return int(text) if str(text).strip() == "0" or isinstance(text, int) else parse_tokens(text)
 
 
 def parse_count_option(text: str | int) -> int:
-    """A count: 200k, 0.6M, 2_000_000; k is 1,000 here. An int, the default, is returned as it is."""
+    """Parses a count: 200k, 0.6M, 2_000_000; k is 1,000 here. An int, the default, is returned as it is."""
     try:
         return text if isinstance(text, int) else parse_count(text)
     except ValueError as error:
@@ -57,7 +57,9 @@ def parse_count_option(text: str | int) -> int:
 
 
 def parse_memory(text: str | int) -> int:
-    """Bytes: 24GB, 80GiB; a number without a unit is GB, as cards are sold. An int, the default, is returned as is."""
+    """Parses bytes: 24GB, 80GiB. A number without a unit is GB, as cards are sold. An int, the default, is returned as
+    it is.
+    """
     if isinstance(text, int):
         return text
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(text).strip().lower())
@@ -67,7 +69,7 @@ def parse_memory(text: str | int) -> int:
 
 
 def parse_dtype(text: str) -> torch.dtype:
-    """A dtype by its name or its usual abbreviation."""
+    """Parses a dtype by its name or its usual abbreviation."""
     word = str(text).lower().removeprefix("torch.")
     if word not in DTYPES:
         raise typer.BadParameter(f"{text!r} is none of {', '.join(DTYPES)}")
@@ -75,7 +77,9 @@ def parse_dtype(text: str) -> torch.dtype:
 
 
 def parse_weights(text: str | WeightForm) -> WeightForm:
-    """A dtype, or another form of stored weights: as released, or in 4 bits. A form, the default, is returned as is."""
+    """Parses a dtype, or another form of stored weights: as released, or 4-bit. A form, the default, is returned as
+    is.
+    """
     if isinstance(text, WeightForm):
         return text
     word = str(text).lower()
@@ -85,7 +89,7 @@ def parse_weights(text: str | WeightForm) -> WeightForm:
 
 
 def parse_computing_dtype(text: str) -> torch.dtype:
-    """A dtype that layers compute in."""
+    """Parses a dtype that layers compute in."""
     found = parse_dtype(text)
     if found.itemsize < 2:
         raise typer.BadParameter(f"{text!r} is for storing only; choose float32, bfloat16 or float16")
@@ -95,7 +99,7 @@ def parse_computing_dtype(text: str) -> torch.dtype:
 tokens_option = partial(typer.Option, parser=parse_tokens, metavar="TOKENS")
 count_option = partial(typer.Option, parser=parse_count_option, metavar="COUNT", show_default=False)
 tokens_or_none_option = partial(typer.Option, parser=parse_tokens_or_none, metavar="TOKENS")
-# Their help says the default, which typer would show as torch.float32 or in bytes.
+# Their help states the default, which typer would show as torch.float32 or in bytes.
 dtype_option = partial(typer.Option, parser=parse_dtype, metavar="DTYPE", show_default=False)
 weights_option = partial(dtype_option, parser=parse_weights, metavar="FORM")
 computing_dtype_option = partial(dtype_option, "--dtype", parser=parse_computing_dtype)
@@ -103,7 +107,7 @@ memory_option = partial(typer.Option, parser=parse_memory, metavar="SIZE", show_
 
 
 def parse_month_option(text: str) -> str:
-    """A month: 2025-06."""
+    """Parses a month: 2025-06."""
     try:
         return parse_month(text)
     except ValueError as error:
@@ -111,43 +115,46 @@ def parse_month_option(text: str) -> str:
 
 
 def flag(help: str, *names: str) -> Any:
-    """An option without a value. Its name is given, or typer would add a --no-... to it."""
+    """Returns an option without a value. Its name is given, since typer would otherwise add a --no-... to it."""
     return typer.Option(*names, help=help)
 
 
 Strings = list[str] | None
-Contexts = Annotated[list[int] | None, tokens_option("--context", help="As 4096 or 32k. Repeatable.")]
-ComputingType = Annotated[torch.dtype, computing_dtype_option(help="Of weights and cache. [float32]")]
+Contexts = Annotated[list[int] | None, tokens_option("--context", help="Context length: 4096 or 32k. Repeatable.")]
+ComputingType = Annotated[torch.dtype, computing_dtype_option(help="Dtype of weights and cache. [float32]")]
 MEMORY = 80 * 10**9  # bytes
-Memory = Annotated[int, memory_option(help="Of the card: 24GB, 80GiB. [80GB]")]
+Memory = Annotated[int, memory_option(help="Memory of the card: 24GB, 80GiB. [80GB]")]
 Batch = Annotated[int, typer.Option(min=1, help="Sequences, each of the same context.")]
-Repeat = Annotated[int, typer.Option("--repeat", "-r", min=1, help="Runs of each that count.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of random weights and inputs.")]
+Repeat = Annotated[int, typer.Option("--repeat", "-r", min=1, help="Counted runs of each candidate.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of random weights and inputs.")]
 Tiny = Annotated[bool, flag("Toy widths, every kind of layer kept.", "--tiny")]
-Layers = Annotated[int | None, typer.Option(min=1, help="Only so many: the first of each kind, then the first others.")]
+Layers = Annotated[
+    int | None, typer.Option(min=1, help="Number of layers kept: the first of each kind, then the first others.")
+]
 
 
 @dataclass(frozen=True)
 class SwapOptions:
-    """What is changed in the models that are named, and how their configs are read."""
+    """The changes to the named models, and the parsing of their configs."""
 
     swap: Annotated[
-        Strings, typer.Option(metavar="CHANGE", help="Add each model changed: 'GQA(window=512)', norm=olmo. Repeat.")
+        Strings,
+        typer.Option(metavar="CHANGE", help="Add each model changed: 'GQA(window=512)', norm=olmo. Repeatable."),
     ] = None
     ignore_field: Annotated[
-        Strings, typer.Option(metavar="NAME", help="A field of a folder's config.json to ignore. Repeatable.")
+        Strings, typer.Option(metavar="NAME", help="Field of a folder's config.json to ignore. Repeatable.")
     ] = None
 
 
 @dataclass(frozen=True)
 class ModelOptions(SwapOptions):
-    """Which models a verb is about."""
+    """The models that a verb covers."""
 
     names: Annotated[
         Strings,
         typer.Argument(
-            help="Presets, hub ids, families (all their sizes), folders with a config.json. None: a line for each "
-            "family, its best-known size, in order of release."
+            help="Presets, hub ids, families (all their sizes), folders with a config.json. None: each "
+            "family's best-known size, in order of release."
         ),
     ] = None
     all_sizes: Annotated[bool, flag("Every published size of every family.", "--all-sizes")] = False
@@ -162,11 +169,11 @@ class ModelOptions(SwapOptions):
     ] = None
 
     def chosen(self) -> list[NamedSpec]:
-        """The models that are named, a family as all its sizes; without names, those that a table of all shows."""
+        """Returns the named models, a family as all its sizes; without names, the models of a table of all."""
         return self._models(chosen, every_size if self.all_sizes else one_each)
 
     def representatives(self) -> list[NamedSpec]:
-        """The same, a family as its smallest size."""
+        """Returns the named or selected models, but each family as its smallest size."""
         return self._models(representatives, smallest_each)
 
     def _models(self, choose: Callable[..., list[NamedSpec]], of: Callable[[Found], list[str]]) -> list[NamedSpec]:
@@ -180,27 +187,29 @@ class ModelOptions(SwapOptions):
 
 @dataclass(frozen=True)
 class InferenceOptions(InferenceConfig):
-    """How a model is run: how many sequences, and in which dtypes."""
+    """The conditions of a model's inference: the number of sequences, the dtypes, and the number of cards."""
 
     batch: Batch = 1
     weights: Annotated[
         WeightForm,
-        weights_option("--dtype", help="Of the weights: a dtype, released (as published), 4-bit. [bfloat16]"),
+        weights_option("--dtype", help="Form of the weights: a dtype, released (as published), 4-bit. [bfloat16]"),
     ] = BFLOAT16
-    cache: Annotated[torch.dtype, dtype_option("--cache-dtype", help="Of the cache. [bfloat16]")] = torch.bfloat16
-    tp: Annotated[int, typer.Option("--tp", min=1, help="Cards that hold a model together: figures are of each.")] = 1
+    cache: Annotated[torch.dtype, dtype_option("--cache-dtype", help="Dtype of the cache. [bfloat16]")] = torch.bfloat16
+    tp: Annotated[int, typer.Option("--tp", min=1, help="Cards that hold a model together; figures are per card.")] = 1
 
-    ep: Annotated[int, typer.Option("--ep", min=1, help="As --tp: of experts, each card holds whole ones.")] = 1
+    ep: Annotated[int, typer.Option("--ep", min=1, help="Cards that hold whole experts; the same number as --tp.")] = 1
 
     def dtype(self) -> torch.dtype:
-        """The dtype of weights that are computed with. Raises UsageError for a form that only stores them."""
+        """Returns the dtype of weights in computations. Raises UsageError for a form that only stores weights."""
         if self.form.dtype.itemsize < 2 or PLAIN.get(self.form.dtype) != self.form:
             raise UsageError(f"--dtype {self.form.name} is for storing only; choose float32, bfloat16 or float16")
         return self.form.dtype
 
     def divisible(self, models: Sequence[NamedSpec]) -> list[NamedSpec]:
-        """The models that so many cards can divide; a note on stderr names the others. Raises SpecError if there are
-        none."""
+        """Returns the models that `tp` cards can divide; a note on stderr names the others.
+
+        Raises SpecError if there are none.
+        """
         found, reasons = [], dict[str, SpecError]()
         for model in models:
             try:
@@ -219,17 +228,21 @@ class InferenceOptions(InferenceConfig):
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """Whose peak rates the ceilings are of: a device by name, or the rates of another."""
+    """The device whose peak rates set the ceilings: a known device by name, or the rates of another device."""
 
     device_spec: Annotated[str, typer.Option(metavar="NAME", help=f"One of {', '.join(roofline.devices())}.")] = "h100"
-    bandwidth: Annotated[float | None, typer.Option(metavar="GB/S", help="Of another device; with --flops.")] = None
-    flops: Annotated[float | None, typer.Option(metavar="TFLOPS", help="Of another device; with --bandwidth.")] = None
-    link: Annotated[float | None, typer.Option(metavar="GB/S", help="That one card sends to the others; for --tp.")] = (
-        None
-    )
+    bandwidth: Annotated[
+        float | None, typer.Option(metavar="GB/S", help="Memory bandwidth of another device; with --flops.")
+    ] = None
+    flops: Annotated[
+        float | None, typer.Option(metavar="TFLOPS", help="Peak FLOPs of another device; with --bandwidth.")
+    ] = None
+    link: Annotated[
+        float | None, typer.Option(metavar="GB/S", help="Rate at which one card sends to the others; for --tp.")
+    ] = None
 
     def device(self) -> roofline.Device:
-        """The device. Raises UsageError unless both rates are given or neither, and above 0."""
+        """Returns the device. Raises UsageError unless both rates are given or neither, and above 0."""
         if self.link is not None and not 0 < self.link < math.inf:
             raise UsageError("--link (GB/s) is above 0")
         if self.bandwidth is None and self.flops is None:
@@ -248,20 +261,20 @@ class DeviceOptions:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """How and where to write the rows."""
+    """The format and the destination of the rows."""
 
-    format: Annotated[Format, typer.Option(help="How to write the rows.")] = Format.table
+    format: Annotated[Format, typer.Option(help="Format of the rows.")] = Format.table
     json: Json = False
     out: Out = None
     debug: Debug = False
 
     def report(self) -> Report:
-        """An empty report."""
+        """Returns an empty report."""
         return Report(Format.json if self.json else self.format, self.out)
 
 
 def with_groups(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command as typer takes it: with one parameter for each field of the groups of options."""
+    """Returns the command as typer takes it: with one parameter for each field of the groups of options."""
     groups, parameters = dict[str, Any](), list[Parameter]()
     for given in signature(command, eval_str=True).parameters.values():
         if is_dataclass(given.annotation):

@@ -1,4 +1,4 @@
-"""Two architectures side by side: how their structure differs, the fields of their specs, and what that costs."""
+"""Two architectures side by side: the differences in structure, in the fields of their specs, and in costs."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from zoo.model.decoder import Decoder
 from zoo.registry import Spec
 from zoo.swaps.differences import structure_differences
 
-DESCRIBED_ROLES = ("rope", "norm", "router", "act")  # specs of these roles are one value, not one for each field
+DESCRIBED_ROLES = ("rope", "norm", "router", "act")  # a spec of these roles counts as one value, not as one per field
 KV_CONTEXTS = (4 * 1024, 32 * 1024, 128 * 1024)
 PAIRS = (
     ("gpt2-xl", "llama3.2-1b"),
@@ -33,9 +33,9 @@ PAIRS = (
     ("qwen3-235b-a22b", "glm4.5-355b"),
     ("qwen3-30b-a3b", "qwen3-next-80b-a3b"),
     ("qwen3-next-80b-a3b", "nemotron3-nano-30b-a3b"),
-)  # that the gallery suggests
-FieldValues = dict[str, Counter[Any]]  # field path -> value -> in how many layers
-# A name in a field's path -> its words, where these are not the name itself.
+)  # pairs of models that the gallery suggests to compare
+FieldValues = dict[str, Counter[Any]]  # field path -> value -> number of layers that have it
+# Words for a name in a field's path, where the name itself does not serve.
 WORDS = {
     "act": "activation",
     "attn": "attention",
@@ -78,14 +78,15 @@ WORDS = {
 
 
 def structure_rows(first: NamedSpec, second: NamedSpec) -> list[Row]:
-    """One row for each way in which the structure of the second model differs from the first's, in a sentence."""
+    """Returns one row, with a sentence, for each structural difference of the second model from the first."""
     pair = {"table": "structure", **about(first, second)}
     differences = structure_differences(second.spec, first.spec)
     return [pair | {"part": found.part, "sentence": found.sentence} for found in differences]
 
 
 def difference_rows(first: NamedSpec, second: NamedSpec) -> list[Row]:
-    """One row for each field of the specs whose values differ, or are those of another share of the layers.
+    """Returns one row for each field of the specs whose values differ, or whose values hold for different shares of the
+    layers.
 
     An option that is off in one model makes no row where the other model's block has no such option.
     """
@@ -103,14 +104,14 @@ def difference_rows(first: NamedSpec, second: NamedSpec) -> list[Row]:
 
 
 def field_in_words(path: str) -> str:
-    """attn.kv_heads -> attention: KV heads."""
+    """Returns a field's path in words: attn.kv_heads -> attention: KV heads."""
     first, *rest = path.split(".")
     within = (WORDS.get(name, "norm inside" if name == "norm" else name.replace("_", " ")) for name in rest)
     return ": ".join([WORDS.get(first, first.replace("_", " ")), *within])
 
 
 def field_values(spec: Decoder) -> FieldValues:
-    """The values of every field of a spec, by its path. Fields of the whole model are counted once."""
+    """Returns the values of every field of a spec, by the field's path. A field of the whole model counts once."""
     values: FieldValues = {"layers": Counter([len(spec.layers)])}
     for field in fields(spec):
         if field.name not in ("layers", "norm"):
@@ -129,7 +130,7 @@ def field_values(spec: Decoder) -> FieldValues:
 
 
 def _of_block(path: str, spec: Spec) -> Iterator[tuple[str, Any]]:
-    """(path, value) of a block's kind, of its fields, and of those of the blocks in it."""
+    """Yields (path, value) for the kind of a block, for its fields, and for the fields of the blocks in it."""
     yield path, spec.names()[0]
     for field in fields(spec):
         value, inner = getattr(spec, field.name), f"{path}.{field.name}"
@@ -142,12 +143,12 @@ def _of_block(path: str, spec: Spec) -> Iterator[tuple[str, Any]]:
 
 
 def _qualifies_what_is_off(spec: Spec, name: str) -> bool:
-    """Whether a field only says more of another that is None: qk_norm_over of qk_norm."""
+    """Whether a field only qualifies another field that is None, as qk_norm_over qualifies qk_norm."""
     return any(value is None and name.startswith(f"{other}_") for other, value in vars(spec).items())
 
 
 def _order(a: FieldValues, b: FieldValues) -> Callable[[str], tuple[int, int]]:
-    """Sort key: fields in the order of the specs, with those of one part together."""
+    """Returns a sort key: fields in the order of the specs, with the fields of one part together."""
     order = list(dict.fromkeys([*a, *b]))
     parts = list(dict.fromkeys(field.partition(".")[0] for field in order))
     return lambda field: (parts.index(field.partition(".")[0]), order.index(field))
@@ -174,7 +175,7 @@ def _shown(value: Any) -> str:
 def figure_rows(
     first: NamedSpec, second: NamedSpec, context: int, config: InferenceConfig, device: Device
 ) -> list[Row]:
-    """One row for each cost in which the two differ: both values, and the ratio of the second to the first."""
+    """Returns one row for each cost that differs: both values, and the ratio of the second to the first."""
     pairs = zip(*(costs(each.spec, context, config.of(each), device) for each in (first, second)), strict=True)
     pair = {"table": "figures", **about(first, second)}
     return [
@@ -185,7 +186,7 @@ def figure_rows(
 
 
 def costs(spec: Decoder, context: int, config: InferenceConfig, device: Device) -> Iterator[tuple[str, str, float]]:
-    """(figure, unit, value) of one model: the costs that two models are compared in."""
+    """Yields (figure, unit, value) of one model for each cost in the comparison of two models."""
     parts = spec.param_breakdown()
     yield "parameters", "parameters", spec.params()
     yield "active parameters", "parameters", spec.active_params()

@@ -1,4 +1,6 @@
-"""The KV cache: bytes as affine pieces of the context, the usual formula, what fits, and where two caches cross."""
+"""The KV cache: bytes as affine pieces of the context, the usual formula, contexts that fit, and crossings of two
+caches.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -37,9 +39,12 @@ USUAL_FORMULAS: dict[type[Mixer], tuple[str, Callable[[Any, int], Fraction]]] = 
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """How a model is run: `batch` sequences, the form of the `weights` (a dtype, or a form of weight_forms; RELEASED is
-    each model's own), the dtype of the `cache`, and how many cards hold the model together (tensor parallel; expert
-    parallel if `ep` is the same number). Figures are of the first card: no other holds more."""
+    """The conditions of a model's inference: batch size, formats, and the number of cards.
+
+    `batch` counts sequences. `weights` is a dtype or a form of weight_forms; RELEASED stands for each model's own form.
+    `cache` is the dtype of the cache. `tp` cards hold the model together (tensor parallel); expert parallel if `ep` is
+    the same number. Figures are those of the first card: no other card holds more.
+    """
 
     batch: int = 1
     weights: torch.dtype | WeightForm = torch.bfloat16
@@ -56,26 +61,29 @@ class InferenceConfig:
         return self.weights if isinstance(self.weights, WeightForm) else PLAIN[self.weights]
 
     def of(self, model: NamedSpec) -> "InferenceConfig":
-        """The same for one model: RELEASED becomes its own form."""
+        """Returns this config for one model: the model's own form replaces RELEASED."""
         return replace(self, weights=model.released_form) if self.weights is RELEASED else self
 
     def describe(self) -> Row:
-        """The keys of a row: batch, cache dtype and the number of cards."""
+        """Returns the keys of a row: batch, cache dtype and the number of cards."""
         return {"batch": self.batch, "cache_dtype": dtype_name(self.cache), "tp": self.tp, "ep": self.ep}
 
     def divided(self, spec: Decoder) -> Decoder:
-        """The model as cards divide it: the width of each expert, or with `ep` whole experts."""
+        """Returns the model as cards divide it: by the width of each expert, or by whole experts with `ep`."""
         return expert_parallel(spec) if self.ep > 1 else spec
 
     def part(self, spec: Decoder) -> Decoder:
-        """What the first card holds. Raises SpecError for a model that so many cannot divide."""
+        """Returns the shard of the first card. Raises SpecError for a model that `tp` cards cannot divide."""
         return spec if self.tp == 1 else self.divided(spec).shard(Rank(0, self.tp))
 
 
 @dataclass(frozen=True)
 class Piece:
-    """From `start` tokens of context to the next piece, one sequence takes fixed + per_token * context bytes, and the
-    bytes of each of the `entries` (bytes, every) for each block of `every` tokens that has begun."""
+    """The bytes of one sequence's cache from `start` tokens of context to the next piece.
+
+    They are fixed + per_token * context bytes. Each of the `entries` (bytes, every) adds its bytes for each block of
+    `every` tokens that has begun.
+    """
 
     start: int
     fixed: int
@@ -84,34 +92,38 @@ class Piece:
 
     @property
     def block(self) -> int:
-        """The tokens after which it grows by the same bytes again."""
+        """Tokens after which the bytes of the entries repeat their growth."""
         return lcm(*(every for _, every in self.entries))
 
     @property
     def slope(self) -> Fraction:
-        """Bytes per token: exact from one multiple of `block` tokens to another."""
+        """Bytes per token: exact between two multiples of `block` tokens."""
         return self.per_token + sum((Fraction(nbytes, every) for nbytes, every in self.entries), Fraction())
 
     def at(self, context: int) -> int:
-        """Bytes at this context, which must lie in the piece."""
+        """Returns the bytes at this context, which must lie in the piece."""
         entries = sum(nbytes * -(-context // every) for nbytes, every in self.entries)
         return self.fixed + self.per_token * context + entries
 
 
 @dataclass(frozen=True)
 class Change:
-    """From `start` tokens to the next change, (bytes of the first model) - (bytes of the second) has this `sign`."""
+    """The sign of a difference, from `start` tokens to the next change: bytes of the first model minus bytes of the
+    second.
+    """
 
     start: int
     sign: int
 
 
 def pieces(spec: Decoder, dtype: torch.dtype) -> list[Piece]:
-    """The pieces of a model's cache, the first from 0 tokens. A new piece starts where a window is full. States are
-    fixed from the first token on."""
+    """Returns the pieces of a model's cache, the first from 0 tokens. A new piece starts where a window is full.
+
+    States have a fixed size from the first token on.
+    """
     caches = [layer.cache_spec() for layer in spec.layers]
     layers = [(cache.elements() * dtype.itemsize, cache.reach.limit) for cache in caches]
-    kept: Counter[int] = Counter()  # bytes, by the tokens of an entry
+    kept: Counter[int] = Counter()  # bytes, by the number of tokens per entry
     for entries in (entries for cache in caches for entries in cache.entries):
         kept[entries.every] += entries.elements * dtype.itemsize
     by_block = tuple((nbytes, every) for every, nbytes in sorted(kept.items()))
@@ -125,9 +137,12 @@ def pieces(spec: Decoder, dtype: torch.dtype) -> list[Piece]:
 
 
 def changes(first: Sequence[Piece], second: Sequence[Piece]) -> list[Change]:
-    """Where the smaller of two caches becomes another, from 1 token on: the first change starts at 1. Where a cache has
-    entries for several tokens, caches are compared at multiples of all blocks, and a change starts where the last of
-    these blocks keeps its sign to the end: on the way a cache that grows in steps may cross another's many times."""
+    """Returns the contexts at which the smaller of two caches changes. The first change starts at 1 token.
+
+    A cache with entries for several tokens grows in steps and may cross another cache many times. Such caches are
+    compared at multiples of all blocks. A change starts in the last of these blocks, where the sign begins to hold
+    until its end.
+    """
 
     def sign(context: int) -> int:
         difference = _piece(first, context).at(context) - _piece(second, context).at(context)
@@ -139,7 +154,7 @@ def changes(first: Sequence[Piece], second: Sequence[Piece]) -> list[Change]:
     for start, end in zip(starts, [*starts[1:], inf], strict=True):
         a, b = (_piece(growth, start) for growth in (first, second))
         fixed, slope = a.fixed - b.fixed, a.slope - b.slope
-        # The sign of fixed + slope * n changes at the first multiple that is not below the root, and at the next one.
+        # The sign of fixed + slope * n changes at the first multiple at or above the root, and at the next one.
         root = ceil(-fixed / slope / step) * step if slope else 0
         lowest = max(ceil(Fraction(start, step)), 1) * step
         contexts = {1 if start == 0 else lowest, lowest, *(n for n in (root, root + step) if slope and n > lowest)}
@@ -155,17 +170,17 @@ def changes(first: Sequence[Piece], second: Sequence[Piece]) -> list[Change]:
 
 
 def _piece(growth: Sequence[Piece], context: int) -> Piece:
-    """The piece that holds a context."""
+    """Returns the piece that holds a context."""
     return [piece for piece in growth if piece.start <= context][-1]
 
 
 def longest(growth: Sequence[Piece], free: int) -> int | None:
-    """The longest context whose cache takes at most `free` bytes: 0 if none fits, None if every context fits."""
+    """Returns the longest context whose cache takes at most `free` bytes: 0 if none fits, None if every one fits."""
     for piece, following in reversed(list(zip(growth, [*growth[1:], None], strict=True))):
         if piece.at(piece.start) <= free:
             if not piece.slope:
                 return None
-            # Entries of blocks that have begun are whole: a few tokens less may fit than the bytes per token say.
+            # A block that has begun holds a whole entry: a few tokens fewer may fit than the bytes per token suggest.
             fits = int((free - piece.fixed) // piece.slope)
             while piece.at(fits) > free:
                 fits -= 1
@@ -174,7 +189,9 @@ def longest(growth: Sequence[Piece], free: int) -> int | None:
 
 
 def cache_row(model: NamedSpec, context: int, config: InferenceConfig) -> Row:
-    """Cache bytes at a context. Fixed bytes and bytes per token are of one sequence, `kv_bytes` of all."""
+    """Returns the cache bytes at a context. Fixed bytes and bytes per token are for one sequence, `kv_bytes` for
+    all.
+    """
     spec = config.part(model.spec)
     fixed, per_token = spec.kv_growth(config.cache)
     exact = spec.kv_bytes(context, config.batch, config.cache)
@@ -196,8 +213,11 @@ def cache_row(model: NamedSpec, context: int, config: InferenceConfig) -> Row:
 
 
 def usual_formula_bytes(spec: Decoder, context: int, batch: int, dtype: torch.dtype) -> int | None:
-    """Cache bytes as other calculators count them: head_dim is dim / heads, every layer keeps every token of its
-    own, MLA keeps expanded keys and values. None where a layer has another kind of mixer."""
+    """Returns the cache bytes by the usual formula of other calculators; None where a layer has another kind of mixer.
+
+    The formula takes dim / heads as head_dim. It ignores windows and sharing of K/V between layers, and expands the
+    keys and values of MLA.
+    """
     mixers = [layer.mixer for layer in spec.layers if layer.mixer]
     if not {*map(type, mixers)} <= USUAL_FORMULAS.keys():
         return None
@@ -206,10 +226,10 @@ def usual_formula_bytes(spec: Decoder, context: int, batch: int, dtype: torch.dt
 
 
 def fit_row(model: NamedSpec, memory: int, config: InferenceConfig) -> Row:
-    """The longest context whose cache fits into the `memory` bytes of a card beside the weights.
+    """Returns the longest context whose cache fits into the `memory` bytes of a card beside the weights.
 
-    `limit` is what ends it: the weights, which do not fit; the cache, which fills what they leave; or the model's own
-    context, which fits.
+    `limit` names the limiting factor: "weights", which do not fit; "cache", which fills the rest of the memory; or
+    "context", the model's own, which fits.
     """
     spec, config = config.part(model.spec), config.of(model)
     weights, trained = config.form.model_bytes(spec), spec.context
@@ -230,8 +250,10 @@ def fit_row(model: NamedSpec, memory: int, config: InferenceConfig) -> Row:
 
 
 def crossing_row(model: NamedSpec, against: NamedSpec, config: InferenceConfig) -> Row:
-    """`changes` lists which cache is the smaller from which context on, the model's or that of `against`;
-    `from_context` and `smaller` repeat the last change."""
+    """Returns a row whose `changes` list the smaller cache, the model's or that of `against`, from each context on.
+
+    `from_context` and `smaller` repeat the last change.
+    """
     found = changes(*(pieces(config.part(each.spec), config.cache) for each in (model, against)))
     smaller = {-1: model.label, 0: None, 1: against.label}
     listed = [{"from_context": change.start, "smaller": smaller[change.sign]} for change in found]

@@ -1,4 +1,4 @@
-"""The models that a command line names: presets, families, hub ids and folders with a config.json."""
+"""Models named on a command line: presets, families, hub ids and folders with a config.json."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -21,10 +21,10 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class NamedSpec:
-    """A named spec, and the published size that it is (None: it is not published).
+    """A named spec with its published size (None: not published).
 
-    `swap`: the swaps that were applied to the model of that name; `dropped`: the features that they removed. `stored`:
-    the form of its weights, where a config.json says it.
+    `swap`: the swaps that were applied to the model of that name. `dropped`: the features that they removed. `stored`:
+    the form of its weights, if a config.json states it.
     """
 
     name: str
@@ -36,7 +36,7 @@ class NamedSpec:
 
     @property
     def released_form(self) -> WeightForm:
-        """The form in which its weights are released, or, of a swapped model, would be."""
+        """The form in which the model's weights are released. A swapped model keeps the form of the original model."""
         return self.stored or weight_forms.released_form(self.name)
 
     @property
@@ -46,7 +46,7 @@ class NamedSpec:
 
 
 def about(model: NamedSpec, against: NamedSpec | None = None) -> Row:
-    """The keys that begin every row about a model, or about a model and the one that it is compared with."""
+    """Returns the first keys of every row about a model, or about a model and the model of its comparison."""
     hub = model.size.hub if model.size else None
     row = {"model": model.name, "hub": hub, "swap": model.swap, "dropped": model.dropped}
     return row | ({"against": against.label, "against_swap": against.swap} if against else {})
@@ -55,9 +55,10 @@ def about(model: NamedSpec, against: NamedSpec | None = None) -> Row:
 def chosen(
     names: Sequence[str], swaps: Sequence[str] = (), ignore_fields: Iterable[str] = (), smallest: bool = False
 ) -> list[NamedSpec]:
-    """The named models, in their order and without repeats; no names mean every family. A family means all its sizes
-    or, with `smallest`, the smallest one under the family's name. With `swaps`, each model is followed by its swapped
-    form. Raises UsageError for an unknown name, and for swaps without names.
+    """Returns the named models, in their order and without repeats; no names mean every family.
+
+    A family means all its sizes or, with `smallest`, the smallest one under the family's name. With `swaps`, the
+    swapped form of each model follows it. Raises UsageError for an unknown name, and for swaps without names.
     """
     if swaps and not names:
         raise UsageError("--swap changes the models that are named: name one, as in qwen3-8b --swap 'GQA(window=4096)'")
@@ -76,7 +77,7 @@ representatives = partial(chosen, smallest=True)  # one model for each family
 
 
 def swapped(model: NamedSpec, swaps: Sequence[str]) -> NamedSpec:
-    """The model with swaps (zoo.swaps.grammar) applied in turn, under its own name."""
+    """Returns the model, under its own name, with swaps (zoo.swaps.grammar) applied in turn."""
     spec, dropped = apply_swaps(model.spec, swaps)
     return NamedSpec(
         model.name, spec, swap="; ".join(swaps), dropped=", ".join(dropped) or None, stored=model.released_form
@@ -84,9 +85,9 @@ def swapped(model: NamedSpec, swaps: Sequence[str]) -> NamedSpec:
 
 
 def one(name: str, ignore_fields: Iterable[str] = ()) -> NamedSpec:
-    """The model of a preset, a hub id or a folder with a config.json; of a family the smallest preset.
+    """Returns the model of a preset, a hub id or a folder with a config.json. A family means its smallest preset.
 
-    A folder's model has the folder's name; "./" keeps it apart from a preset.
+    A folder's model has the folder's name; "./" distinguishes it from a preset.
     """
     try:
         preset = resolve(name)

@@ -1,7 +1,8 @@
-"""Rows of parameters: the costs of the main table, the total by part, and why the Hub and a name say another number.
+"""Rows of parameters: the costs of the main table, the total by part, and why the Hub and a name give another number.
 
-data/hub.json holds the presets whose total on the Hub differs from ours: that `total` (over the headers of the
-safetensors files), the parameters in it that are stored `beside` the text model, and a `note` on other totals there.
+data/hub.json holds the presets whose total on the Hub differs from ours. It has the Hub's `total`, over the headers of
+the safetensors files. `beside` counts the parameters in it that are stored beside the text model. A `note` explains
+other totals there.
 """
 
 import json
@@ -30,11 +31,12 @@ NAME_UNITS = {"b": 10**9, "m": 10**6}
 
 
 def cost_row(model: NamedSpec) -> Row:
-    """The main table's row: parameters, FLOPs of one token, and cache bytes of one sequence in bfloat16.
+    """Returns a row of the main table: parameters, FLOPs of one token, and cache bytes of one sequence in bfloat16.
 
-    `longest_context` is 128k tokens, or the model's own `context` where that is shorter; `windows` lists how many
-    layers keep only their last so many tokens, `state_layers` how many keep states, of `state_bytes` together. Layers
-    with entries for several tokens are counted by their windows, and the states of their compressors are not.
+    `longest_context` is 128k tokens, or the model's own `context` where that is shorter. `windows` lists the number of
+    layers for each limit of kept tokens. `state_layers` counts layers that keep states, `state_bytes` the bytes of all
+    their states. Layers with entries for several tokens count by their windows, without the states of their
+    compressors.
     """
     spec = model.spec
     publisher_active, rule = (model.size and model.size.active) or (None, None)
@@ -67,15 +69,15 @@ def cost_row(model: NamedSpec) -> Row:
 
 
 def longest_context(limit: int | None) -> int:
-    """128k tokens, or the model's own `limit` where that is shorter."""
+    """Returns 128k tokens, or the model's own `limit` where that is shorter."""
     return MAX_KV_CONTEXT if limit is None else min(limit, MAX_KV_CONTEXT)
 
 
 def param_row(model: NamedSpec) -> Row:
-    """`params`, and the parts that add up to it.
+    """Returns a row with `params` and the parts that add up to it.
 
-    `hub_params` is what the Hub shows of a published size: `params` and the parts in `hub_beside`. `name_params` and
-    `name_active_params` are what the model's name claims.
+    `hub_params` is the Hub's total for a published size: `params` and the parts in `hub_beside`. `name_params` and
+    `name_active_params` are the numbers that the model's name claims.
     """
     total = model.spec.params()
     hub = _hub().get(model.name, {"total": total}) if model.size else {}
@@ -101,9 +103,10 @@ def _hub() -> dict[str, dict[str, Any]]:
 
 
 def claims(preset: str) -> tuple[int | None, int | None]:
-    """(total, active) parameters as a name claims them: "qwen3-30b-a3b" -> 30 billion, 3 billion; None: no claim.
+    """Returns the (total, active) parameters that a name claims: "qwen3-30b-a3b" -> 30 billion, 3 billion; None: no
+    claim.
 
-    "mixtral-8x7b" claims eight times seven billion, though experts share all but the feed-forward.
+    "mixtral-8x7b" claims eight times seven billion, though experts share everything but the feed-forward.
     """
     found = re.findall(r"(?<![a-z0-9.])(a?)(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", preset.lower())
     sizes = {prefix: round(int(times or 1) * float(size) * NAME_UNITS[unit]) for prefix, times, size, unit in found}
@@ -111,7 +114,7 @@ def claims(preset: str) -> tuple[int | None, int | None]:
 
 
 def layer_rows(model: NamedSpec) -> Iterator[Row]:
-    """One row for each distinct kind of layer: how many there are, and the parameters of one of them."""
+    """Yields one row for each distinct kind of layer: the number of such layers, and the parameters of one."""
     spec = model.spec
     for (layer, number), label in zip(Counter(spec.layers).items(), labels(spec.layers), strict=True):
         yield {
@@ -126,7 +129,9 @@ def layer_rows(model: NamedSpec) -> Iterator[Row]:
 
 
 def ffn_cells(cost: str) -> Callable[[Row], Row]:
-    """Cells of a row of a `cost` by part, params or flops: the whole feed-forward, and other parts if there are any."""
+    """Returns the cells of a row of a `cost` by part (params or flops): the whole feed-forward, and other parts if
+    any.
+    """
     whole, other = f"all_ffn_{cost}", f"other_{cost}"
     return lambda row: {whole: sum(row[f"{part}_{cost}"] for part in FFN_PARTS), other: row[other] or None}
 

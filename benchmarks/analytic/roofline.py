@@ -1,4 +1,4 @@
-"""FLOPs of a pass by part, and its roofline: the least time that it can take on a device.
+"""FLOPs of a pass by part, and its roofline: the least time of the pass on a device.
 
 That time is FLOPs over the arithmetic rate or bytes over the bandwidth, whichever is longer (Williams, Waterman and
 Patterson 2009). Activations, launches and waiting are not counted, so a measured figure stays below these ceilings.
@@ -24,9 +24,11 @@ FLOP_PARTS = ("projections", "scores", "entries", "indexer", *FFN_PARTS, "inputs
 
 @dataclass(frozen=True)
 class Device:
-    """Peak rates: `flops` per second of dense 16-bit matrix products, `bandwidth` of the memory in bytes per second,
-    bytes of `memory`, and bytes per second that one card sends to others over its `link` (None: unknown). `source` says
-    who published them."""
+    """The peak rates of a device.
+
+    `flops`: FLOPs per second in dense 16-bit matrix products. `bandwidth`: bytes per second from memory. `memory`:
+    bytes. `link`: bytes per second from one card to the others (None: unknown). `source` says who published the rates.
+    """
 
     name: str
     flops: float
@@ -38,12 +40,12 @@ class Device:
 
 @cache
 def devices() -> dict[str, Device]:
-    """Every device of data/devices.json by its name."""
+    """Returns every device of data/devices.json by its name."""
     return {name: Device(**entry) for name, entry in json.loads(DEVICE_DATA.read_text(encoding="utf-8")).items()}
 
 
 def device(name: str) -> Device:
-    """A known device. Raises UsageError naming the nearest ones."""
+    """Returns a known device. Raises UsageError, with the nearest names, for an unknown one."""
     known = devices()
     if name.lower() not in known:
         raise unknown("device", name, known)
@@ -52,8 +54,11 @@ def device(name: str) -> Device:
 
 @dataclass(frozen=True)
 class Pass:
-    """A forward pass of `tokens` tokens over all sequences: its FLOPs, and the bytes that must at least be moved. Where
-    several cards hold the model, those of one, and the bytes that it sends to the others."""
+    """A forward pass of `tokens` tokens over all sequences: its FLOPs, and the least number of bytes that it moves.
+
+    With several cards, the figures are those of one card, and `sent_bytes` counts the bytes that it sends to the
+    others.
+    """
 
     tokens: int
     flops: int
@@ -67,22 +72,22 @@ class Pass:
         return self.flops / (self.weight_bytes + self.kv_bytes)
 
     def seconds(self, device: Device) -> float:
-        """The least time on this device: what is sent is waited for, since the next block needs it."""
+        """Returns the least time on this device. Sending adds to it, since the next block waits for what is sent."""
         return self._computing(device) + self.sending(device)
 
     def _computing(self, device: Device) -> float:
         return max(self.flops / device.flops, (self.weight_bytes + self.kv_bytes) / device.bandwidth)
 
     def sending(self, device: Device) -> float:
-        """Seconds in which a card sends to others. 0 where its link is unknown."""
+        """Returns the seconds in which a card sends to the others; 0 where its link is unknown."""
         return self.sent_bytes / device.link if device.link else 0.0
 
     def bound(self, device: Device) -> Literal["memory", "compute"]:
-        """What limits that time."""
+        """Returns the resource that limits the time on this device."""
         return "compute" if self.intensity > device.flops / device.bandwidth else "memory"
 
     def tokens_per_s(self, device: Device) -> float:
-        """The most tokens per second on this device, over all sequences."""
+        """Returns the most tokens per second on this device, over all sequences."""
         return self.tokens / self.seconds(device)
 
 
@@ -91,8 +96,11 @@ PHASES: dict[str, PassTokens] = {"decode": lambda context: (context - 1, 1), "pr
 
 
 def forward_pass(spec: Decoder, phase: str, context: int, config: InferenceConfig) -> Pass:
-    """Decode of one token of each sequence that sees `context` tokens, itself included: the cache is read once. Or
-    prefill of `context` tokens of each sequence, the last one's logits kept: the cache is written once."""
+    """Returns the decode or the prefill of each sequence.
+
+    Decode passes one token that sees `context` tokens, itself included, and reads the cache once. Prefill passes
+    `context` tokens, computes the last one's logits, and writes the cache once.
+    """
     past, new = PHASES[phase](context)
     whole, spec = spec, config.part(spec)
     return Pass(
@@ -105,15 +113,18 @@ def forward_pass(spec: Decoder, phase: str, context: int, config: InferenceConfi
 
 
 def _sent_bytes(spec: Decoder, config: InferenceConfig, tokens: int) -> float:
-    """Bytes that one card sends in a pass of so many tokens, one position of each sequence through the head.
-    Activations are in 16 bits where weights are in 8."""
+    """Returns the bytes that one card sends in a pass of `tokens` tokens, one position of each sequence through the
+    head.
+
+    Activations have 16 bits where weights have 8.
+    """
     itemsize, tp = config.form.activation_itemsize, config.tp
     sent = (each.sent(tokens, itemsize, tp) for each in spec.exchanges(spec.dim, tp))
     return sum(sent) + spec.head_exchange(tp).sent(config.batch, itemsize, tp)
 
 
 def flop_row(model: NamedSpec, phase: str, context: int, config: InferenceConfig, device: Device) -> Row:
-    """One forward pass of all sequences together.
+    """Returns the row of one forward pass of all sequences together.
 
     The parts add up to `flops`, which counts the pairs that are not masked; `full_square_flops` counts every pair that
     a masked dense kernel computes.

@@ -1,4 +1,4 @@
-"""The published sizes that a table of all models shows: a line a family, or those of a time and with certain blocks."""
+"""The published sizes in a table of all models: one per family, or those after a date and with certain blocks."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,15 @@ from zoo.catalog import best_known, folded, resolve, sizes
 from zoo.cli.listing import used_names
 from zoo.errors import UsageError, enough, suggestion
 
-FEW = 3  # names in an error
+FEW = 3  # maximum number of names in an error
 Found = dict[str, list[str]]  # family -> some of its sizes
 
 
 def matching(since: str | None = None, blocks: Sequence[str] = ()) -> Found:
-    """The sizes that were released in the month `since` or later and use all of `blocks`: names as in the table of
-    `zoo.build --list`, in any case, or the first words of one ("QK-norm"). Families and sizes are in the order of the
-    catalog. Raises UsageError where there are none.
+    """Returns the sizes that were released in the month `since` or later and use all of `blocks`.
+
+    A block is a name as in the table of `zoo.build --list`, in any case, or its first words ("QK-norm"). Families and
+    sizes keep the order of the catalog. Raises UsageError where there are none.
     """
     fulfil = {block: _using(block) for block in blocks}
     if since is not None:
@@ -30,7 +31,7 @@ def matching(since: str | None = None, blocks: Sequence[str] = ()) -> Found:
 
 
 def _using(block: str) -> list[str]:
-    """The sizes that use a block. Raises UsageError, with the nearest names in use, where there are none."""
+    """Returns the sizes that use a block. Raises UsageError, with the nearest names in use, if there are none."""
     word, used = folded(block.strip()), {name: used_names(size.spec) for name, size in sizes().items()}
     found = [name for name, each in used.items() if any(f"{folded(one)} ".startswith(f"{word} ") for one in each)]
     if not found:
@@ -39,7 +40,7 @@ def _using(block: str) -> list[str]:
 
 
 def _released(since: str) -> list[str]:
-    """The sizes of a month or later. Raises UsageError, with the latest ones, where there are none."""
+    """Returns the sizes released in a month or later. Raises UsageError, with the latest ones, if there are none."""
     months = {name: size.released for name, size in sizes().items()}
     found = [name for name, month in months.items() if month >= since]
     if not found:
@@ -50,19 +51,23 @@ def _released(since: str) -> list[str]:
 
 
 def every_size(found: Found) -> list[str]:
-    """All that were found."""
+    """Returns all sizes that were found."""
     return [name for names in found.values() for name in names]
 
 
 def one_each(found: Found) -> list[str]:
-    """A size of each family, in order of their release: the best-known one, or the first where that is not found."""
+    """Returns one size of each family, in order of release: the best-known one, or the first if that one was not
+    found.
+    """
     shown = [best_known(family) if best_known(family) in names else names[0] for family, names in found.items()]
     return sorted(shown, key=lambda name: sizes()[name].released)
 
 
 def smallest_each(found: Found) -> list[str]:
-    """What is measured of each family: the family's name, which means its smallest size, or the smallest of those found
-    where that is not among them."""
+    """Returns one name for each family, for measurements: the family's name, which means its smallest size.
+
+    If the smallest size was not found, the name is that of the smallest size found.
+    """
 
     def params(name: str) -> int:
         return sizes()[name].params

@@ -1,7 +1,7 @@
 """Weights as checkpoints store them: in one dtype, or matrices in codes of 8 or 4 bits with scales beside them.
 
-What is packed follows from the modules that a spec builds (without their data): the matrices of a block, or the weights
-of its experts alone. Norms, biases, routers, the embedding and the head are not packed.
+The modules that a spec builds (without their data) determine the packed weights: the matrices of a block, or the
+weights of its experts alone. Norms, biases, routers, the embedding and the head are not packed.
 """
 
 import json
@@ -25,8 +25,11 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class WeightForm:
-    """A form of stored weights. `experts`, `matrices`: the format of matrices of experts, and of any other matrix in a
-    block (None: not packed). `dtype`: that of everything else."""
+    """A form of stored weights.
+
+    `experts`, `matrices`: the formats of the experts' matrices and of any other matrix in a block (None: not packed).
+    `dtype`: the dtype of everything else.
+    """
 
     name: str
     dtype: torch.dtype = torch.bfloat16
@@ -35,15 +38,15 @@ class WeightForm:
 
     @property
     def activation_itemsize(self) -> int:
-        """Bytes of an activation's element: 16 bits where weights are in fewer."""
+        """Bytes per element of an activation: at least 2, since activations have 16 bits where weights have fewer."""
         return max(self.dtype.itemsize, 2)
 
     def params_bytes(self, params: int) -> int:
-        """Bytes of parameters that are not packed."""
+        """Returns the bytes of parameters that are not packed."""
         return params * self.dtype.itemsize
 
     def branch_bytes(self, branch: Block, dim: int) -> int:
-        """Bytes of a branch in a model of width `dim`."""
+        """Returns the bytes of a branch in a model of width `dim`."""
         params = branch.params(dim)
         if self.experts is None and self.matrices is None:
             return self.params_bytes(params)
@@ -53,14 +56,16 @@ class WeightForm:
         return codes + self.params_bytes(params - sum(torch.Size(shape).numel() for shape, _ in packed))
 
     def model_bytes(self, spec: Decoder) -> int:
-        """Bytes of a model's weights, each stored value once."""
+        """Returns the bytes of a model's weights. Each stored value counts once."""
         branches = [branch for layer in spec.layers for branch in (layer.attn, layer.ffn) if branch]
         outside = spec.params() - sum(branch.params(spec.dim) for branch in branches)
         return self.params_bytes(outside) + sum(self.branch_bytes(branch, spec.dim) for branch in branches)
 
     def read_bytes(self, spec: Decoder, tokens: int) -> float:
-        """Bytes of the weights that a pass of so many tokens is expected to read: of each branch the parameters read,
-        times its bytes per parameter."""
+        """Returns the expected bytes of the weights that a pass of `tokens` tokens reads.
+
+        Each branch counts the parameters read, times its bytes per parameter.
+        """
         dim, branches = spec.dim, [each for layer in spec.layers for each in (layer.attn, layer.ffn) if each]
         read = {branch: branch.read_params(dim, tokens) for branch in dict.fromkeys(branches)}
         outside = spec.read_params(tokens) - sum(read[branch] for branch in branches)
@@ -70,12 +75,14 @@ class WeightForm:
 
 @cache
 def _matrices(branch: Block, dim: int) -> tuple[Shape, ...]:
-    """The matrices of a branch's block that a quantised form packs: not those of a router, nor filters of a few
-    tokens."""
+    """Returns the matrices of a branch's block that a quantised form packs.
+
+    Matrices of a router and filters of a few tokens are not packed.
+    """
     try:
         with torch.device("meta"):
             module = branch.build(dim)
-    except NotImplementedError:  # a spec that is only described: nothing is known to be packed
+    except NotImplementedError:  # a spec without an implementation: none of its weights count as packed
         return ()
     return tuple(
         tuple(each.shape)
@@ -105,12 +112,14 @@ def _released_names() -> dict[str, str]:
 
 
 def released_form(preset: str) -> WeightForm:
-    """The form in which a preset's weights are published. bfloat16 where data/released_weights.json names no other."""
+    """Returns the form of a preset's published weights: bfloat16 unless data/released_weights.json names another
+    form.
+    """
     return _by_name(_released_names().get(preset, BFLOAT16.name))
 
 
 def config_form(config: Mapping[str, Any]) -> WeightForm:
-    """The form that a config.json says its weights have; bfloat16 where it says nothing that is known here."""
+    """Returns the form of the weights that a config.json states; bfloat16 where it states no known form."""
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, Mapping)]
     scheme = next((found for part in parts if isinstance(found := part.get("quantization_config"), Mapping)), {})
     experts = scheme.get("expert_dtype") or next((part["expert_dtype"] for part in parts if "expert_dtype" in part), "")

@@ -1,4 +1,4 @@
-"""The verbs of `python -m benchmarks`: each file with a `command` is one, and holds the tables that it shows.
+"""The verbs of `python -m benchmarks`: each file with a `command` is a verb, and holds the tables that it shows.
 
 The folder is scanned, so a new file is a new verb. Without a verb the main job runs.
 """
@@ -33,17 +33,19 @@ python -m benchmarks throughput qwen3-0.6b -d 0 -d 4096
 
 
 def verbs() -> dict[str, Callable[..., None]]:
-    """The `command` of each file of this folder that has one, by the file's name."""
+    """Returns the `command` of each file of this folder that has one, by the file's name."""
     files = {name: import_module(f"{__name__}.{name}") for name in sorted(info.name for info in iter_modules(__path__))}
     return {name: file.command for name, file in files.items() if hasattr(file, "command")}
 
 
 class Verbs(TyperGroup):
-    """A group of commands that runs the main job where no verb is given."""
+    """A group of commands that runs the main job if no verb is given."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the main job's verb in front where there is none. Raises UsageError for a misspelt, misplaced or moved
-        verb."""
+        """Puts the main job's verb in front if there is no verb.
+
+        Raises UsageError for a misspelt, misplaced or moved verb.
+        """
         if args and args[0] in (*self.commands, "--help"):
             return super().parse_args(ctx, args)
         if args and args[0] in MOVED:
@@ -55,7 +57,7 @@ class Verbs(TyperGroup):
         return super().parse_args(ctx, [MAIN, *args])
 
     def _without_values(self, args: Sequence[str]) -> Iterator[str]:
-        """The arguments without the values of the main job's options: in `--with mla`, mla is no verb."""
+        """Returns the arguments without the values of the main job's options: in `--with mla`, mla is no verb."""
         options = {
             name for each in self.commands[MAIN].params if not getattr(each, "is_flag", True) for name in each.opts
         }
@@ -63,7 +65,7 @@ class Verbs(TyperGroup):
 
 
 def make_app() -> typer.Typer:
-    """The command line, with every verb of this folder."""
+    """Returns the command line, with every verb of this folder."""
     app = typer.Typer(add_completion=False, cls=Verbs, help=HELP, rich_markup_mode=None)
     for name, command in verbs().items():
         app.command(name)(with_groups(command))

@@ -1,4 +1,4 @@
-"""Everything that follows from the specs, in one document."""
+"""All tables that follow from the specs, in one document."""
 
 from benchmarks.analytic.models import one
 from benchmarks.analytic.params import cost_row
@@ -16,7 +16,7 @@ def command(
 ) -> None:
     """Every static table: costs, params, kv and flops.
 
-    Each at its verb's own contexts; call a verb by itself to choose them.
+    Each table uses the contexts of its verb; call a verb by itself to choose them.
     """
     chosen, device, against = models.chosen(), peak.device(), one(kv.AGAINST)
     with to.report() as report:

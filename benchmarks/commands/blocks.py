@@ -1,4 +1,4 @@
-"""Blocks outside of a model: each kind at one width, or the variants of one layer's attention."""
+"""Blocks outside a model: each kind at one width, or the variants of one layer's attention."""
 
 from collections.abc import Iterator
 from enum import StrEnum
@@ -55,21 +55,22 @@ def command(
     dim: Annotated[
         int | None, typer.Option(min=1, help="Width of the residual stream, a multiple of 256. [1024]")
     ] = None,
-    tokens: Annotated[int | None, options.tokens_option(help="Tokens of a prefill: 512 or 2k. [512]")] = None,
+    tokens: Annotated[int | None, options.tokens_option(help="Prompt tokens: 512 or 2k. [512]")] = None,
     context: Annotated[
         list[int] | None,
         options.tokens_option(
             "--context",
-            help="Tokens that a decoded one sees. Repeatable for --variants. [4k; mla: 1k, 4k, 32k; sparse: 8k, 32k]",
+            help="Tokens that a decoded token sees. Repeatable for --variants. [4k; mla: 1k, 4k, 32k; sparse: 8k, 32k]",
         ),
     ] = None,
     prefill: Annotated[
-        bool, options.flag("With --variants sparse: prefill, too, which takes minutes.", "--prefill")
+        bool, options.flag("With --variants sparse: also prefill, which takes minutes.", "--prefill")
     ] = False,
     tiny: Annotated[bool, options.flag("With --variants: toy widths.", "--tiny")] = False,
     dtype: options.ComputingType = torch.float32,
     repeat: Annotated[
-        int | None, typer.Option("--repeat", "-r", min=1, help="Runs of each that count. [9; with --variants: 5]")
+        int | None,
+        typer.Option("--repeat", "-r", min=1, help="Counted runs of each block or variant. [9; with --variants: 5]"),
     ] = None,
     seed: options.Seed = 0,
     swap: Annotated[
@@ -80,14 +81,14 @@ def command(
 ) -> None:
     """Each block alone at one width, measured on the CPU.
 
-    Attention (MHA, GQA, MQA, SWA, MLA; RoPE and NoPE), feed-forward (dense and experts), norms and where they stand:
+    Attention (MHA, GQA, MQA, SWA, MLA; RoPE and NoPE), feed-forward (dense and experts), and norms in each placement:
     parameters, KV cache, FLOPs, and the time of a prefill and of one decoded token.
 
-    --variants measures one layer's attention of a model instead, at each context. mla: decoding with keys and values of
-    all heads kept (expanded), with latents that are expanded at each step (latent), and over the latents themselves
-    (absorbed, the zoo's MLA); a variant that does not fit the free memory says so. sparse: attention without its
-    projections, compiled, over all stored tokens, and over those that the indexer chooses. Variants have the same
-    weights, and their outputs must be equal.
+    --variants measures the attention of one layer of a model instead, at each context. mla: three ways to decode. The
+    cache keeps keys and values of all heads (expanded), or latents. Latents are expanded at each step (latent), or
+    attention runs over them directly (absorbed, the zoo's MLA). A variant that does not fit the free memory says so.
+    sparse: attention without its projections, compiled, over all stored tokens, and over those that the indexer
+    chooses. Variants have the same weights, and their outputs must be equal.
     """
     given = {"NAME": name, "--tiny": tiny, "--swap": swap} if variants is None else {"--dim": dim, "--tokens": tokens}
     if unused := [option for option, value in given.items() if value]:
@@ -131,7 +132,7 @@ def _measure_blocks(config: BlockConfig, to: Report) -> None:
 
 
 def of_model(kind: type[Comparison], model: NamedSpec, tiny: bool, config: VariantsConfig) -> Comparison:
-    """The variants of the attention of a model's first layer that has it. Raises UsageError where none has."""
+    """Returns the variants of the attention of the first layer that has it. Raises UsageError if no layer has it."""
     spec = tiny_form(model.spec) if tiny else model.spec
     if found := next((layer.mixer for layer in spec.layers if kind.measures(layer.mixer)), None):
         return kind(found, spec.dim, config)
@@ -139,7 +140,7 @@ def of_model(kind: type[Comparison], model: NamedSpec, tiny: bool, config: Varia
 
 
 def tables(rows: Rows) -> Iterator[Table]:
-    """The tables of one measurement."""
+    """Yields the tables of one measurement."""
     first = rows[0]
     if first["table"] == "blocks":
         yield _costs(f"Blocks at width {first['dim']:,}", rows)
@@ -209,7 +210,7 @@ def _times(title: str, rows: Rows) -> Table:
 
 
 def _method(first: Row, turns: str, samples: list[list[float]]) -> Iterator[str]:
-    """How the times were measured: the number of samples, who took turns, and on which machine."""
+    """Yields the lines on how the times were measured: number of samples, participants that take turns, and machine."""
     if rounds := sorted({len(seconds) for seconds in samples if seconds}):
         yield f"Medians of {'-'.join(map(str, rounds))} after warm-up{turns} {measured_on(first)}"
         yield f"{kernel_summary(used_kernels())}."

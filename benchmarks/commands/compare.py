@@ -1,4 +1,4 @@
-"""Two architectures side by side: only what differs."""
+"""Two architectures side by side: only the differences."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -26,19 +26,21 @@ def command(
         options.Strings,
         typer.Argument(help="Two presets, families, hub ids or folders; or one, with --swap.", metavar="A B"),
     ] = None,
-    context: Annotated[int, options.tokens_option(help="Of FLOPs and ceilings.")] = 4096,
+    context: Annotated[int, options.tokens_option(help="Context of FLOPs and ceilings.")] = 4096,
     inference: options.InferenceOptions,
     peak: options.DeviceOptions,
     changes: options.SwapOptions,
-    measure: Annotated[bool, options.flag("Measure both on this machine, too: pp512 and tg128.", "--measure")] = False,
+    measure: Annotated[
+        bool, options.flag("Also the measured speed of both here: pp512 and tg128.", "--measure")
+    ] = False,
     tiny: options.Tiny = False,
     layers: options.Layers = None,
     to: options.ReportOptions,
 ) -> None:
     """Two architectures: blocks and costs that differ.
 
-    With --swap a model is compared with its own swapped form. --measure times both, with random weights in --dtype, in
-    turns; --tiny and --layers then say in which form.
+    With --swap a model is compared with its own swapped form. --measure times both in turns, with random weights in
+    --dtype. --tiny and --layers change the models that are timed.
     """
     device = peak.device()
     models = pair(names or [], changes.swap or [], changes.ignore_field or [])
@@ -53,7 +55,7 @@ def command(
 
 
 def pair(names: Sequence[str], swaps: Sequence[str], ignore_fields: Sequence[str]) -> tuple[NamedSpec, NamedSpec]:
-    """The two models to compare. Raises UsageError unless there are two, or one with swaps."""
+    """Returns the two models to compare. Raises UsageError unless there are two, or one with swaps."""
     if len(names) != (1 if swaps else 2):
         raise UsageError("compare takes two models, or one with --swap: llama3 qwen3, or qwen3 --swap rope=NoPE")
     first = one(names[0], ignore_fields)
@@ -61,7 +63,7 @@ def pair(names: Sequence[str], swaps: Sequence[str], ignore_fields: Sequence[str
 
 
 def tables(first: NamedSpec, second: NamedSpec, context: int, config: InferenceConfig, device: Device) -> list[Table]:
-    """The differences in specs and costs, and the contexts at which each cache is smaller."""
+    """Returns the differences in structure, specs and costs, and the contexts at which each cache is smaller."""
     row = crossing_row(first, second, config)
     crossing = Table("Whose cache is smaller, by tokens of context", [], [describe_crossing(row)], [row])
     return [

@@ -24,7 +24,8 @@ def command(
     """The main job: all costs, then the speed of tiny models.
 
     Parameters, FLOPs and KV cache of the published sizes; then prefill and decode of tiny models on this machine.
-    Ctrl-C while it measures prints what there is. csv, json and jsonl hold all rows, each with the name of its table.
+    Ctrl-C during the measurement prints the results so far. csv, json and jsonl hold all rows, each with the name of
+    its table.
     """
     chosen = models.chosen()
     with to.report() as report:
@@ -41,12 +42,12 @@ def command(
 
 
 def static_tables(rows: Rows) -> tuple[Table, ...]:
-    """The tables that follow from the specs alone."""
+    """Returns the tables that follow from the specs alone."""
     return parameter_table(rows), kv_table(rows)
 
 
 def parameter_table(rows: Rows) -> Table:
-    """Parameters, and the arithmetic of one token."""
+    """Returns the table of parameters, with the FLOPs of one token."""
     shown = [
         *columns(model="model", released="released", layers="layers"),
         *columns(unit(1e9, 3), params="total\n(B)", active_params="active\n(B)"),
@@ -66,7 +67,7 @@ def parameter_table(rows: Rows) -> Table:
 
 
 def _by_value(rows: Rows, key: str) -> str:
-    """The models that have a value at a key, by the value: "gpt-oss-20b, gpt-oss-120b: without ...; ..."."""
+    """Returns the models with a value at a key, by the value: "gpt-oss-20b, gpt-oss-120b: without ...; ..."."""
     models: dict[str, list[str]] = {}
     for row in rows:
         if value := row[key]:
@@ -75,7 +76,7 @@ def _by_value(rows: Rows, key: str) -> str:
 
 
 def kv_table(rows: Rows) -> Table:
-    """Cache bytes of one sequence."""
+    """Returns the table of cache bytes of one sequence."""
 
     def bounded(row: Row) -> Row:
         windows = [f"{window['layers']} x {window['tokens']:,}" for window in row["windows"]]
@@ -103,7 +104,7 @@ def kv_table(rows: Rows) -> Table:
 
 
 def tiny_throughput_table(rows: Rows) -> Table:
-    """Speed of the tiny forms on this machine: a line for each model that was timed in both phases."""
+    """Returns the table of speeds of the tiny forms on this machine: a line for each model timed in both phases."""
     shown = [
         *columns(model="tiny model"),
         *columns(format_count, prefill="prefill/s"),

@@ -1,4 +1,4 @@
-"""FLOPs by part, and the ceilings that a device puts on prefill and decode."""
+"""FLOPs by part, and the ceilings that a device sets for prefill and decode."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ def command(
 ) -> None:
     """FLOPs by part, and ceilings on tokens per second.
 
-    A ceiling is the roofline of a device, by --device-spec or by --bandwidth and --flops.
+    A ceiling is the roofline of a device, chosen by --device-spec or by --bandwidth and --flops.
     """
     chosen, device = inference.divisible(models.chosen()), peak.device()
     with to.report() as report:
@@ -34,7 +34,7 @@ def command(
 
 
 def tables(models: Sequence[NamedSpec], context: int, config: InferenceConfig, device: Device) -> Iterator[Table]:
-    """Parts of both phases, what masking saves, and the ceilings, at one context."""
+    """Yields the parts of both phases, the savings by masking, and the ceilings, at one context."""
     decode, prefill = ([flop_row(model, phase, context, config, device) for model in models] for phase in PHASES)
     at, batch = format_tokens(context), config.batch
     each = ("" if batch == 1 else f", for each of {batch} sequences") + on_each(config.tp)
@@ -128,7 +128,7 @@ def _ceilings(decode: Rows, prefill: Rows, device: Device) -> Table:
 
 
 def _of_several(row: Row, device: Device) -> list[str]:
-    """What several cards send each other, in words."""
+    """Returns the lines of a legend on the traffic between several cards; none for one card."""
     tp, link = row["tp"], device.link
     if tp == 1:
         return []

@@ -21,7 +21,7 @@ from zoo.errors import MalformedError, UsageError, require_package
 from zoo.units import format_bytes
 
 FOLDER = Path("gallery")
-# What all figures of a comparison have in common.
+# Facts that all figures of a comparison must share.
 SHARED = ("data_hash", "code_hash", "tokens", "batch", "context", "seeds")
 
 
@@ -29,34 +29,37 @@ def command(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Presets, hub ids, families (all their sizes), folders with a config.json. None: the best-known of "
-            "each family, and those compared."
+            help="Presets, hub ids, families (all their sizes), folders with a config.json. None: each "
+            "family's best-known size, and the compared pairs."
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write it; made if it is not there.")] = FOLDER,
-    png: Annotated[bool, flag("Each chart as a PNG and an SVG file, too.", "--png")] = False,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Output folder, created if missing.")] = FOLDER,
+    png: Annotated[bool, flag("Also each chart as a PNG and an SVG file.", "--png")] = False,
     measured: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="What `python -m benchmarks throughput --json` wrote: speeds to show."),
+        typer.Option(metavar="FILE", help="Output of `python -m benchmarks throughput --json`: speeds to show."),
     ] = None,
     learned: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="What `python -m benchmarks learn --json` wrote: learning to show."),
+        typer.Option(metavar="FILE", help="Output of `python -m benchmarks learn --json`: learning to show."),
     ] = None,
     all_sizes: Annotated[bool, flag("Every size of every family, not only the best-known.", "--all-sizes")] = False,
-    open: Annotated[bool, flag("Show it in a browser.", "--open")] = False,
+    open: Annotated[bool, flag("Show the page in a browser.", "--open")] = False,
     debug: Debug = False,
 ) -> None:
-    """A web page of the architectures: diagrams, charts, what small forms learn, what fits, what a swap costs.
+    """A web page of the architectures.
 
-    By default with the best-known size of each family, and with the pairs that it suggests to compare. One file,
-    index.html, which needs no network; beside it data/, the numbers of each chart as CSV, and with --png
-    charts/, each chart for papers.
+    It has diagrams, charts, the learning of small forms, the models that fit a card, and the costs of swaps. By default
+    it holds the best-known size of each family, and the pairs that it suggests to compare. The page is one file,
+    index.html, which needs no network. data/ beside it holds the numbers of each chart as CSV. With --png, charts/
+    holds each chart for papers.
     """
     if names and all_sizes:
         raise UsageError("--all-sizes chooses among all models: leave it out, or name none")
     models = chosen(names or (zoo_names() if all_sizes else shown_by_default()))
-    samples = measured or next(iter(kept(DOCS / "performance").values()), None)  # by default of the first processor
+    samples = measured or next(
+        iter(kept(DOCS / "performance").values()), None
+    )  # the default is the file of the first processor
     speeds = read_measured(samples) if samples else None
     comparisons = kept(DOCS / "learning")
     comparison = learned or comparisons.get("default") or next(iter(comparisons.values()), None)
@@ -73,14 +76,16 @@ def command(
 
 
 def shown_by_default() -> list[str]:
-    """The best-known size of each family, and the sizes of the comparisons, family by family."""
+    """Returns the best-known size of each family, and the sizes of the comparisons, family by family."""
     shown = {*one_each(matching()), *(name for pair in PAIRS for name in pair)}
     return [name for name in zoo_names() if name in shown]
 
 
 def read_measured(path: Path) -> dict[str, Any]:
-    """The rows and the machine of a file of measured speeds. Raises what `read` does, and MalformedError for a file
-    without speeds."""
+    """Returns the rows and the machine of a file of measured speeds.
+
+    Raises the errors of `read`, and MalformedError for a file without speeds.
+    """
     document = read(path)
     rows = [row for row in document["rows"] if row["table"] == "throughput" and "test" in row]
     if not rows:
@@ -89,8 +94,11 @@ def read_measured(path: Path) -> dict[str, Any]:
 
 
 def read_learned(path: Path) -> list[Row]:
-    """The rows of a comparison of what models learn. Raises what `read` does, and MalformedError for a file without
-    such rows, with rows that lack a figure, and for one whose figures are of several texts or budgets."""
+    """Returns the rows of a comparison of learning.
+
+    Raises the errors of `read`. Raises MalformedError for a file without such rows, for rows that lack a figure, and
+    for figures of several texts or budgets.
+    """
     rows: list[Row] = read(path, "learn")["rows"]
     if not any(row["table"] == "learn" for row in rows):
         raise MalformedError(f"{path}: holds no comparison; write it with python -m benchmarks learn --json")

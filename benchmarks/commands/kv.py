@@ -1,4 +1,4 @@
-"""The KV cache: bytes, what other calculators make of them, what fits on a card, and where two models cross."""
+"""The KV cache: bytes, the results of other calculators, contexts that fit on a card, and crossings of two models."""
 
 from collections.abc import Iterator, Sequence
 from math import inf
@@ -20,13 +20,14 @@ def command(
     context: Contexts = None,
     inference: InferenceOptions,
     memory: Memory = MEMORY,
-    against: Annotated[str, typer.Option(metavar="NAME", help="The model that all are compared with.")] = AGAINST,
+    against: Annotated[str, typer.Option(metavar="NAME", help="Model that all others are compared with.")] = AGAINST,
     models: ModelOptions,
     to: ReportOptions,
 ) -> None:
-    """Cache bytes, what fits on a card, and where models cross.
+    """Cache bytes, contexts that fit, and crossings.
 
-    Beside the exact bytes stands the result of the usual formula.
+    The result of the usual formula stands beside the exact bytes. Contexts fit on a card beside the weights. At a
+    crossing, the smaller of two models' caches changes.
     """
     chosen, other = inference.divisible(models.chosen()), one(against, models.ignore_field or [])
     with to.report() as report:
@@ -36,14 +37,14 @@ def command(
 def tables(
     models: Sequence[NamedSpec], contexts: Sequence[int], against: NamedSpec, memory: int, config: InferenceConfig
 ) -> Iterator[Table]:
-    """Bytes, what fits, and where the caches cross that of `against`."""
+    """Yields the tables of bytes, of contexts that fit, and of crossings with the cache of `against`."""
     yield cache([cache_row(model, context, config) for model in models for context in contexts])
     yield fit([fit_row(model, memory, config) for model in models])
     yield crossing([crossing_row(model, against, config) for model in models])
 
 
 def cache(rows: Rows) -> Table:
-    """Bytes at a context, exact and by the usual formula."""
+    """Returns the table of bytes at a context, exact and by the usual formula."""
     gib = unit(2**30, 2)
     shown = [
         *columns(model="model"),
@@ -67,9 +68,9 @@ def cache(rows: Rows) -> Table:
 
 
 def fit(rows: Rows) -> Table:
-    """What a card has room for."""
+    """Returns the table of the contexts that fit on a card beside the weights."""
     first = rows[0]
-    several = len({row["weights_dtype"] for row in rows}) > 1  # each as released
+    several = len({row["weights_dtype"] for row in rows}) > 1  # each in its released form
     shown = [
         *columns(model="model"),
         *(columns(weights_dtype="stored in") if several else []),
@@ -99,7 +100,7 @@ def _left(row: Row) -> Row:
 
 
 def crossing(rows: Rows) -> Table:
-    """Which cache is the smaller, by context."""
+    """Returns the table of the contexts at which a model's cache is smaller than that of another model."""
     against = rows[0]["against"]
     legend = [f"The contexts, in tokens, at which its cache is smaller than that of {against}."]
     shown = columns(model="model", when="has the smaller cache")

@@ -1,4 +1,4 @@
-"""What models learn at an equal budget."""
+"""Learning of models at an equal budget."""
 
 import json
 import sys
@@ -28,11 +28,11 @@ from zoo.training.text.data import read_text, standard_library
 from zoo.training.text.tokenizers import ByteTokenizer
 from zoo.training.text.tokens import TokenFile, token_file
 
-Match = StrEnum("Match", ["params", "active", "flops", "kv"])  # what is made equal
+Match = StrEnum("Match", ["params", "active", "flops", "kv"])  # the quantity that small forms share
 FOLDER = Path("learning")
 COMMITTED_RATES = Path(__file__).parents[1] / "data" / "learning_rates.json"
 QUICK = ("llama3", "olmo2", "gemma3", "deepseek-v3")  # plain; other norms; windows; latents and experts
-# Those of "The Big LLM Architecture Comparison"; the first is the plainest, which all are compared with.
+# Families of "The Big LLM Architecture Comparison". All are compared with the first, which is the plainest.
 DEFAULT = ("llama3", "deepseek-v3", "gemma3", "gpt-oss", "mistral3", "olmo2", "qwen3", "smollm3")
 TOKENS, QUICK_TOKENS = 600_000, 120_000
 SEEDS, SWAP_SEEDS = 3, 5
@@ -40,7 +40,7 @@ SEEDS, SWAP_SEEDS = 3, 5
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which models are compared, in which small forms."""
+    """The models of a comparison, and their small forms."""
 
     names: Annotated[
         options.Strings,
@@ -52,19 +52,19 @@ class ModelOptions:
         options.Strings,
         typer.Option(
             metavar="CHANGE",
-            help="Add each model with its small form changed: 'GQA(window=32)', norm=olmo. Each --swap is a row; "
-            "several changes in one have ; between them.",
+            help="Add each model with its small form changed: 'GQA(window=32)', norm=olmo. Each --swap is a "
+            "row; several changes in one have ; between them.",
         ),
     ] = None
-    params: Annotated[int, options.count_option(help="Of each small form: 200k, 2M. [200k]")] = 200_000
-    match: Annotated[Match, typer.Option(help="What is made equal.")] = Match.params
-    context: Annotated[int, options.tokens_option(help="That they are trained at.")] = 256
+    params: Annotated[int, options.count_option(help="Parameters of each small form: 200k, 2M. [200k]")] = 200_000
+    match: Annotated[Match, typer.Option(help="Quantity that all small forms share.")] = Match.params
+    context: Annotated[int, options.tokens_option(help="Training context.")] = 256
     ignore_field: Annotated[
-        options.Strings, typer.Option(metavar="NAME", help="A field of a folder's config.json to ignore. Repeatable.")
+        options.Strings, typer.Option(metavar="NAME", help="Field of a folder's config.json to ignore. Repeatable.")
     ] = None
 
     def entries(self, quick: bool) -> list[Entry]:
-        """The models, in their small forms. Raises UsageError for swaps without names."""
+        """Returns the models in their small forms. Raises UsageError for swaps without names."""
         if self.swap and not self.names:
             raise UsageError("--swap changes the models that are named: name one, as in llama3 --swap 'GQA(window=32)'")
         names = self.names or (QUICK if quick else DEFAULT)
@@ -74,29 +74,36 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What they are trained on, and how long."""
+    """The training data and the training budget."""
 
     tasks: Annotated[
         str | None,
         typer.Option(
             metavar="TASKS",
-            help="With commas: text, length, recall, copying, selective-copying, induction, far-recall; or all. "
-            "[text,recall; --quick: text]",
+            help="Tasks, with commas: text, length, recall, copying, selective-copying, induction, far-recall; "
+            "or all. [text,recall; --quick: text]",
         ),
     ] = None
-    tokens: Annotated[int | None, options.count_option(help="Of text, a run. [0.6M; --quick: 0.12M]")] = None
-    batch: Annotated[int, typer.Option(min=1, help="Sequences in a step.")] = 8
-    seeds: Annotated[int | None, typer.Option(min=2, help="[3; with --swap: 5]", show_default=False)] = None
-    rates: Annotated[
-        str | None, typer.Option(metavar="RATES", help="Learning rates that a sweep begins with. [8e-3,16e-3,32e-3]")
+    tokens: Annotated[int | None, options.count_option(help="Text tokens per run. [0.6M; --quick: 0.12M]")] = None
+    batch: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 8
+    seeds: Annotated[
+        int | None, typer.Option(min=2, help="Seeds per model. [3; with --swap: 5]", show_default=False)
     ] = None
-    learning_rate: Annotated[float | None, typer.Option(metavar="RATE", help="Of every model, without a sweep.")] = None
+    rates: Annotated[
+        str | None, typer.Option(metavar="RATES", help="Learning rates at the start of a sweep. [8e-3,16e-3,32e-3]")
+    ] = None
+    learning_rate: Annotated[
+        float | None, typer.Option(metavar="RATE", help="Learning rate of every model, without a sweep.")
+    ] = None
     quick: Annotated[
         bool, options.flag("Four models, fewer tokens, committed learning rates: about two minutes.", "--quick")
     ] = False
 
     def config(self, models: ModelOptions) -> LearnConfig:
-        """What is trained. Raises UsageError for a budget below two steps, and for rates that contradict each other."""
+        """Returns the config of the training runs.
+
+        Raises UsageError for a budget below two steps, and for rates that contradict each other.
+        """
         if self.rates is not None and self.learning_rate is not None:
             raise UsageError("give --rates for a sweep, or --learning-rate for none")
         tokens = self.tokens or (QUICK_TOKENS if self.quick else TOKENS)
@@ -123,24 +130,28 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class FileOptions:
-    """What is read, what is kept, and how many processes work."""
+    """The files that are read, the folders that are written, and the number of processes."""
 
-    text: Annotated[Path | None, typer.Option(metavar="PATH", help="A file or folder. [Python's own library]")] = None
-    runs: Annotated[Path, typer.Option(metavar="FOLDER", help="Where each run is kept when it ends.")] = FOLDER
-    curves: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Draw curves there, as PNG and SVG.")] = None
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time. [one a core]")] = None
+    text: Annotated[Path | None, typer.Option(metavar="PATH", help="Text file or folder. [Python's own library]")] = (
+        None
+    )
+    runs: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder that keeps each finished run.")] = FOLDER
+    curves: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder for drawings of the curves, as PNG and SVG.")
+    ] = None
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time. [one per core]")] = None
 
     def tokens(self) -> TokenFile:
-        """The text, as a token file beside the runs."""
+        """Returns the text, as a token file beside the runs."""
         corpus = standard_library() if self.text is None else read_text(self.text, leave_out=self.runs)
         return token_file(self.runs, corpus, ByteTokenizer())
 
 
 def command(*, models: ModelOptions, training: TrainingOptions, files: FileOptions, to: options.ReportOptions) -> None:
-    """What models learn at an equal budget, in small forms.
+    """Learning of models at an equal budget, in small forms.
 
     Text (bits per byte) and synthetic tasks (accuracy): the same data in the same order, each model at its own learning
-    rate, intervals over seeds. Each run is kept when it ends: after Ctrl-C the same command goes on.
+    rate, intervals over seeds. Each finished run is kept: after Ctrl-C the same command continues.
 
     \b
     python -m benchmarks learn --quick
@@ -167,8 +178,10 @@ def command(*, models: ModelOptions, training: TrainingOptions, files: FileOptio
 
 
 def make_runs(results: Results, store: RunStore, jobs: int) -> int:
-    """Make what is not kept, with a note of the expected time first and of what is kept if Ctrl-C ends it -> how many
-    runs failed."""
+    """Makes the runs that are not kept yet, and returns the number of failed runs.
+
+    A note states the expected time first; after Ctrl-C a note says which runs are kept.
+    """
     note = partial(print, file=sys.stderr)
     plan, failures = expected.planned(results, store), list[str]()
 
@@ -190,7 +203,7 @@ def make_runs(results: Results, store: RunStore, jobs: int) -> int:
 
 
 def committed_rate(entry: Entry) -> float:
-    """The learning rate that is committed for a model; for others the usual one."""
+    """Returns the learning rate that is committed for a model; the default rate for any other."""
     document = json.loads(COMMITTED_RATES.read_text(encoding="utf-8"))
     rate: float = document["rates"].get(entry.model.name, document["default"])
     return rate

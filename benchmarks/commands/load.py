@@ -1,4 +1,4 @@
-"""How fast and in how much memory a checkpoint is loaded, next to transformers."""
+"""Speed and memory of loading a checkpoint, next to transformers."""
 
 import sys
 from importlib.util import find_spec
@@ -21,16 +21,18 @@ from zoo.units import format_bytes
 
 def command(
     *,
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder in Hugging Face layout, or a .gguf file.")],
-    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
-    repeat: Annotated[int, typer.Option(min=1, help="Loads that count, of each loader.")] = 5,
-    alone: Annotated[bool, flag("Without transformers beside it.", "--alone")] = False,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder in Hugging Face layout, or a .gguf file.")],
+    dtype: Annotated[
+        str, typer.Option(help="Dtype of the weights: auto (as stored), float32, bfloat16, float16.")
+    ] = "auto",
+    repeat: Annotated[int, typer.Option(min=1, help="Counted loads of each loader.")] = 5,
+    alone: Annotated[bool, flag("Only the zoo's loader, without transformers.", "--alone")] = False,
     to: ReportOptions,
 ) -> None:
     """Seconds and memory of loading, next to transformers.
 
-    Each load has a process of its own, the two loaders take turns, and the medians are shown. The first load of each
-    does not count: it brings the files into memory.
+    Each load runs in a process of its own, the two loaders take turns, and the medians are shown. The first load of
+    each loader does not count: it brings the files into memory.
     """
     report, opened = to.report(), open_source(source)
     opened.spec()
@@ -53,7 +55,7 @@ def command(
 
 
 def table(rows: Rows, machine: Row) -> Table:
-    """One line for each loader."""
+    """Returns a table with one line for each loader."""
     first = rows[0]
     shown = [
         *columns(loader="loader"),

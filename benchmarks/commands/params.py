@@ -1,4 +1,4 @@
-"""Parameters by part, and why others print another number."""
+"""Parameters by part, and the reasons why other sources give another number."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ from zoo.units import format_count
 
 
 def command(*, models: ModelOptions, to: ReportOptions) -> None:
-    """Parameters by part, and what the Hub and the name say.
+    """Parameters by part, beside the Hub's total and the name.
 
-    The parts add up to the total, and the lines below them to what the Hub shows.
+    The parts add up to the total, and the lines below them add up to the Hub's total.
     """
     chosen = models.chosen()
     with to.report() as report:
@@ -22,7 +22,7 @@ def command(*, models: ModelOptions, to: ReportOptions) -> None:
 
 
 def tables(models: Sequence[NamedSpec]) -> list[Table]:
-    """The parts, the experts where there are any, the kinds of layers, and the reconciliation."""
+    """Returns the tables of parts, of experts if any, of kinds of layers, and of the differences from the Hub."""
     rows = [param_row(model) for model in models]
     layers = [row for model in models for row in layer_rows(model)]
     sparse = [row for row in rows if row["routed_params"]]
@@ -30,7 +30,7 @@ def tables(models: Sequence[NamedSpec]) -> list[Table]:
     return [_parts(rows), *([_experts(sparse)] if sparse else []), _layers(layers), reconciled]
 
 
-KIND_WIDTH = 20  # characters, of a table of 80
+KIND_WIDTH = 20  # characters; the table has at most 80
 
 
 def _parts(rows: Rows) -> Table:
@@ -92,7 +92,7 @@ def _layers(rows: Rows) -> Table:
 
 
 def reconciliation(row: Row) -> str:
-    """Our count, what the Hub shows, and what the name claims, as one line that adds up."""
+    """Returns a line that adds up from our count to the Hub's total, with the numbers that the name claims."""
     line = f"{named(row)}: {row['params']:,}"
     if row["hub_beside"]:
         beside = " + ".join(f"{part['params']:,} {part['what']}" for part in row["hub_beside"])

@@ -1,4 +1,4 @@
-"""Measured speed of models on this machine, beside what it would have allowed."""
+"""Measured speed of models on this machine, and the share of the machine's ceiling that they reach."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -22,8 +22,10 @@ from zoo.sharding import require_same_ranks
 PROMPT, GENERATE = 512, 128  # tokens
 TRAINING_CONTEXT, TRAINING_BATCH = 256, 8  # tokens of a sequence, and sequences
 
-Mode = StrEnum("Mode", ["eager", "compiled"])  # how a model is run
-Peer = StrEnum("Peer", {"transformers": "transformers", "one_process": "one-process"})  # measured beside the zoo's
+Mode = StrEnum("Mode", ["eager", "compiled"])  # execution modes
+Peer = StrEnum(
+    "Peer", {"transformers": "transformers", "one_process": "one-process"}
+)  # the baseline beside the zoo's model
 
 
 def command(
@@ -31,53 +33,60 @@ def command(
     names: Annotated[
         options.Strings,
         typer.Argument(
-            help="Presets, families (their smallest), hub ids or folders with a config.json: with random weights. "
-            "Folders with safetensors files, and .gguf files: with theirs. None: the tiny form of each architecture, "
-            "in a minute."
+            help="Presets, families (their smallest), hub ids or folders with a config.json: with random "
+            "weights. Folders with safetensors files, and .gguf files: with their own weights. None: the "
+            "tiny form of each architecture, in a minute."
         ),
     ] = None,
     prompt: Annotated[
-        int | None, options.tokens_or_none_option("--prompt", "-p", help="Of a prefill; 0: none. [512]")
+        int | None, options.tokens_or_none_option("--prompt", "-p", help="Prompt tokens (0: no prefill). [512]")
     ] = None,
     generate: Annotated[
-        int | None, options.tokens_or_none_option("--generate", "-n", help="To decode; 0: none. [128]")
+        int | None, options.tokens_or_none_option("--generate", "-n", help="Tokens to decode (0: no decode). [128]")
     ] = None,
     depth: Annotated[
-        list[int] | None, options.tokens_or_none_option("--depth", "-d", help="In the cache before. Repeat. [0]")
+        list[int] | None,
+        options.tokens_or_none_option("--depth", "-d", help="Tokens already in the cache (repeatable). [0]"),
     ] = None,
-    train: Annotated[bool, options.flag("Time training steps, and no prefill or decode.", "--train")] = False,
+    train: Annotated[bool, options.flag("Training steps instead of prefill and decode.", "--train")] = False,
     context: Annotated[
-        int | None, options.tokens_option("--context", help="Of each sequence of a training step. [256]")
+        int | None, options.tokens_option("--context", help="Tokens of each sequence in a training step. [256]")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences at once. [1; with --train 8]")] = None,
     dtype: Annotated[
-        torch.dtype | None, options.computing_dtype_option(help="Of weights and cache. [float32; on a GPU bfloat16]")
+        torch.dtype | None,
+        options.computing_dtype_option(help="Dtype of weights and cache. [float32; on a GPU bfloat16]"),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="[torch's own; tiny forms: 1]")] = None,
-    mode: Annotated[list[Mode], typer.Option(help="How to run it. Repeat for both, in turns.")] = [Mode.eager],  # noqa: B006
+    device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, ...")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option("--threads", "-t", min=1, help="Threads of torch. [torch's own; tiny forms: 1]")
+    ] = None,
+    mode: Annotated[list[Mode], typer.Option(help="Execution mode. Repeat for both, in turns.")] = [Mode.eager],  # noqa: B006
     repeat: options.Repeat = 5,
     seed: options.Seed = 0,
     tiny: options.Tiny = False,
     layers: options.Layers = None,
-    released: Annotated[bool, options.flag("Presets and hub ids with their released weights.", "--released")] = False,
+    released: Annotated[bool, options.flag("Released weights for presets and hub ids.", "--released")] = False,
     peer: Annotated[
-        Peer | None, typer.Option(help="Measure beside: another implementation or, with --tp, one process with all.")
+        Peer | None,
+        typer.Option(help="Baseline: another implementation or, with --tp, one process with the whole model."),
     ] = None,
     peer_compiled: Annotated[
-        bool, options.flag("The baseline compiled, for inference with a static cache, too.", "--peer-compiled")
+        bool, options.flag("Also the compiled baseline; for inference it has a static cache.", "--peer-compiled")
     ] = False,
     tp: TensorParallel = 1,
     ep: ExpertParallel = 1,
     changes: options.SwapOptions,
     to: options.ReportOptions,
 ) -> None:
-    """Tokens per second, beside what this machine would have allowed.
+    """Measured tokens per second, and their ceilings.
 
-    With --train those of training steps: forward, backward and AdamW on --batch sequences of --context tokens.
+    A ceiling is the speed that this machine's bandwidth and arithmetic would allow.
 
-    Models, modes and baselines take turns, after a warm-up that ends when the medians agree. Ctrl-C prints what there
-    is.
+    --train measures training steps instead: forward, backward and AdamW on --batch sequences of --context tokens.
+
+    Models, modes and baselines take turns, after a warm-up that ends when the medians agree. Ctrl-C prints the results
+    so far.
 
     \b
     python -m benchmarks throughput qwen3-0.6b -d 0 -d 4096
@@ -101,7 +110,7 @@ def command(
 
 
 def _require_peer(tp: int, train: bool, peer: Peer | None, peer_compiled: bool) -> None:
-    """Raise UsageError for what several processes cannot be measured with or beside."""
+    """Raises UsageError for measurements and baselines that several processes do not support."""
     if tp > 1 and train:
         raise UsageError("--train with --tp: training divides the data, torchrun -m zoo.train")
     if tp > 1 and (peer is Peer.transformers or peer_compiled):
@@ -118,7 +127,7 @@ def _workloads(
     context: int | None,
     batch: int | None,
 ) -> tuple[Workload, ...]:
-    """What is timed. Raises UsageError for an option that has no part in it."""
+    """Returns the workloads to time. Raises UsageError for an option that none of them uses."""
     if train:
         for name, value in (("--prompt", prompt), ("--generate", generate), ("--depth", depth or None)):
             if value is not None:

@@ -1,7 +1,7 @@
 """The tutorial on blocks: docs/blocks.md for readers of the repository, and a section of the page.
 
-The text names drawings, in the shapes and colours of the model diagrams. Two kinds of comments in it mark what follows
-from specs and is written anew: the sentence on who uses a block, and the table of what attention costs.
+The text names drawings, in the shapes and colours of the model diagrams. Two kinds of comments in it mark the parts
+that are generated from specs: the sentence on the users of a block, and the table of the costs of attention.
 """
 
 import re
@@ -48,20 +48,23 @@ STYLE_SHEET = re.compile(r"<style[^>]*>(.*?)</style>", re.DOTALL)
 
 @cache
 def markdown() -> str:
-    """docs/blocks.md."""
+    """Returns the text of docs/blocks.md, with its generated parts."""
     text = USED.sub(lambda found: f"{found[1]} {users(found[2])}.", SOURCE.read_text(encoding="utf-8").strip())
     return COSTS.sub(lambda _: f"{costs()}\n", text)
 
 
 def pictures() -> dict[str, str]:
-    """File name in docs/blocks -> SVG, for every drawing that the text names."""
+    """Returns {file name in docs/blocks: SVG} for every drawing that the text names."""
     images = re.findall(r"!\[([^\]]*)\]\(blocks/([\w-]+)\.svg\)", markdown())
     return {f"{name}.svg": draw(name, description, theme="light") for description, name in images}
 
 
 def html(shown: Collection[str] = ()) -> str:
-    """The section of the page: headings one level lower, drawings inline, wide content in boxes that scroll, and links
-    to the architectures that are `shown` on it."""
+    """Returns the section of the page: headings one level lower, drawings inline, and wide content in boxes that
+    scroll.
+
+    Architectures that are `shown` on the page get links.
+    """
     text: str = mistune.create_markdown(escape=False, plugins=["table"])(COMMENT.sub("", markdown()))
     text = HEADING.sub(_lower_heading, text)
     text = IMAGES.sub(lambda images: SCROLL_BOX.format("drawings", "Drawing", IMAGE.sub(_inline, images[1])), text)
@@ -71,7 +74,7 @@ def html(shown: Collection[str] = ()) -> str:
 
 
 def _linked(users: str, shown: Collection[str]) -> str:
-    """The sentence on who uses a block, with links to those that are shown."""
+    """Returns the sentence on the users of a block, with links to the users that are shown."""
     said, _, names = users.partition("</em>")
     linked = re.sub(r"(?<=[ ,])[\w-]+(?=[ ,.]|$)", lambda name: _link(name[0]) if name[0] in shown else name[0], names)
     return f"{said}</em>{linked}"
@@ -82,7 +85,7 @@ def _link(family: str) -> str:
 
 
 def heading_id(text: str) -> str:
-    """The id of a section of the text on the page."""
+    """Returns the id of a section of the text on the page."""
     return f"block-{re.sub(r'[^a-z]+', '-', text.lower()).strip('-')}"
 
 
@@ -97,7 +100,7 @@ def _inline(match: re.Match[str]) -> str:
 
 
 def users(word: str) -> str:
-    """The architectures, or those of their sizes, that use a block, alias, option or placement."""
+    """Returns the architectures, or those of their sizes, that use a block, alias, option or placement."""
     found = []
     for family, module in families().items():
         names = [name for name in module.SIZES if word in words(name)]
@@ -108,12 +111,12 @@ def users(word: str) -> str:
 
 @cache
 def words(name: str) -> frozenset[str]:
-    """The words for all parts of a preset: kinds of blocks, aliases, norm placements, and options in use."""
+    """Returns the words for all parts of a preset: kinds of blocks, aliases, norm placements, and options in use."""
     return frozenset(used_names(sizes()[name].spec))
 
 
 def costs() -> str:
-    """A Markdown table of one layer's attention in each architecture, with a row for each kind of layer."""
+    """Returns a Markdown table of one layer's attention in each architecture, with a row for each kind of layer."""
     rows = []
     for model in map(one, one_each(matching())):
         for mixer, layers in Counter(layer.mixer for layer in model.spec.layers if layer.mixer).items():
@@ -139,10 +142,12 @@ SMALL, TINY = 10.0, 9.0  # font sizes
 
 
 def draw(name: str, description: str, prefix: str = "", theme: Theme = "auto") -> str:
-    """A drawing by its name, as SVG, with its `description` for screen readers. Every id in it begins with `prefix`."""
+    """Returns a drawing by its name, as SVG, with its `description` for screen readers. Every id in it begins with
+    `prefix`.
+    """
     title, width, drawing = DRAWINGS[name]
     canvas = Canvas(width, title, description)
-    if theme != "auto":  # a file has its own paper, whatever it is shown on
+    if theme != "auto":  # a file has its own paper, whatever page shows it
         paper = canvas.rect(0, 0, width, 0, "paper")
     drawing(canvas)
     if theme != "auto":
@@ -151,12 +156,12 @@ def draw(name: str, description: str, prefix: str = "", theme: Theme = "auto") -
 
 
 def without_style(drawing: str) -> str:
-    """An SVG without its style sheet, for a page that has the style sheet of all drawings once."""
+    """Returns an SVG without its style sheet, for a page that has the style sheet of all drawings once."""
     return STYLE_SHEET.sub("", drawing)
 
 
 def _block(block: Block, dim: int) -> tuple[str, float, Draw]:
-    """The inside of a block, as in the diagrams."""
+    """Returns the title, the width and the drawing of the inside of a block, as in the diagrams."""
 
     def drawing(canvas: Canvas) -> None:
         frame = canvas.rect(1, 1, BLOCK_WIDTH - 2, 0, "ffn" if block.role == "ffn" else "attn", 8)
@@ -166,7 +171,7 @@ def _block(block: Block, dim: int) -> tuple[str, float, Draw]:
     return type(block).__name__, BLOCK_WIDTH, drawing
 
 
-STAGES = (  # of a forward pass: name, what it holds, look
+STAGES = (  # stages of a forward pass: name, content, look
     ("text", "to be or not", "card"),
     ("token ids", "116 111 32 …", "card"),
     ("embedding", "a row per token", "table"),
@@ -179,7 +184,7 @@ STAGE_PITCH, STAGE_WIDTH = 96.0, 84.0
 
 
 def _forward_pass(canvas: Canvas) -> None:
-    """From text to the probabilities of the next token."""
+    """Draws the way from text to the probabilities of the next token."""
     for i, (name, content, look) in enumerate(STAGES):
         x = 8 + i * STAGE_PITCH
         if i:
@@ -193,7 +198,9 @@ def _forward_pass(canvas: Canvas) -> None:
 
 
 def _one_head(canvas: Canvas) -> None:
-    """One head, from the rows of the stream to the rows it adds: projections, scores, softmax, weighted values."""
+    """Draws one head, from the rows of the stream to the rows that it adds: projections, scores, softmax, weighted
+    values.
+    """
     tokens, cell = 6, 9.0
 
     def matrix(x: float, y: float, columns: int, look: str, label: str, causal: bool = False) -> None:
@@ -237,7 +244,7 @@ MASK_SIDE = MASK_TOKENS * MASK_CELL
 
 
 def _masks(canvas: Canvas) -> None:
-    """The keys that each query sees, in full and in windowed attention."""
+    """Draws the keys that each query sees, in full and in windowed attention."""
     positions = torch.arange(MASK_TOKENS)
     for i, reach in enumerate((Full(), Window(MASK_WINDOW))):
         left = PAD + i * (MASK_SIDE + 3 * PAD)
@@ -257,7 +264,7 @@ ROPE_PITCH = 2 * RADIUS + 8
 
 
 def _rope(canvas: Canvas) -> None:
-    """Pairs of elements as arrows, at one position after another."""
+    """Draws pairs of elements as arrows, at consecutive positions."""
     table = RoPE(1e2).table(torch.arange(ROPE_POSITIONS), ROPE_DIM)
     assert table is not None
     for position in range(ROPE_POSITIONS):
@@ -281,7 +288,7 @@ BRANCH_WIDTH = 150.0
 
 
 def _norms(canvas: Canvas) -> None:
-    """A branch for each norm placement, of one residual stream."""
+    """Draws a branch for each norm placement with one residual stream."""
     for i, (name, branch) in enumerate(PLACED.items()):
         _branch(canvas, i * BRANCH_WIDTH, name, branch)
     canvas.height = 250
@@ -309,7 +316,7 @@ def _branch(canvas: Canvas, left: float, name: str, branch: Placement) -> None:
         box(left + 4, bottom - 34, "norm", 62)
 
 
-DRAWINGS: dict[str, tuple[str, float, Draw]] = {  # name -> title, width, how to draw it
+DRAWINGS: dict[str, tuple[str, float, Draw]] = {  # name -> title, width, drawing function
     "forward-pass": ("A forward pass", len(STAGES) * STAGE_PITCH + 4, _forward_pass),
     "one-head": ("One head", 560, _one_head),
     "mha": _block(GQA(8, 8, 64, RoPE(5e5)), 512),

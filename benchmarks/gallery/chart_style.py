@@ -1,4 +1,4 @@
-"""How charts look: fonts, colours, legends and logarithmic axes.
+"""The look of the charts: fonts, colours, legends and logarithmic axes.
 
 Colours in a chart are names that begin with @ until `styled` replaces them. Models and parts are distinguishable on a
 white and on a dark page; parts have the colours of the diagrams.
@@ -15,15 +15,15 @@ from zoo.architectures import families
 
 Json = dict[str, Any]
 WIDTH, HEIGHT = 720, 420
-AXIS = 63  # pixels of a horizontal axis with its title, and a little room
-LEGEND: Json = {"orient": "bottom", "columns": 4, "title": None, "symbolLimit": 0}  # however many: all
+AXIS = 63  # pixels of a horizontal axis with its title and a margin
+LEGEND: Json = {"orient": "bottom", "columns": 4, "title": None, "symbolLimit": 0}  # limit 0: all symbols
 DECADES = [10**i for i in range(-3, 19)]
 ONE_TWO_FIVE = [digit * 10**i for i in range(-3, 16) for digit in (1, 2, 5)]
 COUNT_LABEL = "datum.value < 1 ? format(datum.value, '~r') : replace(format(datum.value, '.3~s'), 'G', 'B')"
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-HUES = ("#3b76d6", "#d9731a", "#2f9e5b", "#d6455d", "#9a5fd0", "#1295a0", "#8f8412", "#d459a6")  # of architectures
-LIGHTNESS_RANGE = 0.16  # between the lightest and the darkest size of an architecture, of 1
+HUES = ("#3b76d6", "#d9731a", "#2f9e5b", "#d6455d", "#9a5fd0", "#1295a0", "#8f8412", "#d459a6")  # hues of architectures
+LIGHTNESS_RANGE = 0.16  # lightness of the lightest size of an architecture minus that of the darkest (full scale: 1)
 PART_COLOURS = {
     "embedding": "#7565c2",
     "head": "#a99ee0",
@@ -35,13 +35,13 @@ PART_COLOURS = {
     "inputs": "#c27a2c",
     "norm": "#b98200",
 }
-OTHER = "#8a93a0"  # of a model that is not a preset
+OTHER = "#8a93a0"  # colour of a model that is not a preset
 LIGHT = {"ink": "#1a222e", "faint": "#566170", "grid": "#e3e7ec", "paper": "#ffffff", "accent": "#c8105f"}
 PAGE = {name: f"var(--{name})" for name in LIGHT}  # the page's own colours, which follow its colour scheme
 
 
 def model_colours() -> dict[str, str]:
-    """Preset -> colour: the hue of its architecture, in a shade for its size."""
+    """Returns {preset: colour}: the hue of its architecture, in a shade for its size."""
     return {
         name: _shade(hue, i, len(family.SIZES))
         for hue, family in zip(cycle(HUES), families().values(), strict=False)
@@ -56,13 +56,13 @@ def _shade(colour: str, i: int, sizes: int) -> str:
 
 
 def log_axis(axis: Any, ticks: list[int], label: str, title: str, grid: bool | None = None, **scale: Any) -> Any:
-    """An alt.X or alt.Y on a logarithmic scale, with labels at `ticks` by the Vega expression `label`."""
+    """Returns an alt.X or alt.Y on a logarithmic scale, with labels at `ticks` by the Vega expression `label`."""
     shown = {"values": ticks, "labelExpr": label} | ({"grid": grid} if grid is not None else {})
     return axis.scale(type="log", nice=False, **scale).axis(**shown).title(title)
 
 
 def styled(chart: alt.TopLevelMixin, colours: Mapping[str, str]) -> Json:
-    """A chart as Vega-Lite, its @names replaced by `colours`."""
+    """Returns a chart as Vega-Lite, with `colours` for its @names."""
     axis = {"domainColor": "@faint", "tickColor": "@faint", "gridColor": "@grid", "labelColor": "@ink"}
     text = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 12, "titleFontSize": 12, "titleColor": "@faint"}
     config = {

@@ -1,4 +1,4 @@
-"""The data of the charts, as tables of plain rows: also the CSV files beside the page."""
+"""The data of the charts, as tables of plain rows; the CSV files beside the page hold the same tables."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,13 +16,13 @@ from zoo.cli.tables import Row
 from zoo.model.decoder import Decoder
 
 CONTEXTS = tuple(round(2 ** (8 + i / 2)) for i in range(25))  # 256 to 1M tokens, two for each doubling
-PASS_CONTEXT = 4096  # tokens of context of the roofline
+PASS_CONTEXT = 4096  # tokens of context in the roofline
 PASSES = (("decode", 1), ("decode", 8), ("decode", 64), ("prefill", 1))  # phase and batch
 ONE_BYTE, TWO_BYTES = torch.uint8, torch.bfloat16
 
 
 def tables(models: Sequence[NamedSpec], measured: Iterable[Mapping[str, Any]] = ()) -> dict[str, list[Row]]:
-    """Every table, by name. All rows of a table have the same columns."""
+    """Returns every table, by name. All rows of a table have the same columns."""
     specs = {model.name: model.spec for model in models}
     made: dict[str, Iterable[Row]] = {
         "kv": [row | _cache(specs[row["model"]], row["context"]) for row in _contexts(models)],
@@ -37,7 +37,9 @@ def tables(models: Sequence[NamedSpec], measured: Iterable[Mapping[str, Any]] = 
 
 
 def _contexts(models: Sequence[NamedSpec]) -> Iterator[Row]:
-    """Every context, and the model's max context if it is among them. `beyond`: whether the context exceeds that."""
+    """Yields every context, and the model's max context if it is in the range. `beyond`: the context exceeds the max
+    context.
+    """
     for model in models:
         max_context = model.spec.context
         own = [max_context] if max_context and max_context <= CONTEXTS[-1] else []
@@ -50,13 +52,15 @@ def _contexts(models: Sequence[NamedSpec]) -> Iterator[Row]:
 
 
 def _cache(spec: Decoder, context: int) -> dict[str, int]:
-    """The cache of one sequence: `elements` in its dtype, and `float32_bytes` of states that are in float32 always."""
+    """Returns the cache of one sequence: `elements` in its dtype, and `float32_bytes` of states always in float32."""
     one, two = (spec.kv_bytes(context, dtype=dtype) for dtype in (ONE_BYTE, TWO_BYTES))
     return {"elements": two - one, "float32_bytes": 2 * one - two}
 
 
 def _crossings(models: Sequence[NamedSpec]) -> Iterator[Row]:
-    """The first context at which the cache of another of two models is the smaller, in bfloat16, and its size there."""
+    """Yields the contexts at which the smaller of two models' caches changes, in bfloat16, and the size of the cache
+    there.
+    """
     growth = {model.name: pieces(model.spec, TWO_BYTES) for model in models}
     for first, second in combinations(models, 2):
         for change in changes(growth[first.name], growth[second.name])[1:]:
@@ -79,7 +83,7 @@ def _params(models: Sequence[NamedSpec]) -> Iterator[Row]:
 
 
 def _passes(models: Sequence[NamedSpec]) -> Iterator[Row]:
-    """FLOPs and bytes of passes in bfloat16, from which a device's rates give the ceilings."""
+    """Yields FLOPs and bytes of passes in bfloat16, from which a device's rates give the ceilings."""
     for model in models:
         for phase, batch in PASSES:
             work = forward_pass(model.spec, phase, PASS_CONTEXT, InferenceConfig(batch))
@@ -95,7 +99,9 @@ def _passes(models: Sequence[NamedSpec]) -> Iterator[Row]:
 
 
 def workload(test: str) -> str:
-    """A test's name in words: "pp512" is a prefill of 512 tokens, "tg8 @ d512" a decode of 8 after 512."""
+    """Returns a test's name in words: "pp512" is a prefill of 512 tokens, "tg8 @ d512" a decode of 8 tokens after
+    512.
+    """
     match = re.fullmatch(r"(pp|tg)(\d+)(?: @ d(\d+))?", test)
     if not match:
         return test
@@ -105,7 +111,7 @@ def workload(test: str) -> str:
 
 
 def _measured(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
-    """The speeds in the rows of `python -m benchmarks throughput --json`."""
+    """Yields the speeds in the rows of `python -m benchmarks throughput --json`."""
     for row in rows:
         if row.get("table") == "throughput":
             yield {

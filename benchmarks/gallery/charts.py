@@ -1,4 +1,4 @@
-"""The charts in Vega-Lite, and compiled: to Vega for the page, which fills in rows and parameters, and to pictures."""
+"""The charts in Vega-Lite; compiled to Vega for the page, which fills in rows and parameters; and as pictures."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ from benchmarks.gallery.chart_style import (
 from zoo.cli.tables import Row
 
 Json = dict[str, Any]
-FORMATS = ("png", "svg")  # of a chart as a picture
+FORMATS = ("png", "svg")  # formats of a chart as a picture
 ROW, MEASURED_ROW = 22, 46  # pixels of a model's row
 RINGS = "rings"  # the parameter that shows the rings of crossings: 0 or 1
 MOST_RINGED = 8  # models whose crossings are marked in the chart
@@ -48,19 +48,21 @@ BYTES_LABEL = (
 
 
 def model_rows() -> alt.Y:
-    """A row for each model, in the order of the rows."""
+    """Returns an axis with a row for each model, in the order of the rows."""
     return alt.Y("model:N", sort=None).title(None)
 
 
 def model_colour(orient: str = "bottom") -> alt.Color:
-    """A model's colour. The domain is filled in when the chart is drawn."""
+    """Returns the colour channel of models. The domain is filled in when the chart is drawn."""
     return alt.Color("model:N", sort=None).legend(**LEGEND | {"orient": orient}, symbolType="stroke")
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of the rows of `tables`. `by_model`: whether its colours distinguish models; `row`: the pixels of each
-    model's row, in a chart of rows."""
+    """A chart of the rows of `tables`.
+
+    `by_model`: whether its colours distinguish models. `row`: the pixels of each model's row, in a chart of rows.
+    """
 
     title: str
     caption: str
@@ -70,30 +72,32 @@ class Chart:
     row: int | None = None
 
     def size(self) -> dict[str, int]:
-        """Its height on the page: of the plot or of each row, and of the axis below."""
+        """Returns the chart's height on the page, in pixels: of the plot or of each row, and of the axis below."""
         return ({"row": self.row} if self.row else {"height": HEIGHT}) | {"axis": AXIS}
 
 
 @cache
 def javascript() -> str:
-    """The Vega runtime, which draws compiled charts in a page."""
+    """Returns the Vega runtime, which draws compiled charts in a page."""
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return bundle.replace("</script", "<\\/script")
 
 
 @cache
 def compiled(name: str) -> Json:
-    """A chart compiled to Vega: empty tables, and the page's colours."""
+    """Returns a chart compiled to Vega, with empty tables and the page's colours."""
     spec: Json = vl_convert.vegalite_to_vega(styled(CHARTS[name].draw(), PAGE))
     return spec
 
 
 def image(name: str, tables: Mapping[str, Sequence[Row]], params: Mapping[str, float], format: str) -> bytes:
-    """A chart of the tables' rows as PNG (two pixels per point) or SVG, in light colours. `params` sets parameters."""
+    """Returns a chart of the tables' rows as PNG (two pixels per point) or SVG, in light colours. `params` sets
+    parameters.
+    """
     chart = CHARTS[name]
     spec = styled(chart.draw(), LIGHT) | {"title": chart.title}
     spec["datasets"] = {table: list(tables[table]) for table in chart.tables}
-    if "measured" in spec["datasets"]:  # the workload of most rows
+    if "measured" in spec["datasets"]:  # rows of the most frequent workload
         rows = spec["datasets"]["measured"]
         workload, _ = Counter(row["workload"] for row in rows).most_common(1)[0]
         spec["title"] = f"{chart.title}: {workload}"
@@ -111,13 +115,13 @@ def image(name: str, tables: Mapping[str, Sequence[Row]], params: Mapping[str, f
 
 
 def _sized(chart: alt.LayerChart, params: Mapping[str, float] = {}, rows: bool = False) -> alt.LayerChart:
-    """A chart of the usual size, or with a row for each model. `params`: numbers that the page may set."""
+    """Returns a chart of the usual size, or with a row for each model. `params`: numbers that the page may set."""
     chart = chart.properties(width=WIDTH, height=alt.Step(ROW) if rows else HEIGHT)
     return chart.add_params(*(alt.param(name=name, value=value) for name, value in params.items()))
 
 
 def _lines(table: str, y: alt.Y, tip: alt.Tooltip, **calculated: str) -> alt.LayerChart:
-    """A line for each model by context, dashed beyond its max context."""
+    """Returns a line for each model by context, dashed beyond its max context."""
     base = alt.Chart(alt.NamedData(table)).transform_calculate(**calculated)
     x = log_axis(alt.X("context:Q"), TOKEN_TICKS, TOKENS_LABEL, "tokens of context", base=2, domain=[2**8, 2**20])
     tips = [alt.Tooltip("model:N"), alt.Tooltip("context:Q", format=","), tip]
@@ -150,7 +154,7 @@ def _flops() -> alt.LayerChart:
 
 
 def _params() -> alt.LayerChart:
-    """Shares, stacked in the order of PART_COLOURS."""
+    """Returns bars of the parts' shares, stacked in the order of PART_COLOURS."""
     parts = list(PART_COLOURS)
     base = alt.Chart(alt.NamedData("params")).transform_joinaggregate(total="sum(params)", groupby=["model"])
     bars = base.transform_calculate(order=f"indexof({parts}, datum.part)", share="datum.params / datum.total")
@@ -178,7 +182,7 @@ def _active() -> alt.LayerChart:
     return _sized(alt.layer(between, hollow, filled), rows=True)
 
 
-DEVICE_RATES = {"rate": 1.0, "bandwidth": 1.0}  # FLOPs and bytes per second; the page sets a device's
+DEVICE_RATES = {"rate": 1.0, "bandwidth": 1.0}  # FLOPs and bytes per second; the page sets the rates of a device
 
 
 def _passes() -> alt.Chart:
@@ -191,7 +195,7 @@ def _passes() -> alt.Chart:
 
 
 def _pass_points(**channels: object) -> alt.Chart:
-    """A point for each pass, in a shape for its phase and batch."""
+    """Returns a point for each pass, in a shape for its phase and batch."""
     shape = alt.Shape("pass:N", sort=None).legend(**LEGEND)
     points = _passes().mark_point(size=80, strokeWidth=1.8, opacity=1)
     rates = {"intensity:Q": "FLOPs per byte", "tokens_per_s:Q": "tokens per second"}
@@ -218,7 +222,7 @@ def _ceilings() -> alt.LayerChart:
 
 
 def _measured() -> alt.LayerChart:
-    """A row for each model, a colour for each implementation and mode, all of one workload."""
+    """Returns the speeds of one workload: a row for each model, a colour for each implementation and mode."""
     colour = alt.Color("how:N", sort=None).scale(range=list(HUES)).legend(**LEGEND)
     base = alt.Chart(alt.NamedData("measured")).encode(y=model_rows(), yOffset=alt.YOffset("how:N", sort=None))
     x = log_axis(alt.X("low:Q"), ONE_TWO_FIVE, COUNT_LABEL, "tokens per second", grid=True, padding=12)

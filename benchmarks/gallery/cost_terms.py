@@ -1,11 +1,11 @@
 """Costs of a model as terms that the page only adds up.
 
-Terms are pairs (number of layers, CostTerms): one for all that is outside the branches of layers, one for each distinct
+Terms are pairs (number of layers, CostTerms): one for everything outside the branches of layers, one for each distinct
 attention branch and one for each distinct feed-forward branch.
 
-With kept = min(context, limit), or context without a limit,
-visible = the tokens that the last one sees (zoo.costs.seen_tokens), divided by every and rounded down,
-and grown = entry + flops * visible, but 0 up to a context of start,
+The formulas use kept = min(context, limit), or context without a limit;
+visible = the tokens that the last one sees (zoo.costs.seen_tokens), divided by every and rounded down;
+and grown = entry + flops * visible, but 0 up to a context of start.
 
     parameters                         sum of layers * each of params
     active parameters                  sum of layers * active_params
@@ -15,7 +15,7 @@ and grown = entry + flops * visible, but 0 up to a context of start,
     FLOPs of one decoded token         sum of layers * (each of fixed_flops + each of growing_flops' grown)
     parameters read by a decode step   sum of layers * read_params[i], for BATCHES[i] sequences
 
-Where several cards hold the model, the terms are those of one, and SentTerms beside them are what it sends.
+If several cards hold the model, the terms are those of one card, and SentTerms count what it sends.
 The terms follow from what every spec reports of itself, whatever its kind, and are checked against it.
 """
 
@@ -31,15 +31,20 @@ from zoo.errors import CheckFailed, SpecError
 from zoo.model.decoder import Decoder
 from zoo.registry import Block, Mixer
 
-BATCHES = tuple(2**i for i in range(9))  # a mixture of experts reads more of its weights for each of them
+BATCHES = tuple(
+    2**i for i in range(9)
+)  # batch sizes: a mixture of experts reads more of its weights at each larger one
 CHECK_CONTEXT = 99_991  # tokens of context at which the terms must add up to the spec's FLOPs
 NO_CACHE = CacheSpec()
 
 
 @dataclass(frozen=True)
 class GrowingFlops:
-    """FLOPs for each token that the last one sees, by the three numbers of a Reach, or for each complete block of
-    `every` of them. They are spent in contexts of more than `start` tokens only, with `entry` FLOPs beside them."""
+    """FLOPs for each token that the last token sees, by the three numbers of a Reach.
+
+    With `every` above 1, they are FLOPs for each complete block of `every` tokens. They and `entry` FLOPs are spent
+    only in contexts of more than `start` tokens.
+    """
 
     flops: int
     period: int | None
@@ -50,20 +55,20 @@ class GrowingFlops:
     every: int = 1
 
     def visible(self, context: int) -> int:
-        """Tokens, or blocks of them, visible to the last of `context` tokens, itself included."""
+        """Returns the tokens, or blocks of tokens, visible to the last of `context` tokens, itself included."""
         return seen_tokens(context, self.period, self.limit, self.stride) // self.every
 
     def grown(self, context: int) -> int:
-        """FLOPs for the last of `context` tokens."""
+        """Returns the FLOPs for the last of `context` tokens."""
         return self.entry + self.flops * self.visible(context) if context > self.start else 0
 
 
 @dataclass(frozen=True)
 class CostTerms:
-    """Terms of one layer's attention or feed-forward branch, norms included, or of all that is outside these.
+    """Terms of one layer's attention or feed-forward branch, norms included, or of everything outside these branches.
 
-    FLOPs are by part. `cache_elements` are stored for each of the last `limit` tokens (None: for all tokens), and for
-    each of the `entries` (elements, every) so many for each block of `every` tokens.
+    FLOPs are by part. `cache_elements` are stored for each of the last `limit` tokens (None: for all tokens). Each of
+    the `entries` (elements, every) stores its elements for each block of `every` tokens.
     """
 
     params: Mapping[str, int]
@@ -78,23 +83,26 @@ class CostTerms:
     entries: tuple[tuple[int, int], ...] = ()
 
     def kept(self, context: int) -> int:
-        """Tokens in the cache after `context` tokens, entries aside."""
+        """Returns the number of tokens in the cache after `context` tokens, entries aside."""
         return context if self.limit is None else min(context, self.limit)
 
     def elements(self, context: int) -> int:
-        """Cache elements after `context` tokens."""
+        """Returns the number of cache elements after `context` tokens."""
         entries = sum(elements * -(-context // every) for elements, every in self.entries)
         return self.cache_elements * self.kept(context) + entries + self.state_elements
 
     def flops(self, context: int) -> int:
-        """FLOPs of one layer for a token at the end of `context` tokens, itself included."""
+        """Returns the FLOPs of one layer for a token at the end of `context` tokens, itself included."""
         return sum(self.fixed_flops.values()) + sum(part.grown(context) for part in self.growing_flops.values())
 
 
 @dataclass(frozen=True)
 class SentTerms:
-    """What one card sends to the others in a decode step: `elements` of the activations' dtype, and `float32_bytes`,
-    for each sequence, and `step_bytes` however many there are."""
+    """The data that one card sends to the others in a decode step.
+
+    Each sequence adds `elements` of the activations' dtype and `float32_bytes`; `step_bytes` do not depend on their
+    number.
+    """
 
     elements: float = 0.0
     float32_bytes: float = 0.0
@@ -105,14 +113,14 @@ Terms = tuple[tuple[int, CostTerms], ...]
 
 
 def model_terms(spec: Decoder) -> Terms:
-    """The terms of a model. Raises CheckFailed if a block's FLOPs are not linear in the visible tokens."""
+    """Returns the terms of a model. Raises CheckFailed if a block's FLOPs are not linear in the visible tokens."""
     layers = Counter(spec.layers)
     parts = attention_terms(layers, spec.dim), feed_forward_terms(layers, spec.dim)
     return ((1, outside_terms(spec)), *parts[0], *parts[1])
 
 
 def stored_bytes(spec: Decoder, form: WeightForm) -> list[int]:
-    """Bytes of the weights in a form: for each of `model_terms`, in their order, those of one of its layers."""
+    """Returns the bytes of the weights in a form: one number per term of `model_terms`, in order, for one layer."""
     attn = dict.fromkeys((layer.attn, layer.cache_spec()) for layer in spec.layers if layer.attn)
     ffn = dict.fromkeys(layer.ffn for layer in spec.layers if layer.ffn)
     branches: list[Block] = [*(branch for branch, _ in attn), *ffn]
@@ -122,15 +130,17 @@ def stored_bytes(spec: Decoder, form: WeightForm) -> list[int]:
 
 @dataclass(frozen=True)
 class CardPart:
-    """What one of several cards holds, and the whole model as they divide it."""
+    """The shard of one of several cards, and the whole model as the cards divide it."""
 
     held: Decoder
     divided: Decoder
 
 
 def card_part(spec: Decoder, cards: int) -> CardPart | None:
-    """The part of one of so many cards that hold a model together; None where they cannot divide it. Of a mixture each
-    card holds whole experts or, where these do not divide, a part of each."""
+    """Returns the shard of one of `cards` cards that hold a model together; None if they cannot divide it.
+
+    Each card holds whole experts of a mixture or, if their number does not divide, a part of each expert.
+    """
     for ep in (cards, 1):
         config = InferenceConfig(tp=cards, ep=ep)
         try:
@@ -141,7 +151,7 @@ def card_part(spec: Decoder, cards: int) -> CardPart | None:
 
 
 def sent_terms(part: CardPart, cards: int) -> SentTerms:
-    """What a card sends in a decode step."""
+    """Returns the data that a card sends in a decode step."""
     spec = part.divided
     exchanges = [*spec.exchanges(spec.dim, cards), spec.head_exchange(cards)]
     by_token = [each for each in exchanges if each.for_each == "token"]
@@ -153,23 +163,27 @@ def sent_terms(part: CardPart, cards: int) -> SentTerms:
 
 
 def attention_terms(layers: Mapping[Layer, int], dim: int) -> Terms:
-    """The terms of the attention branches, given how many layers of each kind there are."""
+    """Returns the terms of the attention branches, given the number of layers of each kind."""
     return _terms((((layer.attn, layer.cache_spec()), n) for layer, n in layers.items() if layer.attn), dim)
 
 
 def feed_forward_terms(layers: Mapping[Layer, int], dim: int) -> Terms:
-    """The terms of the feed-forward branches, given how many layers of each kind there are."""
+    """Returns the terms of the feed-forward branches, given the number of layers of each kind."""
     return _terms((((layer.ffn, NO_CACHE), n) for layer, n in layers.items() if layer.ffn), dim)
 
 
 def outside_terms(spec: Decoder) -> CostTerms:
-    """The terms of embedding, final norm and head, and of what layers hold beside attention and feed-forward (inputs of
-    their own, a scale of the output): the model's costs minus those of these branches."""
+    """Returns the terms of everything outside attention and feed-forward: the model's costs minus those of these
+    branches.
+
+    It covers the embedding, the final norm and the head, and what layers hold beside the branches: inputs of their own,
+    a scale of the output.
+    """
     both = (branch for layer in spec.layers for branch in (layer.attn, layer.ffn) if branch)
     dim, branches = spec.dim, Counter(both).items()
     params = _sum([(1, spec.param_breakdown()), *((-n, branch.param_breakdown(dim)) for branch, n in branches)])
     flops = _sum([(1, spec.flop_breakdown(0, 1)), *((-n, branch.flop_breakdown(dim, 0, 1)) for branch, n in branches)])
-    # Integers, rounded because the branches' part of the difference is an expectation over experts.
+    # Rounded to integers, since the branches' share of the difference is an expectation over experts.
     read = (spec.read_params(b) - sum(n * branch.read_params(dim, b) for branch, n in branches) for b in BATCHES)
     return CostTerms(params, sum(params.values()), tuple(map(round, read)), flops, {})
 
@@ -203,7 +217,9 @@ def _branch_terms(branch: Block, cache: CacheSpec, dim: int) -> CostTerms:
 
 
 def _growth(branch: Block, part: str, dim: int) -> GrowingFlops:
-    """How the FLOPs of a part grow, from those of the first token and of two tokens that they grow between."""
+    """Returns the growth of a part's FLOPs, computed from the first token and from two tokens that are one step
+    apart.
+    """
     mixer = next((each for each in branch.walk() if isinstance(each, Mixer)), None)
     reach: Reach = Full()
     start, every = 0, 1
@@ -216,5 +232,5 @@ def _growth(branch: Block, part: str, dim: int) -> GrowingFlops:
 
 
 def _sum(counted: Iterable[tuple[int, Breakdown]]) -> dict[str, int]:
-    """The sum of breakdowns, without the parts that come to 0."""
+    """Returns the sum of breakdowns, without the parts that sum to 0."""
     return {name: number for name, number in sum_breakdowns(counted).items() if number}

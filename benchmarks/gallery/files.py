@@ -1,6 +1,6 @@
 """The files of a gallery: the page, the data of its charts, and the charts as pictures.
 
-The page is one HTML file. Beside the list of architectures and the text on blocks it holds, packed, its data, a
+The page is one HTML file, with the list of architectures and the text on blocks. It also holds, packed, its data, a
 diagram of every model, and the scripts that show them.
 """
 
@@ -45,21 +45,27 @@ SCRIPTS = (
     *("sums", "show", "state", "architectures", "compare", "fit", "swap_drawings", "swap"),
     *("pointing", "charts", "saving", "playgrounds", "start"),
 )
-CARDS = (1, 2, 4, 8, 16)  # that hold a model together
-CONTEXT, DEVICE = 4096, "h100"  # of the costs that two models are compared in
+CARDS = (1, 2, 4, 8, 16)  # numbers of cards that hold a model together
+CONTEXT, DEVICE = 4096, "h100"  # context and device of the costs in the comparison of two models
 DTYPES = {"float32": 4, "bfloat16": 2, "float8": 1}
 DTYPE_NAMES = {"float8_e4m3fn": "float8"}
 FORM_LABELS = {"mxfp4": "MXFP4", "mxfp4+fp8": "MXFP4 and fp8", "4-bit": "4-bit"}
-LAYOUTS: tuple[Literal["wide", "narrow"], ...] = ("wide", "narrow")  # of diagrams: on a large screen, on a phone
+LAYOUTS: tuple[Literal["wide", "narrow"], ...] = (
+    "wide",
+    "narrow",
+)  # layouts of diagrams: on a large screen, on a phone
 Json = dict[str, Any]
-Interned = dict[str, tuple[int, Any]]  # the repr of each distinct value -> its index, and the value
+Interned = dict[str, tuple[int, Any]]  # repr of each distinct value -> (its index, the value)
 
 
 def page(
     models: Sequence[NamedSpec], measured: Mapping[str, Any] | None = None, learned: Sequence[Row] | None = None
 ) -> str:
-    """The HTML of the page of these models. `measured`: the document of `python -m benchmarks throughput --json`;
-    `learned`: the rows of `python -m benchmarks learn --json`, without which their section is left out."""
+    """Returns the HTML of the page of these models.
+
+    `measured`: the document of `python -m benchmarks throughput --json`. `learned`: the rows of `python -m benchmarks
+    learn --json`, without which their section is left out.
+    """
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True, keep_trailing_newline=True)
     machine = "Measured on {cpu}, {platform}, torch {torch}.".format_map(measured["machine"]) if measured else ""
     specs = {  # every chart in Vega, the tables it reads, whether its colours distinguish models, and its height
@@ -102,13 +108,13 @@ def page(
 
 
 def _packed(value: Any) -> str:
-    """JSON, deflated and in base64: of ten models or a hundred, a page stays small."""
+    """Returns a value as JSON, deflated and in base64, so that a page with a hundred models stays small."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     return b64encode(zlib.compress(text.encode(), 9)).decode("ascii")
 
 
 def _feature_counts(models: Sequence[NamedSpec]) -> dict[str, int]:
-    """The features that some but not all architectures have, and how many have them."""
+    """Returns the features that some but not all architectures have, with the number of architectures."""
     found = [timeline.features(model.spec) for model in typical(models)]
     counts = {name: sum(name in each for each in found) for name in timeline.FEATURES}
     return {name: count for name, count in counts.items() if 0 < count < len(found)}
@@ -119,14 +125,14 @@ def _read(name: str) -> str:
 
 
 def _index(values: Interned, value: Any) -> int:
-    """The index of a value among the distinct values so far, to which it is added if no other has the same `repr`."""
+    """Returns the index of a value among the distinct values so far, by `repr`. A new value is added to them."""
     return values.setdefault(repr(value), (len(values), value))[0]
 
 
 def data(
     models: Sequence[NamedSpec], measured: Mapping[str, Any] | None = None, learning: Mapping[str, list[Row]] = {}
 ) -> Json:
-    """Everything that the page's scripts look up or add up. `learning`: the tables of what small models learned."""
+    """Returns the data that the page's scripts look up or add up. `learning`: the tables of `learning_tables`."""
     terms: Interned = {}
     names = {model.name for model in models}
     return {
@@ -153,7 +159,11 @@ def data(
 
 
 def _forms() -> dict[str, Json]:
-    """The forms of weights. `itemsize`: of those in one dtype; `choice`: those that a reader may ask of every model."""
+    """Returns the forms of weights.
+
+    `itemsize`: bytes per element, for weights in one dtype. `choice`: whether a reader may choose the form for every
+    model.
+    """
     plain = {DTYPE_NAMES.get(form.name, form.name): form for form in weight_forms.PLAIN.values()}
     named = plain | {FOUR_BIT.name: FOUR_BIT} | weight_forms.PACKED
     return {
@@ -169,7 +179,9 @@ def _forms() -> dict[str, Json]:
 
 
 def _drawings(model: NamedSpec) -> dict[str, dict[str, str]]:
-    """The model's diagram in each layout, alone and with call-outs of what is new compared with its ancestor."""
+    """Returns the model's diagram in each layout, alone and with call-outs of what is new compared with its
+    ancestor.
+    """
     earlier = ancestor(model.name) if model.size else None
     found = structure_differences(model.spec, one(earlier).spec) if earlier else []
     heading = f"New compared with {title(earlier)}" if earlier and found else ""
@@ -185,14 +197,14 @@ def _drawings(model: NamedSpec) -> dict[str, dict[str, str]]:
 
 
 def _marks(model: NamedSpec, others: Sequence[NamedSpec]) -> dict[str, list[tuple[list[int], list[int]]]]:
-    """For each layout and each of the others, what to mark in the model's diagram (zoo.diagram.marked_elements)."""
+    """Returns the elements to mark in the model's diagram, by layout and by other model (diagram.marked_elements)."""
     specs, subtitle = [other.spec for other in others], timeline.subtitle_of(model)
     title = timeline.title_of(model)
     return {layout: marked_elements(model.spec, title, specs, layout=layout, subtitle=subtitle) for layout in LAYOUTS}
 
 
 def _swaps(models: Sequence[NamedSpec]) -> Json:
-    """The parts of the drawings of all swaps, once each, and for each model those of its drawings."""
+    """Returns the parts of the drawings of all swaps, once each, and the drawings of each model."""
     parts: Interned = {}
     drawn = {model.name: swap_drawings(model.spec, lambda part: _index(parts, part)) for model in models}
     return {"parts": [part for _, part in parts.values()], "models": drawn, "strip": STRIP_PLACE}
@@ -241,8 +253,10 @@ def _model(model: NamedSpec, terms: Interned) -> Json:
 
 
 def _comparisons(models: Sequence[NamedSpec]) -> Json:
-    """For every two models the differences of their specs, as indices into `strings`, and whose cache is smaller; for
-    both orders how the structure of the second differs."""
+    """Returns, for every two models, the differences of their specs, as indices into `strings`, and the smaller cache.
+
+    In both orders, it also has the structural differences of the second model from the first.
+    """
     strings: Interned = {}
     differences, caches, structure = {}, {}, {}
     for first, second in combinations(models, 2):
@@ -273,8 +287,10 @@ def write_gallery(
     progress: Callable[[str], None] = lambda step: None,
     learned: Sequence[Row] | None = None,
 ) -> list[Path]:
-    """Write index.html, data/*.csv and, with `images`, charts/*.png and *.svg -> the files, the page first. `progress`
-    is called with the name of each step. Raises NotAvailable if a file cannot be written."""
+    """Writes index.html, data/*.csv and, with `images`, charts/*.png and *.svg; returns the files, the page first.
+
+    `progress` is called with the name of each step. Raises NotAvailable if a file cannot be written.
+    """
     progress("drawing and adding up")
     files = {folder / "index.html": page(models, measured, learned).encode()}
     speeds = measured["rows"] if measured else ()
@@ -292,7 +308,7 @@ def write_gallery(
 
 
 def chart_images(models: Sequence[NamedSpec], speeds: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
-    """File name -> image of each chart that has data, for one model of each architecture and the page's defaults."""
+    """Returns {file name: image} of each chart with data, for one size per architecture and the page's defaults."""
     card, data = device(DEVICE), tables(typical(models), speeds)
     params = {"rate": card.flops, "bandwidth": card.bandwidth}
     names = [name for name, chart in charts.CHARTS.items() if data[chart.tables[0]]]

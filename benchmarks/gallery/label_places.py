@@ -1,4 +1,4 @@
-"""Where the names of a chart's points are written: beside their points, so that few of them overlap."""
+"""The places of the names in a chart: beside their points, so that few names overlap."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from math import log
 from typing import Literal, NamedTuple
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
-WIDTH, HEIGHT = 560, 340  # of the plot that places are chosen for: the narrowest that shows names
+WIDTH, HEIGHT = 560, 340  # the narrowest plot that shows names; places are chosen for it
 LETTER, LINE, POINT = 6.6, 13, 7  # the width of a letter, the height of a line, half a point, in pixels
 
 
 class Place(NamedTuple):
-    """Where a name is, from its point: to its right (align "left") or left, and how far down."""
+    """The place of a name relative to its point: to the right (align "left") or to the left, and the offset in
+    pixels.
+    """
 
     align: Literal["left", "right"]
     dx: int
@@ -23,8 +25,11 @@ PLACES = [place for dy in (0, -13, 13, -26, 26) for place in (Place("left", 10, 
 
 
 def label_places(names: Sequence[str], x: Sequence[float], y: Sequence[float], domain: Sequence[float]) -> list[Place]:
-    """A place for the name of each point: of PLACES the first that overlaps least with other points, with names placed
-    before and with the edges. `x` is on a logarithmic scale that shows `domain`; y on a linear one."""
+    """Returns a place for the name of each point: the first of PLACES with the least overlap.
+
+    Overlap counts with other points, with names placed before, and with the edges. `x` is on a logarithmic scale that
+    shows `domain`, `y` on a linear one.
+    """
     left, right = map(log, domain)
     low, high = min(y), max(y)
     across = [(log(value) - left) / (right - left) * WIDTH for value in x]
@@ -46,7 +51,9 @@ def _box(name: str, x: float, y: float, place: Place) -> Box:
 
 
 def _cost(box: Box, others: Sequence[Box]) -> float:
-    """The pixels that a box shares with others, and those beyond the left and right edges."""
+    """Returns the overlap of a box with the others, and its excess beyond the left and right edges, in square
+    pixels.
+    """
     left, top, right, bottom = box
     shared = sum(
         max(min(right, other[2]) - max(left, other[0]), 0) * max(min(bottom, other[3]) - max(top, other[1]), 0)

@@ -1,5 +1,4 @@
-"""Charts of what models learn: bits per byte against the bytes of the cache and against tokens, FLOPs and seconds of
-training, and accuracy at tasks.
+"""Charts of learning: bits per byte by KV-cache bytes and by training tokens, FLOPs and seconds, and accuracy at tasks.
 
 They are drawn from the rows of `python -m benchmarks learn`, as pictures or for a page.
 """
@@ -43,13 +42,15 @@ POWERS_OF_TWO = [2**i for i in range(24)]
 Y_TITLE = "bits per byte, held-out text"
 SIZE_TITLE = "size of the task"
 PANEL = 230  # pixels: the height of one of several panels
-NARROW = 480  # pixels; below, a page shows its legend instead of names in the chart
+NARROW = 480  # pixels; below this width, a page shows its legend instead of names in the chart
 
 
 @dataclass(frozen=True)
 class LearningChart:
-    """A chart of a table of `learning_tables`. `wanted`: which of its rows the chart shows; `panels`: whether it
-    has several, one above the other."""
+    """A chart of a table of `learning_tables`.
+
+    `wanted` selects its rows. `panels`: whether it has several panels, one above the other.
+    """
 
     title: str
     caption: str
@@ -59,25 +60,27 @@ class LearningChart:
     panels: bool = False
 
     def data(self, tables: Mapping[str, Sequence[Row]]) -> list[Row]:
-        """The rows that it shows."""
+        """Returns the rows that the chart shows."""
         return [row for row in tables[self.table] if self.wanted(row)]
 
 
 def drawable(tables: Mapping[str, Sequence[Row]]) -> dict[str, LearningChart]:
-    """The charts that have data, by name."""
+    """Returns the charts that have data, by name."""
     return {name: chart for name, chart in CHARTS.items() if chart.data(tables)}
 
 
 def compiled(name: str, tables: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """A chart compiled to Vega: an empty table, which the page fills, and the page's colours."""
+    """Returns a chart compiled to Vega, with the page's colours and an empty table that the page fills."""
     chart = CHARTS[name]
     spec: dict[str, Any] = vl_convert.vegalite_to_vega(styled(chart.draw(chart.data(tables)), PAGE))
     return spec
 
 
 def size(name: str, tables: Mapping[str, Sequence[Row]]) -> dict[str, int]:
-    """The height of a chart on the page, without its legend: of the plot, and of the axis below. That of panels, whose
-    number is that of tasks, is found by drawing them."""
+    """Returns the height of a chart on the page, without its legend, in pixels: of the plot, and of the axis below.
+
+    A chart with a panel for each task is drawn to find its height.
+    """
     chart = CHARTS[name]
     if not chart.panels:
         return {"height": HEIGHT, "axis": AXIS}
@@ -88,7 +91,7 @@ def size(name: str, tables: Mapping[str, Sequence[Row]]) -> dict[str, int]:
 
 
 def pictures(rows: Sequence[Row]) -> dict[str, bytes]:
-    """File name -> image of every chart that has data, in light colours: PNG (two pixels per point) and SVG."""
+    """Returns {file name: image} of every chart that has data, in light colours: PNG (two pixels per point) and SVG."""
     tables = learning_tables(rows)
     images = dict[str, bytes]()
     for name, chart in drawable(tables).items():
@@ -103,13 +106,13 @@ def pictures(rows: Sequence[Row]) -> dict[str, bytes]:
 
 
 def _colours(names: Sequence[str], field: str, legend: alt.Legend | None) -> alt.Color:
-    """A hue for each name, in their order."""
+    """Returns a colour channel with a hue for each name, in their order."""
     hues = [hue for _, hue in zip(names, cycle(HUES), strict=False)]
     return alt.Color(f"{field}:N", sort=None, scale=alt.Scale(domain=list(names), range=hues), legend=legend)
 
 
 def _base(table: str, data: Sequence[Row], x: alt.X, legend: alt.Legend | None, *tips: alt.Tooltip) -> alt.Chart:
-    """Bits per byte by x, a colour for each model."""
+    """Returns a chart of bits per byte by `x`, with a colour for each model."""
     y = alt.Y("bits_per_byte:Q").scale(zero=False, padding=12).title(Y_TITLE)
     colour = _colours(list(dict.fromkeys(row["model"] for row in data)), "model", legend)
     shown = [alt.Tooltip("model:N"), alt.Tooltip("bits_per_byte:Q", format=".3f", title="bits per byte"), *tips]
@@ -118,7 +121,7 @@ def _base(table: str, data: Sequence[Row], x: alt.X, legend: alt.Legend | None, 
 
 
 def _curves(x: alt.X) -> Callable[[Sequence[Row]], alt.LayerChart]:
-    """Means, and a band from the lowest to the highest seed."""
+    """Returns the drawing function of mean curves, with a band from the lowest to the highest seed."""
 
     def draw(data: Sequence[Row]) -> alt.LayerChart:
         base = _base("learning_curves", data, x, alt.Legend(**LEGEND, symbolType="stroke"))
@@ -158,15 +161,17 @@ def _by_place(data: Sequence[Row], domain: Sequence[float]) -> dict[Place, list[
 
 
 def _labels(base: alt.Chart, place: Place, models: Sequence[str]) -> alt.Chart:
-    """The names of those models whose label has this place beside its point."""
+    """Returns the names of these models, each at this place beside its point."""
     chosen = base.transform_filter(alt.FieldOneOfPredicate("model", list(models)))
-    size = alt.expr(f"width < {NARROW} ? 0 : 12")  # names that are merely invisible would still take room
+    size = alt.expr(f"width < {NARROW} ? 0 : 12")  # size 0, since invisible names would still take room
     return chosen.mark_text(align=place.align, dx=place.dx, dy=place.dy, fontSize=size).encode(text="model:N")
 
 
 def _accuracy(data: Sequence[Row]) -> alt.TopLevelMixin:
-    """Accuracy by the size of a task, such as the pairs that a recall looks back over: a line for each model, a panel
-    for each task."""
+    """Returns accuracy by the size of a task, such as the number of pairs in a recall.
+
+    It has a line for each model and a panel for each task.
+    """
     names, sizes = (list(dict.fromkeys(row[key] for row in data)) for key in ("model", "size"))
     tasks = {task: max(row["size"] for row in data if row["task"] == task) for task in dict.fromkeys(map(_task, data))}
     colour = _colours(names, "model", alt.Legend(**LEGEND, symbolType="stroke"))
@@ -192,7 +197,7 @@ def _accuracy(data: Sequence[Row]) -> alt.TopLevelMixin:
 
 
 def _size_title(task: str) -> str:
-    """The unit of a task's sizes, "pairs" for recall, where the task is known."""
+    """Returns the unit of a task's sizes ("pairs" for recall), or a general title for an unknown task."""
     return size_word(task) if task in TASKS or task == LENGTH else SIZE_TITLE
 
 

@@ -1,6 +1,6 @@
-"""What models learned, as tables of plain rows: the data of its charts, the CSV files, and the table of the page.
+"""The results of learning, as tables of plain rows: the data of the charts, the CSV files, and the table of the page.
 
-All are made of the rows of `python -m benchmarks learn --json`.
+All are made from the rows of `python -m benchmarks learn --json`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from zoo.units import format_count
 
 BITS_KEYS = ("bits_per_byte", "bits_per_byte_low", "bits_per_byte_high")
 TEXTS = ("model", "data", "data_hash", "task", "measure")  # columns of words; all others hold numbers
-OPTIONAL = (*BITS_KEYS, "low", "high")  # empty where there is no such figure
+OPTIONAL = (*BITS_KEYS, "low", "high")  # None if there is no such figure
 
 
 def learning_tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Every table, by name; empty for a comparison without such figures. All rows of a table have the same columns.
+    """Returns every table, by name; empty for a comparison without such figures. All rows of a table have the same
+    columns.
 
     Raises KeyError for a row that lacks a figure, ValueError or TypeError for a value of another kind.
     """
@@ -53,7 +54,9 @@ def _of_table(rows: Sequence[Row], table: str) -> list[Row]:
 
 
 def _models(rows: Sequence[Row]) -> Iterator[Row]:
-    """A row for each model. kv_bytes_per_token: of the cache of one sequence as long as the trained context."""
+    """Yields a row for each model. kv_bytes_per_token covers the cache of one sequence as long as the training
+    context.
+    """
     for row in _of_table(rows, "learn"):
         yield {
             "model": what(row),
@@ -65,8 +68,10 @@ def _models(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def _curves(rows: Sequence[Row]) -> Iterator[Row]:
-    """The evaluations during training: of each model and number of tokens, the means over its seeds, and the seeds
-    that are lowest and highest."""
+    """Yields the evaluations during training: a row for each model and number of tokens.
+
+    A row holds the means over the seeds, and the lowest and the highest seed.
+    """
     for row in _of_table(rows, "learn"):
         points = dict[int, list[Row]]()
         for run in row["runs"]:
@@ -79,12 +84,12 @@ def _curves(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def _accuracies(rows: Sequence[Row]) -> Iterator[Row]:
-    """A row for each model and each size of a synthetic task."""
+    """Yields a row for each model and each size of a synthetic task."""
     return _figures(rows, SHARE, "chance")
 
 
 def _lengths(rows: Sequence[Row]) -> Iterator[Row]:
-    """A row for each model and each context beyond the trained one: bits per byte."""
+    """Yields a row for each model and each context beyond the training context: bits per byte."""
     return _figures(rows, BITS)
 
 
@@ -97,8 +102,11 @@ def _figures(rows: Sequence[Row], unit: str, *more: str) -> Iterator[Row]:
 
 @dataclass(frozen=True)
 class Section:
-    """The words and the table of a page: what was trained on what, how figures are to be read, and the table's `head`
-    and lines, as text."""
+    """The text and the table of the page's section on learning.
+
+    `facts`: models, data and budget. `notes`: explanations of the figures. `head`, `cells`: the table's head and lines,
+    as text.
+    """
 
     facts: tuple[str, ...]
     notes: tuple[str, ...]
@@ -107,7 +115,7 @@ class Section:
 
 
 def section(rows: Sequence[Row]) -> Section:
-    """What a page says of a comparison beside its charts."""
+    """Returns the text and the table that stand beside the charts of a comparison."""
     models, figures = _of_table(rows, "learn"), _of_table(rows, "learn_figures")
     measures = dict.fromkeys(row["measure"] for row in figures)
     found = {(what(row), row["measure"]): _figure(row) for row in figures}
@@ -138,7 +146,7 @@ def _figure(row: Row) -> str:
 
 
 def _facts(models: Sequence[Row]) -> tuple[str, ...]:
-    """What was trained on what; no text where none was trained on."""
+    """Returns the facts of the training: sizes, seeds, and the text and its tokens if text was a task."""
     first, sizes = models[0], [row["params"] for row in models]
     params = dict.fromkeys(map(format_count, (min(sizes), max(sizes))))
     facts = [f"{' to '.join(params)} parameters", f"{first['seeds']} seeds"]
@@ -150,7 +158,7 @@ def _facts(models: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _notes(rows: Sequence[Row], compared: bool) -> tuple[str, ...]:
-    """How the figures are to be read."""
+    """Returns the explanations of the figures."""
     notes = [
         "Means over the seeds and their 95 % intervals. KV bytes per token: the cache of one sequence as long as the "
         "trained context, in bfloat16, by its tokens. FLOPs per token: of a forward pass."

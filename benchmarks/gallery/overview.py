@@ -35,13 +35,17 @@ class Group:
 
     @property
     def typical(self) -> NamedSpec:
-        """The size that represents the architecture: its best-known one, or the first where that is not on the page."""
+        """The size that represents the architecture: its best-known one, or the first if the page does not show that
+        one.
+        """
         known = best_known(self.name) if self.name in families() else None
         return next((model for model in self.models if model.name == known), self.models[0])
 
 
 def groups(models: Sequence[NamedSpec]) -> list[Group]:
-    """Models by architecture, in the order of the first of each; a model that is not a preset is its own group."""
+    """Returns models by architecture, in the order of the first of each; a model that is not a preset is its own
+    group.
+    """
     by_family: dict[str, list[NamedSpec]] = {}
     for model in models:
         family = next((name for name, module in families().items() if model.name in module.SIZES), model.name)
@@ -50,12 +54,12 @@ def groups(models: Sequence[NamedSpec]) -> list[Group]:
 
 
 def typical(models: Sequence[NamedSpec]) -> list[NamedSpec]:
-    """One model of each architecture."""
+    """Returns one model of each architecture."""
     return [group.typical for group in groups(models)]
 
 
 def _about(family: str) -> tuple[str, str, str]:
-    """An architecture's title, its source, and the docstring of its file."""
+    """Returns an architecture's title, its source, and the docstring of its file."""
     module = families().get(family)
     if module is None:
         return family, "", "Read from a config.json."
@@ -63,7 +67,9 @@ def _about(family: str) -> tuple[str, str, str]:
 
 
 def overview(models: Sequence[NamedSpec], prefix: str = "", theme: Theme = "auto") -> str:
-    """An SVG with a row for each model. Every id in it begins with `prefix`. Theme "light" or "dark": for a file."""
+    """Returns an SVG with a row for each model. Every id in it begins with `prefix`. Theme "light" or "dark" is for a
+    file.
+    """
     description = "; ".join(map(_describe, models))
     canvas = Canvas(WIDTH, f"{len(models)} architectures at a glance", description)
     paper = canvas.rect(0.5, 0.5, WIDTH - 1, 0, "paper", 10)
@@ -105,7 +111,9 @@ def _layer_pattern(spec: Decoder) -> str:
 
 
 def _attention(spec: Decoder) -> tuple[str, str]:
-    """The kinds of mixers, the most frequent attention's heads or elements, its QK-norm, sinks and encodings."""
+    """Returns two texts: the mixer kinds, with heads or elements of the main attention; its QK-norm, sinks and
+    encodings.
+    """
     mixers = [mixer for mixer, _ in Counter(layer.mixer for layer in spec.layers if layer.mixer).most_common()]
     recurrent = list(dict.fromkeys(mixer.names()[0] for mixer in mixers if _is_recurrent(mixer)))
     attn = next((mixer for mixer in mixers if mixer.cache_spec().per_token), next(iter(mixers)))
@@ -130,7 +138,7 @@ def _is_recurrent(mixer: Mixer) -> bool:
 
 
 def _feed_forward(spec: Decoder) -> tuple[str, str]:
-    """The last layer's experts or activation (the kind of block if it has neither), and its norm placement."""
+    """Returns the last layer's experts or activation (the kind of block if it has neither), and its norm placement."""
     branch = next(layer.ffn for layer in reversed(spec.layers) if layer.ffn)
     block = branch.block
     mixture = next((part for part in block.walk() if isinstance(part, MoE)), None)
@@ -141,7 +149,7 @@ def _feed_forward(spec: Decoder) -> tuple[str, str]:
 
 
 def _describe(model: NamedSpec) -> str:
-    """A row as text."""
+    """Returns a row as text."""
     spec = model.spec
     size = f"{model.name}: {format_count(spec.params())} parameters, {len(spec.layers)} layers, {_layer_pattern(spec)}"
     blocks = " ".join([_attention(spec)[0], *_feed_forward(spec)])

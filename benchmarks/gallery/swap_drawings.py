@@ -1,8 +1,10 @@
 """Diagrams of swapped models, as parts that the page stacks.
 
-A choice of attention (keys and values, window, positions) leaves the feed-forward as it is, and the other way round. So
-the branches of each choice are drawn by themselves. Which layers are alike is worked out for groups of choices: those
-that make the same layers alike and give them the same names, as all numbers of KV heads do.
+A choice of attention (keys and values, window, positions) does not change the feed-forward, and a choice of
+feed-forward does not change attention. So the branches of each choice are drawn by themselves.
+
+Equal layers are found once for each group of choices. A group makes the same layers equal and gives them the same
+names, as all numbers of KV heads do.
 """
 
 from collections import Counter, defaultdict
@@ -24,8 +26,8 @@ from zoo.diagram.looks import Look, look
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import aspects, labels
 
-LAYOUT: Literal["narrow"] = "narrow"  # two stand side by side, or on a phone one above the other
-STRIP_PLACE = {  # of the strip of layers, which the page draws: its box, the room around it, the width of a drawing
+LAYOUT: Literal["narrow"] = "narrow"  # two diagrams stand side by side, or on a phone one above the other
+STRIP_PLACE = {  # place of the strip of layers, which the page draws: its box, its margins, the width of a drawing
     "page": NARROW.width,
     "left": NARROW.left,
     "width": NARROW.panel_end - NARROW.left,
@@ -35,23 +37,25 @@ STRIP_PLACE = {  # of the strip of layers, which the page draws: its box, the ro
 }
 SHOWN: tuple[Shown, ...] = ("here", "above", "below")
 
-Intern = Callable[[Fragment], int]  # a part -> its index among those that all drawings share
+Intern = Callable[[Fragment], int]  # a part -> its index among the parts that all drawings share
 Json = dict[str, Any]
-Branches = Sequence[Placement | None]  # of all layers, in one role
+Branches = Sequence[Placement | None]  # branches of all layers, in one role
 Cell = tuple[int | None, ...]  # for each layer the index of its branch, None if it has none
-Kind = tuple[int | None, int | None, int]  # what a layer is made of: the indices of its branches, and of its rest
+Kind = tuple[int | None, int | None, int]  # contents of a layer: the indices of its branches, and of its rest
 
 
 class Rest(NamedTuple):
-    """What follows attention and feed-forward in a layer."""
+    """The parts of a layer after attention and feed-forward."""
 
     inputs: Placement | None
     output_scale: LayerScale | None
 
 
 class Frame(NamedTuple):
-    """A kind of layer: the part at the top of its frame, its look, which branches it has and which of their parts stand
-    in it, and its rest."""
+    """A kind of layer: the part at the top of its frame, its look, and the contents of the frame.
+
+    `attn` and `ffn` are (the index of the branch, the index of its part in SHOWN); `rest` is the index of the Rest.
+    """
 
     top: int
     look: Look
@@ -61,15 +65,22 @@ class Frame(NamedTuple):
 
 
 def swap_drawings(spec: Decoder, intern: Intern) -> Json:
-    """What the page puts the drawings of a model and of all its swaps together from; parts are indices.
+    """Returns the data from which the page draws a model and all its swaps. Parts are indices.
 
-    `before`, `after`: the parts around the layers. `attention`: for each choice of keys and values, and `feed_forward`:
-    for each number of experts and of experts per token, the `group` and for each distinct branch [its part in full, the
-    part that says that it is drawn above, or below], or None where that is no valid model. `rests`: what follows the
-    two branches in a layer, as [role, part]. `frames`: kinds of layers, each with the `top` of its frame, its `look`,
-    in `attn` and `ffn` [which branch, which of its parts], and its `rest`. `structures`: by group of attention, group
-    of the feed-forward, window and positions, the `kinds` of layers as indices of frames, the `runs` of layers as
-    [number, which of these kinds], and the `pattern` below the strip; or None.
+    `before`, `after`: the parts around the layers.
+
+    `attention`: an entry for each choice of keys and values; `feed_forward`: for each number of experts and of experts
+    per token. An entry has its `group`, and three parts for each distinct branch. They show the branch in full, or say
+    that it is drawn above, or below. The entry is None for an invalid model.
+
+    `rests`: the parts of a layer after the two branches, as [role, part].
+
+    `frames`: kinds of layers, each with the `top` of its frame, its `look`, [branch, part] in `attn` and `ffn`, and its
+    `rest`.
+
+    `structures`: by group of attention, group of the feed-forward, window and positions. Each has the `kinds` of layers
+    as indices of frames, the `runs` of layers as [number, index of a kind], and the `pattern` below the strip; or it is
+    None.
     """
     choices, drawn = single_choices(spec), Fragments(spec, layout=LAYOUT)
     attention = _Role(spec, "attn", _attention(spec, choices))
@@ -95,8 +106,10 @@ def _rows(cells: Sequence[Any], columns: int) -> list[Sequence[Any]]:
 
 
 class _Variant(NamedTuple):
-    """What one choice makes of the branches of a role: the distinct ones, and which of them each layer has. Attention
-    has a cell for each choice of a window and of positions, one after the other; None is no valid model."""
+    """The branches of a role after one choice: the distinct branches, and the cells that assign them to layers.
+
+    Attention has a cell for each choice of a window and of positions, one after the other; None is an invalid model.
+    """
 
     branches: tuple[Placement, ...]
     cells: tuple[Cell | None, ...]
@@ -110,8 +123,11 @@ def _variant(cells: Sequence[Branches | None]) -> _Variant:
 
 
 def _attention(spec: Decoder, choices: dict[str, list[Choice]]) -> list[_Variant]:
-    """For each choice of keys and values what it makes of attention. A choice that changes a field of blocks is applied
-    after the others, to one layer of each kind: all in all a tenth of the work."""
+    """Returns the attention variant of each choice of keys and values.
+
+    A choice that changes a field of blocks is applied after the others, to one layer of each kind. That takes a tenth
+    of the work.
+    """
 
     def with_others(spec: Decoder) -> list[Decoder | None]:
         changed = (swapped(spec, window) for window in choices["window"])
@@ -133,7 +149,7 @@ def _attention(spec: Decoder, choices: dict[str, list[Choice]]) -> list[_Variant
 
 
 def _feed_forward(spec: Decoder, choices: dict[str, list[Choice]]) -> list[_Variant | None]:
-    """For each number of experts and each number of experts per token what they make of the feed-forward."""
+    """Returns the feed-forward variant of each number of experts with each number of experts per token."""
     changed = (each for n in choices["experts"] for each in both(spec, n, choices["k"]))
     return [_variant([_branches(each, "ffn")]) if each else None for each in changed]
 
@@ -143,8 +159,11 @@ def _branches(spec: Decoder, role: str) -> Branches:
 
 
 class _Role:
-    """The variants of a role, and their groups: those that make the same layers alike and give them the same names and
-    looks. `used` is how each branch of a group is shown anywhere."""
+    """The variants of a role, and their groups.
+
+    The variants of a group make the same layers equal and give them the same names and looks. `used` holds the ways in
+    which each branch of a group is shown anywhere.
+    """
 
     def __init__(self, spec: Decoder, name: str, variants: Sequence[_Variant | None]) -> None:
         self.name = name
@@ -161,7 +180,7 @@ class _Role:
         return variant.cells, tuple((aspects(layer), look(layer, spec)) for layer in alone)
 
     def parts(self, drawn: Fragments, intern: Intern) -> list[Json | None]:
-        """For each variant its group and the parts of its branches."""
+        """Returns the group and the parts of the branches, for each variant."""
 
         def part(group: int, i: int, branch: Placement, shown: Shown) -> int | None:
             return intern(drawn.branch(self.name, branch, shown)) if shown in self.used[group, i] else None
@@ -174,20 +193,22 @@ class _Role:
 
 
 class _Structures:
-    """Which layers of a swapped model are alike, and what stands at the frames of each kind."""
+    """The equal layers of swapped models, and the contents of the frames of each kind."""
 
     def __init__(self, spec: Decoder, drawn: Fragments, intern: Intern, attention: _Role, feed_forward: _Role) -> None:
         self.spec, self.drawn, self.intern = spec, drawn, intern
         self.attention, self.feed_forward = attention, feed_forward
         self.rests = list(dict.fromkeys(map(_rest, spec.layers)))
         self.rest_of = [self.rests.index(_rest(layer)) for layer in spec.layers]
-        self.frames = dict[Frame, int]()  # numbered
+        self.frames = dict[Frame, int]()  # frame -> its number
         self.layer = cache(self._layer)
         self.top = cache(lambda *frame: intern(drawn.top(*frame)))
         self.pattern = cache(lambda *stated: intern(drawn.pattern(*stated)))
 
     def of(self, i: int, j: int) -> list[Json | None]:
-        """Of group i of attention and group j of the feed-forward: by the cells of attention."""
+        """Returns the structures of group i of attention with group j of the feed-forward, by the cells of
+        attention.
+        """
         computing = self.feed_forward.groups[j].cells[0] or ()
         cells = self.attention.groups[i].cells
         return [
@@ -207,7 +228,7 @@ class _Structures:
             if at is None:
                 return None
             numbers = [n if kind[place] == at else 0 for kind, n in counts.items()]
-            home = numbers.index(max(numbers))  # where the block is drawn
+            home = numbers.index(max(numbers))  # the index of the frame that shows the block in full
             shown: Shown = "here" if home == position else "below" if home > position else "above"
             role.used[group, at].add(shown)
             return at, SHOWN.index(shown)
@@ -236,7 +257,9 @@ class _Structures:
         )
 
     def rest_parts(self) -> list[list[tuple[str, int]]]:
-        """What follows the two branches, as [role, part]: the layer's own input, and the bottom of its frame."""
+        """Returns the parts after the two branches, as [role, part]: the layer's own input, and the bottom of its
+        frame.
+        """
         return [
             [
                 *([("inputs", self.intern(self.drawn.branch("inputs", rest.inputs)))] if rest.inputs else []),

@@ -17,27 +17,29 @@ from zoo.model.decoder import Decoder
 from zoo.swaps.grammar import apply_swaps
 
 WINDOWS = (512, 1024, 4096)
-FULL_EVERY = (6, 4, 2)  # one layer of so many has no window
+FULL_EVERY = (6, 4, 2)  # one layer in this many has no window
 EXPERTS = (8, 32, 64, 128, 256)
 EXPERTS_PER_TOKEN = (1, 2, 4, 8)
-NOPE_EVERY = (4, 2)  # one layer of so many has no position encoding
+NOPE_EVERY = (4, 2)  # one layer in this many has no position encoding
 ORDINALS = {2: "second", 4: "fourth", 6: "sixth"}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One choice of an axis: the swaps that make it, one after the other (zoo.swaps.grammar)."""
+    """One choice of an axis: the swaps that make it, in order (zoo.swaps.grammar)."""
 
     label: str
     swaps: tuple[str, ...] = ()
 
     @property
     def edits(self) -> bool:
-        """Whether it changes fields of blocks and leaves the blocks: then it may as well be applied after others."""
+        """Whether the choice only changes fields of blocks. Such a choice may also be applied after others."""
         return all("=" not in text.partition("(")[0] for text in self.swaps)
 
     def shown(self, spec: Decoder) -> dict[str, Any]:
-        """What the page shows of it: `dropped` are the features of a model that it drops."""
+        """Returns the page's entry for the choice. `dropped` names the features that the swap removes from the
+        model.
+        """
         try:
             dropped = apply_swaps(spec, self.swaps)[1]
         except ZooError:
@@ -50,7 +52,7 @@ RELEASED = Choice("as released")
 
 @dataclass(frozen=True)
 class Grid:
-    """Terms by the choices of two axes; None where the two cannot be combined. Every row has one that can."""
+    """Terms by the choices of two axes; None for an invalid combination. Every row has a valid one."""
 
     rows: tuple[Choice, ...]
     columns: tuple[Choice, ...]
@@ -59,13 +61,13 @@ class Grid:
 
 @lru_cache(maxsize=256)
 def attention_grid(spec: Decoder) -> Grid:
-    """Attention terms: keys and values by window."""
+    """Returns the attention terms: keys and values by window."""
     return _grid(spec, attention_terms, _kv_choices(spec), _window_choices())
 
 
 @lru_cache(maxsize=256)
 def expert_grid(spec: Decoder) -> Grid:
-    """Feed-forward terms: number of experts by experts per token."""
+    """Returns the feed-forward terms: number of experts by experts per token."""
     return _grid(spec, feed_forward_terms, _expert_choices(_is_sparse(spec)), _choices_of_k())
 
 
@@ -84,12 +86,15 @@ def _choices_of_k() -> Iterator[Choice]:
 
 
 def positions(spec: Decoder) -> list[dict[str, Any]]:
-    """For each choice of position encoding, what it is, and a `note` on the layers. None of them changes a cost."""
+    """Returns each choice of position encoding, with a `note` on the layers. None of the choices changes a cost."""
     return [choice.shown(spec) | {"note": _positions_note(changed)} for choice, changed in _positions(spec)]
 
 
 def _positions(spec: Decoder) -> list[tuple[Choice, Decoder]]:
-    """The choices that change a model, and the models that they make of it: of those that make the same, the first."""
+    """Returns the choices that change a model, each with the model that it makes.
+
+    The first of several choices that make the same model stands for all of them.
+    """
     everywhere = (Choice(f"{name} in all layers", (f"rope={name}",)) for name in ("RoPE", "NoPE"))
     choices = {spec: RELEASED}
     some = (
@@ -103,7 +108,7 @@ def _positions(spec: Decoder) -> list[tuple[Choice, Decoder]]:
 
 
 def _positions_note(spec: Decoder) -> str:
-    """Which position encodings a model has, and how many of the layers that could have one have none."""
+    """Returns the note on a model's position encodings, and on the number of layers without one."""
     if spec.positions:
         return f"Positions: {spec.positions.describe()}."
     encodings = [layer.position_encoding for layer in spec.layers if layer.position_encoding]
@@ -137,13 +142,13 @@ def _grid(
 
 
 def both(spec: Decoder, first: Choice, others: Iterable[Choice]) -> list[Decoder | None]:
-    """The models after one choice and each of some others, None where that is not a valid one."""
+    """Returns the models after one choice and each of some others, None for an invalid model."""
     changed = swapped(spec, first)
     return [changed and swapped(changed, other) for other in others]
 
 
 def swapped(spec: Decoder, choice: Choice) -> Decoder | None:
-    """The model after a choice, or None if that is not a valid one."""
+    """Returns the model after a choice, or None for an invalid one."""
     try:
         return apply_swaps(spec, choice.swaps)[0]
     except ZooError:
@@ -151,8 +156,10 @@ def swapped(spec: Decoder, choice: Choice) -> Decoder | None:
 
 
 def single_choices(spec: Decoder) -> dict[str, list[Choice]]:
-    """Axis of the page -> its choices, the first of which is the released model. Those of positions are valid by
-    themselves; others may be valid beside a choice of another axis alone."""
+    """Returns {axis of the page: its choices}, the first of which is the released model.
+
+    The choices of positions are valid by themselves. Others may be valid only beside a choice of another axis.
+    """
     attention, experts = attention_grid(spec), expert_grid(spec)
     return {
         "kv": list(attention.rows),
@@ -164,8 +171,11 @@ def single_choices(spec: Decoder) -> dict[str, list[Choice]]:
 
 
 def _kv_choices(spec: Decoder) -> list[Choice]:
-    """The numbers of KV heads that divide the heads, and latents. Where some layers have a state instead of attention,
-    a choice that replaces attention would replace them too: it is left out."""
+    """Returns the choices of KV heads, for each number that divides the heads, and of latents.
+
+    If some layers have a state instead of attention, a choice that replaces attention is left out: it would replace the
+    states too.
+    """
     mixers = [layer.mixer for layer in spec.layers if layer.mixer]
     attn, texts = next((mixer for mixer in mixers if isinstance(mixer, GQA | MLA)), None), dict[str, str]()
     alike = all(isinstance(mixer, type(attn)) for mixer in mixers)

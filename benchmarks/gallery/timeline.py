@@ -1,4 +1,4 @@
-"""The architectures in order of release: what each is made of, to filter by, and the facts of each size."""
+"""The architectures in order of release: features to filter by, and the facts of each size."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,29 +17,29 @@ from zoo.registry import options
 from zoo.swaps.differences import Difference, structure_differences
 from zoo.units import format_count
 
-FLOPS_CONTEXT = 4096  # tokens of context of the FLOPs that are explained
-SHOWN_SENTENCES = 6  # of how an architecture differs from its ancestor; the others stand in its panel
-UNDATED = "9999-99"  # of what is not published: behind all others
+FLOPS_CONTEXT = 4096  # tokens of context in the explained FLOPs
+SHOWN_SENTENCES = 6  # sentences on the differences of an architecture from its ancestor; its panel has the others
+UNDATED = "9999-99"  # the month of an unpublished model: after all others
 
 
 def _named(*names: str) -> Callable[[Decoder], bool]:
-    """Whether a spec uses a kind of block, an alias or a placement of norms of one of these names."""
+    """Returns a test whether a spec uses a kind of block, an alias or a norm placement of one of these names."""
     return lambda spec: not used_names(spec).isdisjoint(names)
 
 
 def _states(key: str) -> Callable[[Decoder], bool]:
-    """Whether a block of a spec states an option with this key."""
+    """Returns a test whether a block of a spec states an option with this key."""
     return lambda spec: any(key in options(node) for node in set(spec.walk()))
 
 
 def _of_cache(holds: Callable[[CacheSpec], bool]) -> Callable[[Decoder], bool]:
-    """Whether this holds of the cache of some layer."""
+    """Returns a test whether `holds` is true of the cache of some layer."""
     return lambda spec: any(holds(layer.cache_spec()) for layer in spec.layers)
 
 
 @dataclass(frozen=True)
 class Feature:
-    """Something that a reader may filter by: whether a spec has it, and the section of the text on blocks about it."""
+    """A feature that a reader may filter by: the test whether a spec has it, and its section in the text on blocks."""
 
     has: Callable[[Decoder], bool]
     section: str
@@ -66,14 +66,17 @@ FEATURES = {  # in the order shown: each follows from the specs
 
 
 def features(spec: Decoder) -> list[str]:
-    """The features of a model, of those that a reader may filter by."""
+    """Returns the features of a model that a reader may filter by."""
     return [name for name, feature in FEATURES.items() if feature.has(spec)]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An architecture in the list. `months` since the one before it. `came_from`: the architecture that it builds on,
-    with the way in which its structure differs from that, in sentences."""
+    """An architecture in the list.
+
+    `months`: months since the architecture before it. `came_from`: the architecture that it builds on. `differences`:
+    the sentences on its structural differences from that one.
+    """
 
     group: Group
     released: str
@@ -90,7 +93,7 @@ class Entry:
 
 
 def entries(models: Sequence[NamedSpec]) -> list[Entry]:
-    """The architectures of these models, in order of the month in which their first size was released."""
+    """Returns the architectures of these models, in order of the month in which their first size was released."""
     found, before = list[Entry](), None
     for group in sorted(groups(models), key=_month):
         month = _month(group)
@@ -106,20 +109,20 @@ def entries(models: Sequence[NamedSpec]) -> list[Entry]:
 
 
 def _came_from(group: Group) -> Group | None:
-    """The architecture that a published one builds on, as its best-known size."""
+    """Returns the architecture that a published one builds on, as its best-known size."""
     earlier = ancestor(group.typical.name) if group.typical.size else None
     return groups([one(earlier)])[0] if earlier else None
 
 
 def _month(group: Group) -> str:
-    """When the first size of an architecture was released, whether or not it is on the page."""
+    """Returns the month of release of an architecture's first size, whether or not the page shows that size."""
     if not group.typical.size:
         return UNDATED
     return released(families()[group.name])
 
 
 def _count(month: str) -> int:
-    """Months since year 0."""
+    """Returns the months since year 0."""
     year, number = month.split("-")
     return 12 * int(year) + int(number)
 
@@ -131,17 +134,17 @@ def _summary(spec: Decoder) -> str:
 
 
 def title_of(model: NamedSpec) -> str:
-    """A model's name as its publisher writes it."""
+    """Returns a model's name as its publisher writes it."""
     return title(model.name) if model.size else model.name
 
 
 def subtitle_of(model: NamedSpec) -> str:
-    """What the model is called on a command line, where its title is another."""
+    """Returns the model's name on a command line; empty for a model that is not a preset."""
     return model.name if model.size else ""
 
 
 def facts(model: NamedSpec) -> dict[str, Any]:
-    """What the fact sheet of a size says beside its costs. Empty text: nothing to say."""
+    """Returns the facts of a size beside its costs. An empty text means that there is nothing to state."""
     spec, size = model.spec, model.size
     said = about(model.name) if size else None
     return {
@@ -160,7 +163,7 @@ def facts(model: NamedSpec) -> dict[str, Any]:
 
 
 def _why_active(model: NamedSpec) -> str:
-    """Counted against published."""
+    """Returns the publisher's count of active parameters beside the zoo's rule; empty if none is published."""
     if not model.size or not model.size.active:
         return ""
     published, rule = model.size.active
@@ -168,8 +171,10 @@ def _why_active(model: NamedSpec) -> str:
 
 
 def why_flops(spec: Decoder, context: int) -> str:
-    """Of what the FLOPs of a decoded token are: twice the weights that are multiplied, and attention over the
-    context."""
+    """Returns the parts of a decoded token's FLOPs: 2 per active parameter in products with weights, and attention.
+
+    The text is empty if attention over the context is below 5 %.
+    """
     whole, fixed = spec.flops(context - 1, 1), spec.flops(0, 1)
     attention = whole - fixed
     if attention < 0.05 * whole:
@@ -191,7 +196,7 @@ def why_flops(spec: Decoder, context: int) -> str:
 
 
 def _why_context(spec: Decoder, size: Size | None) -> str:
-    """Published against the config's, and where a scaling of RoPE extends the context."""
+    """Returns the publisher's context beside the config's, and the original context if RoPE scaling extends it."""
     stated = ""
     if size and size.stated_context:
         stated = f"The publisher states {size.stated_context:,} tokens; this is the config's max_position_embeddings."
@@ -205,7 +210,7 @@ def _why_context(spec: Decoder, size: Size | None) -> str:
 
 
 def _why_cache(spec: Decoder) -> str:
-    """Which layers stop growing."""
+    """Returns the numbers of layers whose cache stops growing; empty if there are none."""
     layers = [layer.cache_spec() for layer in spec.layers]
     windows = [each.reach.limit for each in layers if each.per_token and each.reach.limit is not None]
     states = sum(1 for each in layers if each.state and not each.per_token)

@@ -1,1 +1,1 @@
-"""What models learn at an equal budget: tasks, runs that are kept, learning rates, intervals."""
+"""Learning of models at an equal budget: tasks, runs that are kept, learning rates, intervals."""

@@ -1,6 +1,6 @@
-"""The comparison: which runs it takes, in which order they are made, and what came of them.
+"""The comparison: its runs, their order, and their outcomes.
 
-Every model is trained at its own learning rate, which a sweep chose on the tuning text; then each seed trains every
+Every model is trained at its own learning rate, which a sweep chose on the tuning text. Then each seed trains every
 model on the same data in the same order. Runs that are kept are not made again.
 """
 
@@ -22,21 +22,24 @@ from benchmarks.learning.workers import Failure, Workers
 from zoo.errors import UsageError, unknown
 from zoo.training.text.tokens import Split, TokenFile, open_tokens
 
-LENGTH = "length"  # text, beyond the context it was trained at
+LENGTH = "length"  # text beyond the training context
 ALL_TASKS = (TEXT, LENGTH, *TASKS)
-SWEEP_SHARE = 0.5  # of the steps of a result
-# The learning rate of synthetic tasks: a model learns recall all at once, after some hundred steps at a rate that stays
-# up; at half or twice this rate, or under a cosine, it comes later or not at all.
+SWEEP_SHARE = 0.5  # steps of a sweep run, as a share of the steps of a final run
+# The learning rate of synthetic tasks. A model learns recall all at once, after some hundred steps at a constant rate.
+# At half or twice this rate, or under a cosine, it learns recall later or not at all.
 TASK_RATE = 4e-3
-SWEEP_SEED = 10_000  # no result has it, so that a lucky seed does not choose its own rate
+SWEEP_SEED = 10_000  # no final run has this seed, so that a lucky seed does not choose its own rate
 MIN_STEPS = 2
 
 
 @dataclass(frozen=True)
 class LearnConfig:
-    """What is trained: `tasks` of ALL_TASKS, `steps` of text in batches of `batch` sequences of `context` tokens, with
-    `seeds` seeds. `rates`: what a sweep begins with; `fixed` gives the rate of a model that has no sweep.
-    Synthetic tasks have a rate of their own, `task_rate`."""
+    """The training of a comparison.
+
+    `tasks` of ALL_TASKS; `steps` of text in batches of `batch` sequences of `context` tokens; `seeds` seeds. `rates`:
+    the first learning rates of a sweep. `fixed` gives the rate of a model without a sweep. `task_rate`: the rate of
+    synthetic tasks.
+    """
 
     tasks: tuple[str, ...]
     steps: int
@@ -54,24 +57,24 @@ class LearnConfig:
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """The tasks that are trained: length is measured on the models trained on text."""
+        """The tasks that are trained. The length task is measured on the models trained on text."""
         return tuple(dict.fromkeys(TEXT if task == LENGTH else task for task in self.tasks))
 
     def run(self, entry: Entry, task: str, rate: float, seed: int, data: str) -> Run:
-        """The run of one of `trained`."""
+        """Returns the run of a task of `trained`."""
         return self.text_run(entry, rate, seed, data) if task == TEXT else self.task_run(entry, task, seed)
 
     def text_run(self, entry: Entry, rate: float, seed: int, data: str) -> Run:
-        """A run on text."""
+        """Returns a run on text."""
         return Run(entry.spec, TEXT, rate, seed, self.steps, self.batch, self.context, data)
 
     def sweep_run(self, entry: Entry, rate: float, data: str) -> Run:
-        """A shorter run on text, evaluated on the tuning text."""
+        """Returns a shorter run on text, evaluated on the tuning text."""
         steps = max(MIN_STEPS, round(self.steps * SWEEP_SHARE))
         return replace(self.text_run(entry, rate, SWEEP_SEED, data), steps=steps, split="tuning")
 
     def task_run(self, entry: Entry, name: str, seed: int) -> Run:
-        """A run on a synthetic task, by the model's form of two layers."""
+        """Returns a run of the model's two-layer form on a synthetic task."""
         task = TASKS[name]
         context = task.length(max(task.sizes))
         return Run(entry.on_tasks.spec, name, self.task_rate, seed, task.steps, task.batch(max(task.sizes)), context)
@@ -79,7 +82,9 @@ class LearnConfig:
 
 @dataclass
 class Results:
-    """What came of a comparison: each model's sweep (None where its rate was given) and rate, and the outcomes."""
+    """The results of a comparison: each model's sweep (None if its rate was given) and learning rate, and the
+    outcomes.
+    """
 
     entries: Sequence[Entry]
     config: LearnConfig
@@ -89,19 +94,21 @@ class Results:
     outcomes: dict[Run, Outcome] = field(default_factory=dict)
 
     def run(self, entry: Entry, task: str, seed: int) -> Run:
-        """The run of a model, a task of `LearnConfig.trained` and a seed."""
+        """Returns the run of a model, a task of `LearnConfig.trained` and a seed."""
         return self.config.run(entry, task, self.rates[entry], seed, self.tokens.hash)
 
     def figures(self, entry: Entry, task: str, figure: str) -> dict[int, float]:
-        """Seed -> a figure, of the runs that ended with figures."""
+        """Returns {seed: figure} for the runs that ended with figures."""
         ended = {seed: self.outcomes.get(self.run(entry, task, seed)) for seed in range(self.config.seeds)}
         return {seed: outcome.figures[figure] for seed, outcome in ended.items() if outcome and outcome.figures}
 
 
 class Comparison:
-    """Makes the runs of a comparison that are not kept yet. `failed` is told of each that fails and `note` of each that
-    diverges, in one line; `tick` of each that ends; `expect` how many there are in all, which grows where a sweep is
-    widened."""
+    """Makes the runs of a comparison that are not kept yet.
+
+    `failed` gets a line for each run that fails, `note` a line for each that diverges. `tick` is called after each run.
+    `expect` gets the total number of runs, which grows when a sweep is widened.
+    """
 
     def __init__(
         self,
@@ -118,8 +125,10 @@ class Comparison:
         self.made = 0
 
     def finish(self) -> None:
-        """Choose learning rates, then train every model on every task with every seed. Raises CheckFailed for a model
-        that no learning rate can train."""
+        """Chooses learning rates, then trains every model on every task with every seed.
+
+        Raises CheckFailed for a model that no learning rate can train.
+        """
         results, config = self.results, self.results.config
         if config.fixed is not None:
             results.sweeps = dict.fromkeys(results.entries)
@@ -144,7 +153,7 @@ class Comparison:
         return {pair: outcome.figures.get(BITS_PER_BYTE, inf) for pair, outcome in outcomes.items() if outcome}
 
     def _make(self, runs: Iterable[Run], later: int = 0) -> None:
-        """Make the runs that are not kept, the longest first; `later` runs are still to come."""
+        """Makes the runs that are not kept, the longest first; `later` more runs follow."""
         runs = list(dict.fromkeys(runs))
         outcomes = self.results.outcomes
         outcomes |= {run: kept for run in runs if (kept := self.store.load(run)) is not None}
@@ -162,19 +171,19 @@ class Comparison:
                 self.note(f"{self.describe(run)} diverged: {reason}")
 
     def describe(self, run: Run) -> str:
-        """A run in a few words."""
+        """Returns a run in a few words."""
         forms = {form.spec: entry.label for entry in self.results.entries for form in (entry.scaled, entry.on_tasks)}
         label = forms.get(run.spec, "a model")
         return f"{label}, {run.task}, learning rate {run.learning_rate:g}, seed {run.seed}"
 
 
 def training_cost(run: Run) -> float:
-    """FLOPs of the forward passes of a run, roughly: what runs are put in order by."""
+    """Returns the approximate FLOPs of a run's forward passes, which determine the order of the runs."""
     return run.tokens * run.spec.flops(0, run.context) / run.context
 
 
 def runner(folder: Path, token_path: Path) -> Callable[[Run], Outcome]:
-    """What makes and keeps one run, in any process."""
+    """Returns a function that makes and keeps one run, in any process."""
     return partial(_perform_and_keep, folder=folder, token_path=token_path)
 
 
@@ -190,7 +199,7 @@ def _opened(path: Path) -> TokenFile:
 
 
 def check_text(tokens: TokenFile, context: int) -> None:
-    """Raise UsageError for a text of which a part is shorter than the longest context that is evaluated."""
+    """Raises UsageError if a split of the text is shorter than the longest evaluated context."""
     longest = max(LENGTHS) * context
     for split in get_args(Split):
         if (count := len(getattr(tokens, split)) - 1) < longest:
@@ -201,7 +210,7 @@ def check_text(tokens: TokenFile, context: int) -> None:
 
 
 def parse_tasks(text: str) -> tuple[str, ...]:
-    """Tasks from "text,recall" or "all". Raises UsageError for an unknown one, or none."""
+    """Parses tasks from "text,recall" or "all". Raises UsageError for an unknown task, or none."""
     words = [word.strip().lower().replace("_", "-") for word in text.split(",") if word.strip()]
     if words == ["all"]:
         return ALL_TASKS

@@ -12,13 +12,15 @@ from zoo.swaps.grammar import apply_swaps
 from zoo.swaps.scaled import Match, Scaled, resolved, scaled
 
 VOCAB = 256  # bytes
-TASK_LAYERS, TASK_VOCAB = 2, 64  # of the forms that learn synthetic tasks: recall takes two layers of attention
+TASK_LAYERS, TASK_VOCAB = 2, 64  # for the forms that learn synthetic tasks: recall takes two layers of attention
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A model of the comparison: what was named, with its swaps, and its small forms: the one that is trained on text,
-    and the one of two layers and half as many parameters that learns synthetic tasks."""
+    """A model of the comparison: the named model with its swaps, and its two small forms.
+
+    `scaled` is trained on text. `on_tasks` has two layers and half as many parameters, and learns synthetic tasks.
+    """
 
     model: NamedSpec
     scaled: Scaled
@@ -43,11 +45,13 @@ def small_models(
     context: int = 256,
     ignore_fields: Iterable[str] = (),
 ) -> list[Entry]:
-    """The small forms of each named model (none: of every family), followed by one more for each of `swaps`, which
-    changes the small forms; their budgets are met again. A swap of several changes has ";" between them.
+    """Returns the small forms of each named model (no names: of every family).
 
-    Raises UsageError for unknown names, for swaps without names and for ones that cannot be parsed, SpecError where a
-    budget is too small.
+    For each of `swaps`, another entry follows: its small forms are changed, then meet their budgets again. A swap of
+    several changes has ";" between them.
+
+    Raises UsageError for unknown names, for swaps without names and for swaps that cannot be parsed, SpecError for a
+    budget that is too small.
     """
     found = []
     for model in representatives(names, (), ignore_fields):

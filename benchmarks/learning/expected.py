@@ -1,4 +1,4 @@
-"""How long a comparison will take: a few training steps of each model are timed, the rest is multiplication."""
+"""The expected time of a comparison, extrapolated from a few timed training steps of each model."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ from zoo.training.batches import Batch
 from zoo.training.loop import Trainer, TrainingConfig
 
 TIMED_STEPS = 2
-OVERHEAD = 1.2  # of evaluations, building, and processes that share the memory's bandwidth
+OVERHEAD = 1.2  # factor for evaluations, building, and processes that share the memory's bandwidth
 
 
 def planned(results: Results, store: RunStore) -> list[tuple[Entry, Run]]:
-    """The runs that are not kept yet. A run whose learning rate is still to be chosen counts as kept if it is kept at
-    one of the rates of the sweep; what widens a sweep is not foreseen."""
+    """Returns the runs that are not kept yet.
+
+    A run whose learning rate is still open counts as kept if it is kept at one rate of the sweep. A widening of a sweep
+    is not predicted.
+    """
     config, found = results.config, list[tuple[Entry, Run]]()
     for entry in results.entries:
         rates: Iterable[float] = config.rates
@@ -39,14 +42,16 @@ def planned(results: Results, store: RunStore) -> list[tuple[Entry, Run]]:
         for task in config.trained:
             for seed in range(config.seeds):
                 each = (config.run(entry, task, rate, seed, results.tokens.hash) for rate in rates)
-                runs = list(dict.fromkeys(each))  # tasks have one rate
+                runs = list(
+                    dict.fromkeys(each)
+                )  # synthetic tasks have one rate, so the runs of several rates may be equal
                 if len(store.missing(runs)) == len(runs):
                     found.append((entry, runs[0]))
     return found
 
 
 def _kept_best(entry: Entry, results: Results, store: RunStore) -> float:
-    """The learning rate that a model's kept sweep chooses, as far as it was widened."""
+    """Returns the learning rate that a model's kept sweep chooses, as far as it was widened."""
 
     def losses(pairs: Sequence[tuple[Entry, float]]) -> dict[tuple[Entry, float], float]:
         kept = {pair: store.load(results.config.sweep_run(*pair, results.tokens.hash)) for pair in pairs}
@@ -56,7 +61,7 @@ def _kept_best(entry: Entry, results: Results, store: RunStore) -> float:
 
 
 def expected_seconds(plan: Iterable[tuple[Entry, Run]], config: LearnConfig, jobs: int) -> float:
-    """Seconds that these runs will take, `jobs` at a time."""
+    """Returns the seconds that these runs will take, `jobs` at a time."""
     runs = [run for _, run in plan]
     seconds = {spec: seconds_per_token(spec, config) for spec in dict.fromkeys(run.spec for run in runs)}
     each = [run.tokens * seconds[run.spec] for run in runs]
@@ -64,7 +69,9 @@ def expected_seconds(plan: Iterable[tuple[Entry, Run]], config: LearnConfig, job
 
 
 def seconds_per_token(spec: Decoder, config: LearnConfig) -> float:
-    """Of training on one thread, as measured: the faster of TIMED_STEPS steps after one that does not count."""
+    """Returns the measured seconds per token of training on one thread: the faster of TIMED_STEPS steps after a warm-up
+    step.
+    """
     with one_thread():
         trainer = Trainer(zoo.build(spec), TrainingConfig(TIMED_STEPS + 1, 1e-3, config.batch, config.context))
         tokens = torch.randint(spec.vocab, (config.batch, config.context), generator=torch.Generator().manual_seed(0))
@@ -77,13 +84,13 @@ def seconds_per_token(spec: Decoder, config: LearnConfig) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """45 s, 12 min, 3.5 h."""
+    """Returns a duration in words: 45 s, 12 min, 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def describe(runs: int, seconds: float, jobs: int) -> str:
-    """What is about to happen, in a line."""
+    """Returns a line that announces the runs and their expected time."""
     at_once = "one at a time" if jobs == 1 else f"{jobs} at a time"
     return f"{runs} runs to make, {at_once}: about {format_duration(seconds)}; more if a sweep is widened"

@@ -1,7 +1,7 @@
-"""Intervals of means and of paired differences over seeds, with Holm's correction, and what they say in words.
+"""Intervals of means and of paired differences over seeds, with Holm's correction, and differences in words.
 
-Student's t for the mean of n values with n - 1 degrees of freedom. With three seeds an interval of 95 % is 2.5 standard
-deviations to each side, with five 1.2. scipy computes the quantiles.
+Student's t for the mean of n values with n - 1 degrees of freedom. With three seeds a 95 % interval extends 2.5
+standard deviations to each side, with five 1.2. scipy computes the quantiles.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from zoo.errors import UsageError, require_package
 
-ALPHA = 0.05  # intervals are of 95 %
+ALPHA = 0.05  # 95 % intervals
 NO_DIFFERENCE = "no difference beyond seeds"
 
 
@@ -28,8 +28,11 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean of paired differences, its uncorrected p value, and its interval at `level`: the level at which Holm's
-    procedure tests it. It holds zero exactly where the procedure does not reject the hypothesis of no difference."""
+    """A mean of paired differences, its uncorrected p value, and its interval at `level`.
+
+    Holm's procedure tests the difference at `level`. The interval holds zero exactly if the procedure does not reject
+    the hypothesis of no difference.
+    """
 
     interval: Interval
     p: float
@@ -37,12 +40,12 @@ class Difference:
 
     @property
     def beyond_seeds(self) -> bool:
-        """Whether the corrected interval leaves out zero."""
+        """Whether the corrected interval excludes zero."""
         return not self.interval.low <= 0 <= self.interval.high
 
 
 def mean_interval(values: Sequence[float], alpha: float = ALPHA) -> Interval:
-    """The mean and its interval at confidence 1 - alpha. Raises UsageError for fewer than two values."""
+    """Returns the mean and its interval at confidence 1 - alpha. Raises UsageError for fewer than two values."""
     if len(values) < 2:
         raise UsageError(f"an interval needs at least two values, got {len(values)}: use two seeds or more")
     mean = fmean(values)
@@ -51,11 +54,12 @@ def mean_interval(values: Sequence[float], alpha: float = ALPHA) -> Interval:
 
 
 def paired_differences(pairs: Sequence[Sequence[float]], alpha: float = ALPHA) -> list[Difference]:
-    """For each sequence of paired differences (value - first model's value at the same seed) its interval, corrected by
-    Holm (1979) over all of them.
+    """Returns the interval of each sequence of paired differences, corrected by Holm (1979) over all of them.
 
-    In the order of their p values, hypothesis i of m is tested at alpha / (m - i), i = 0, 1, ..., until one is not
-    rejected; the level of that one holds for the rest. Raises UsageError for fewer than two differences.
+    A paired difference is a value minus the first model's value at the same seed. In the order of their p values,
+    hypothesis
+    i of m is tested at alpha / (m - i), i = 0, 1, ... The level of the first one that is not rejected holds for the
+    rest. Raises UsageError for fewer than two differences.
     """
     p_values = [_p_value(each) for each in pairs]
     order = sorted(range(len(pairs)), key=p_values.__getitem__)
@@ -68,7 +72,9 @@ def paired_differences(pairs: Sequence[Sequence[float]], alpha: float = ALPHA) -
 
 
 def in_words(difference: Difference, show: str, unit: str, scale: float = 1.0) -> str:
-    """ "no difference beyond seeds" where the corrected interval holds zero, else "lower by 0.12 bits"."""
+    """Returns "no difference beyond seeds" if the corrected interval holds zero, else a text such as "lower by 0.12
+    bits".
+    """
     if not difference.beyond_seeds:
         return NO_DIFFERENCE
     mean = difference.interval.mean
@@ -76,7 +82,10 @@ def in_words(difference: Difference, show: str, unit: str, scale: float = 1.0) -
 
 
 def _p_value(differences: Sequence[float]) -> float:
-    """Two-sided, of the mean being zero. Equal differences have no spread: they differ from zero or do not."""
+    """Returns the two-sided p value of the hypothesis that the mean is zero.
+
+    Equal differences have no spread: the value is 0 if they differ from zero, else 1.
+    """
     mean_interval(differences)  # refuses fewer than two
     mean, error = fmean(differences), _standard_error(differences)
     if not error:
@@ -89,5 +98,5 @@ def _standard_error(values: Sequence[float]) -> float:
 
 
 def _student() -> Any:
-    """Student's t distribution."""
+    """Returns Student's t distribution."""
     return require_package("scipy.stats", "train").t

@@ -27,8 +27,11 @@ BITS, SHARE = "bits per byte", "accuracy"
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure that models are compared by: `task` of the comparison, `trained` the task of its runs, `figure` its name
-    in their outcomes, `size` of the task (for length: times the trained context)."""
+    """A figure for the comparison of models.
+
+    `task`: a task of the comparison. `trained`: the task of its runs. `figure`: its name in their outcomes. `size`: the
+    size of the task (for length: a multiple of the training context).
+    """
 
     task: str
     trained: str
@@ -39,19 +42,19 @@ class Measure:
 
     @property
     def name(self) -> str:
-        """In words: bits per byte, recall, 8 pairs."""
+        """The name in words: "bits per byte", or "recall, 8 pairs"."""
         if self.size is None:
             return BITS
         return f"{self.task}, {self.size} {size_word(self.task)}"
 
 
 def size_word(task: str) -> str:
-    """What the sizes of a task count."""
+    """Returns the unit of a task's sizes."""
     return "x context" if task == LENGTH else TASKS[task].size_word
 
 
 def measures(config: LearnConfig) -> list[Measure]:
-    """What the tasks of a comparison are measured by."""
+    """Returns the measures of the tasks of a comparison."""
     found = []
     for task in config.tasks:
         if task == TEXT:
@@ -65,16 +68,16 @@ def measures(config: LearnConfig) -> list[Measure]:
 
 
 def model_rows(results: Results) -> list[Row]:
-    """A row for each model: its small form and costs, its learning rate and how it was found, and all of its runs."""
+    """Returns a row for each model: its small form and costs, its learning rate and the sweep, and all of its runs."""
     return [_model_row(entry, results) for entry in results.entries]
 
 
 def figure_rows(results: Results) -> list[Row]:
-    """A row for each model and measure of a task that has sizes, if at least one run ended."""
+    """Returns a row for each model and each measure of a task with sizes, if at least one run ended."""
     rows = []
     for measure in measures(results.config):
         if measure.size is None:
-            continue  # bits per byte stand in the rows of the models
+            continue  # bits per byte are in the rows of the models
         for entry in results.entries:
             if values := results.figures(entry, measure.trained, measure.figure):
                 rows.append(
@@ -92,8 +95,12 @@ def figure_rows(results: Results) -> list[Row]:
 
 
 def difference_rows(results: Results) -> list[Row]:
-    """A row for each measure and model after the first, of the differences at equal seeds. Holm's correction is over
-    the models that are compared in one measure. Models without two seeds in common with the first have no row."""
+    """Returns a row for each measure and each model after the first: the differences from the first model at equal
+    seeds.
+
+    Holm's correction covers the models compared in one measure. A model without two seeds in common with the first has
+    no row.
+    """
     rows = []
     first, *others = results.entries
     for measure in measures(results.config):
@@ -167,13 +174,13 @@ def _model_row(entry: Entry, results: Results) -> Row:
 
 
 def layer_pattern(spec: Decoder) -> str:
-    """The kinds of a model's layers in their order, repetitions folded."""
+    """Returns the kinds of a model's layers in their order, with repetitions folded."""
     names = dict(zip(dict.fromkeys(spec.layers), labels(spec.layers), strict=True))
     return fold([names[layer] for layer in spec.layers])
 
 
 def _runs(entry: Entry, results: Results) -> list[dict[str, Any]]:
-    """Every run of a model that ended, with its samples."""
+    """Returns every run of a model that ended, with its samples."""
     wanted = (results.run(entry, task, seed) for task in results.config.trained for seed in range(results.config.seeds))
     return [
         {
@@ -196,13 +203,13 @@ def _measured(measure: Measure) -> Row:
 
 
 def _data(results: Results, measure: Measure) -> Row:
-    """The text that a figure is of; none where the task generates its sequences."""
+    """Returns the text that a figure was measured on; none if the task generates its sequences."""
     text = measure.trained == TEXT
     return {"data": results.tokens.name if text else None, "data_hash": results.tokens.hash if text else None}
 
 
 def _spread(values: Sequence[float]) -> Row:
-    """A mean with the bounds of its 95 % interval, which takes two values."""
+    """Returns a mean with the bounds of its 95 % interval, which needs two values."""
     if not values:
         return {"mean": None, "low": None, "high": None}
     if len(values) < 2:

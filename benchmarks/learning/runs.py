@@ -1,8 +1,8 @@
-"""Runs: what defines one, what came of it, and the folder that keeps each as a file from the moment it ends.
+"""Runs: their definition, their outcomes, and the folder that keeps each as a file from the moment it ends.
 
-A run is named by the hash of everything that decides its figures: the spec, the task, the learning rate, the seed, the
-sizes of its steps, the text and the code. A run that differs in any of them is another run, so figures of different
-data or code are never put side by side, and the same command goes on where it was interrupted.
+A run is named by the hash of everything that determines its figures: the spec, the task, the learning rate, the seed,
+the sizes of its steps, the text and the code. A run that differs in any of them is another run. So figures of different
+data or code are never compared, and the same command resumes an interrupted comparison.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from zoo.model.decoder import Decoder
 from zoo.new_files import write_file
 from zoo.training.text.tokens import Split
 
-SCHEMA = 1  # of the kept files
+SCHEMA = 1  # version of the kept files' format
 TEXT = "text"
 ROOT = Path(zoo.__file__).parents[1]
-# What decides the figures of a run; the rest of the code only chooses runs and shows them.
+# Code that determines the figures of a run; the rest of the code only chooses runs and shows them.
 CODE = (
     "zoo/registry.py",
     "zoo/core",
@@ -40,7 +40,7 @@ CODE = (
 
 @cache
 def code_hash() -> str:
-    """The hash of the code that decides the figures of a run."""
+    """Returns the hash of the code that determines the figures of a run."""
     digest = hashlib.sha256()
     for top in CODE:
         path = ROOT / top
@@ -51,9 +51,11 @@ def code_hash() -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: `steps` steps of `batch` sequences of `context` tokens (of the task's own lengths, where the task
-    is synthetic), evaluated on `split`: the held-out text, or the tuning text that only learning rates are chosen by.
-    `data` is the hash of the text, empty for synthetic tasks; `code` that of the code."""
+    """One training run: `steps` steps of `batch` sequences of `context` tokens. A synthetic task sets its own lengths.
+
+    `split`: the text of the evaluation, held-out or tuning; only the choice of learning rates uses the tuning text.
+    `data` is the hash of the text, empty for synthetic tasks; `code` is the hash of the code.
+    """
 
     spec: Decoder
     task: str
@@ -68,24 +70,24 @@ class Run:
 
     @property
     def key(self) -> dict[str, Any]:
-        """All that decides the figures, as JSON has it."""
+        """Everything that determines the figures, as JSON."""
         facts = {each: getattr(self, each) for each in self.__dataclass_fields__}
         return facts | {"spec": repr(self.spec), "torch": torch.__version__}
 
     @property
     def name(self) -> str:
-        """The hash of the key, which names its file."""
+        """The hash of the key, which names the run's file."""
         return hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:24]
 
     @property
     def tokens(self) -> int:
-        """Tokens that it trains on, at most."""
+        """The maximum number of tokens in training."""
         return self.steps * self.batch * self.context
 
 
 @dataclass(frozen=True)
 class Point:
-    """An evaluation during training, after so many tokens, training FLOPs and seconds of training."""
+    """An evaluation during training, after this many tokens, training FLOPs and seconds of training."""
 
     tokens: int
     flops: int
@@ -95,9 +97,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run: its `figures` by name (bits per byte, or the accuracy at each size of the task), its `curve`
-    (of text), and the speed of its training steps alone. `diverged` says where the loss became NaN; there are no
-    figures then."""
+    """The outcome of a run: its figures, its curve, and the speed of its training steps alone.
+
+    `figures` by name: bits per byte, or the accuracy at each size of the task. `curve`: evaluations during training on
+    text. `diverged` says where the loss became NaN; such a run has no figures.
+    """
 
     figures: dict[str, float]
     curve: tuple[Point, ...] = ()
@@ -117,11 +121,11 @@ class RunStore:
             raise NotAvailable(f"--runs {folder}: {error.strerror}") from error
 
     def path(self, run: Run) -> Path:
-        """The file of a run, whether or not it is there."""
+        """Returns the path of a run's file, whether or not it exists."""
         return self.folder / f"{run.name}.json"
 
     def load(self, run: Run) -> Outcome | None:
-        """What came of a run; None if it has not ended. Raises MalformedError for a file that is not of this run."""
+        """Returns the outcome of a run; None if it has not ended. Raises MalformedError for a file of another run."""
         path = self.path(run)
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
@@ -137,10 +141,12 @@ class RunStore:
             raise MalformedError(f"{path} is not a kept run ({error}); delete it to have the run made again") from error
 
     def save(self, run: Run, outcome: Outcome) -> None:
-        """Keep what came of a run: the whole file or none of it. Raises NotAvailable if it cannot be written."""
+        """Keeps the outcome of a run: the whole file or none of it. Raises NotAvailable if the file cannot be
+        written.
+        """
         text = json.dumps({"schema": SCHEMA, "key": run.key, "outcome": asdict(outcome)}, indent=1)
         write_file(self.path(run), f"{text}\n".encode())
 
     def missing(self, runs: Iterable[Run]) -> list[Run]:
-        """Those that have not ended, in their order and each once."""
+        """Returns the runs that have not ended, in their order and each once."""
         return [run for run in dict.fromkeys(runs) if self.load(run) is None]

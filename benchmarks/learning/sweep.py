@@ -1,7 +1,7 @@
 """The choice of learning rates: a sweep for each model, on text that no result is measured on.
 
-The learning rate moves a result more than most blocks do, so that every model gets its own. A sweep whose best rate is
-its lowest or highest proves nothing: it is widened by the next rate to that side, a few times.
+The learning rate changes a result more than most blocks do, so every model gets its own. A sweep whose best rate is its
+lowest or highest proves nothing. It is widened by the next rate to that side, at most MAX_WIDENINGS times.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from zoo.errors import CheckFailed, UsageError
 
 Model = TypeVar("Model")
 DEFAULT_RATES = (8e-3, 16e-3, 32e-3)
-MAX_WIDENINGS, FACTOR = 3, 2.0  # new rates a model; the ratio of one to its neighbour
+MAX_WIDENINGS, FACTOR = 3, 2.0  # new rates per model; the ratio of a new rate to its neighbour
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The rates that were tried, with the tuning loss of each (inf where training diverged), lowest rate first."""
+    """The rates that were tried, with the tuning loss of each (inf if training diverged), lowest rate first."""
 
     tried: tuple[tuple[float, float], ...]
 
@@ -31,8 +31,9 @@ class Sweep:
 
     @property
     def at_edge(self) -> str | None:
-        """ "lowest" or "highest" where the best rate is that of those tried, None where there are others on both
-        sides."""
+        """ "lowest" or "highest" if the best rate is the lowest or highest that was tried, None if others lie on both
+        sides.
+        """
         rates = [rate for rate, _ in self.tried]
         if self.best == rates[-1]:
             return "highest"
@@ -40,7 +41,7 @@ class Sweep:
 
     @property
     def next_rate(self) -> float | None:
-        """The rate that would widen it; None where the best is inside."""
+        """The rate that would widen the sweep; None if the best rate is inside."""
         edge = self.at_edge
         return None if edge is None else self.best * FACTOR if edge == "highest" else self.best / FACTOR
 
@@ -51,8 +52,11 @@ def choose_rates(
     tuning_losses: Callable[[Sequence[tuple[Model, float]]], Mapping[tuple[Model, float], float]],
     widenings: int = MAX_WIDENINGS,
 ) -> dict[Model, Sweep]:
-    """The sweep of each model. `tuning_losses` trains (model, rate) pairs, all of one round at once; a pair that it
-    does not return, or returns as inf, counts as diverged."""
+    """Returns the sweep of each model.
+
+    `tuning_losses` trains (model, rate) pairs, all pairs of a round at once. A pair that it does not return, or returns
+    as inf, counts as diverged.
+    """
     found = {model: dict[float, float]() for model in models}
     wanted = [(model, rate) for model in models for rate in rates]
     for _ in range(widenings + 1):
@@ -67,7 +71,7 @@ def choose_rates(
 
 
 def check_trained(sweeps: Iterable[tuple[str, Sweep]]) -> None:
-    """Raise CheckFailed for a model, given by name, that diverged at every rate."""
+    """Raises CheckFailed for a model, given by name, that diverged at every rate."""
     for name, sweep in sweeps:
         if all(loss == inf for _, loss in sweep.tried):
             tried = ", ".join(f"{rate:g}" for rate, _ in sweep.tried)
@@ -75,7 +79,9 @@ def check_trained(sweeps: Iterable[tuple[str, Sweep]]) -> None:
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
-    """Learning rates from "4e-3,8e-3", lowest first. Raises UsageError unless there is one, and all are above 0."""
+    """Parses learning rates from "4e-3,8e-3", lowest first. Raises UsageError unless there is one, and all are above
+    0.
+    """
     try:
         rates = sorted({float(word) for word in text.split(",")})
     except ValueError:

@@ -19,7 +19,7 @@ WIDE = replace(WHAT, width=16)
 
 
 def tables(results: Results) -> Iterator[Table]:
-    """The models, each task that is not text, the differences, the learning rates and the budgets."""
+    """Yields the tables of models, of each task except text, of differences, of learning rates and of budgets."""
     models, figures, differences = model_rows(results), figure_rows(results), difference_rows(results)
     yield learned(models)
     for task in results.config.tasks:
@@ -33,17 +33,17 @@ def tables(results: Results) -> Iterator[Table]:
 
 
 def what(row: Row) -> str:
-    """A model with its swaps."""
+    """Returns a model's name with its swaps."""
     return f"{row['model']} {row['swap']}" if row.get("swap") else row["model"]
 
 
 def data_line(row: Row) -> str:
-    """Which text a figure is of."""
+    """Returns the line that names the text of the figures."""
     return f"Text: {row['data']}, {row['data_hash']}."
 
 
 def learned(rows: Rows) -> Table:
-    """The main table: what a model costs and what it has learned."""
+    """Returns the main table: the costs of each model and its bits per byte."""
     first = rows[0]
     shown = [
         WHAT,
@@ -74,7 +74,7 @@ def learned(rows: Rows) -> Table:
 
 
 def plus_minus(row: Row, keys: Sequence[str], show: str, scale: float = 1) -> str | None:
-    """A mean and the half width of its interval: 1.832 ±0.021."""
+    """Returns a mean and the half width of its interval: 1.832 ±0.021."""
     mean, low, high = (row[key] for key in keys)
     if mean is None:
         return None
@@ -88,7 +88,7 @@ def _dropped(rows: Rows) -> list[str]:
 
 
 def by_size(task: str, rows: Rows, learning_rate: float) -> Table:
-    """A task, with a column for each of its sizes; tasks are learnt at this rate."""
+    """Returns the table of a task, with a column for each of its sizes. `learning_rate`: the rate of the task."""
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     cells: dict[str, Row] = {}
     for row in rows:
@@ -119,7 +119,7 @@ def by_size(task: str, rows: Rows, learning_rate: float) -> Table:
 
 
 def compared(rows: Rows) -> Table:
-    """Paired differences from the first model."""
+    """Returns the table of paired differences from the first model."""
     against = rows[0]["against"]
     shown = [WIDE, *columns(measure="measure"), *columns(spread="difference"), *columns(words="in words")]
     legend = [
@@ -139,7 +139,7 @@ def compared(rows: Rows) -> Table:
 
 
 def swept(rows: Rows) -> Table:
-    """The learning rates that were tried for each model."""
+    """Returns the table of the learning rates that were tried for each model."""
     rates = sorted({each["learning_rate"] for row in rows for each in row["sweep"]})
 
     def derive(row: Row) -> Row:
@@ -160,7 +160,7 @@ def _tuned(loss: float | None) -> str:
 
 
 def budgets(rows: Rows) -> Table:
-    """What each small form was made to meet, how near it came, and its layers."""
+    """Returns the table of budgets of the small forms, the gap to each budget, and the layers."""
 
     def derive(row: Row) -> Row:
         return {"what": what(row), "met": "; ".join(map(_met, row["budgets"]))}

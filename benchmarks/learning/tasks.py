@@ -1,7 +1,7 @@
-"""Synthetic tasks: sequences that a small model learns in minutes if its blocks can do what the task asks.
+"""Synthetic tasks: sequences that a small model learns in minutes if its blocks can solve the task.
 
-A sequence is drawn from (task, split, seed, step) alone, so that equal seeds see equal data in the same order, and a
-run needs no state to go on. A task is trained at all its sizes, one a step, and tested at each.
+A sequence depends on (task, split, seed, step) alone. So equal seeds see equal data in the same order, and a run
+resumes without state. A task is trained at all its sizes, one per step, and tested at each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from zoo.training.batches import Batch
 from zoo.training.losses import IGNORED
 
 VOCAB = 64
-RECALL_TOKENS = 64  # of a sequence
+RECALL_TOKENS = 64  # tokens of a sequence
 HALF = VOCAB // 2
 VALUES = VOCAB - HALF  # values are the upper half of the vocabulary: HALF, HALF + 1, ...
 FILLER, SEPARATOR = 0, 1
@@ -26,8 +26,11 @@ FAR_PAIRS, TRIGGERS, NOISE_PER_TOKEN = 8, 4, 3
 
 @dataclass(frozen=True)
 class Task:
-    """A synthetic task. `draw(size, batch, generator)` makes its sequences; `chance` is the accuracy of a guess that
-    looks at nothing; `size_word` says what a size counts."""
+    """A synthetic task.
+
+    `draw(size, batch, generator)` makes its sequences. `chance` is the accuracy of a guess without any input.
+    `size_word` is the unit of a size.
+    """
 
     name: str
     title: str
@@ -35,45 +38,48 @@ class Task:
     size_word: str
     chance: float
     draw: Callable[[int, int, torch.Generator], Batch]
-    tokens: int = 3072  # per step, about: a model needs many short sequences to find what they have in common
+    tokens: int = 3072  # approximate tokens per step: a model needs many short sequences to find their common rule
     steps: int = 500
     vocab: int = VOCAB
 
     def length(self, size: int) -> int:
-        """Tokens of a sequence."""
+        """Returns the number of tokens of a sequence."""
         return self.draw(size, 1, generator_for(self.name, "length", 0, 0)).inputs.shape[1]
 
     def batch(self, size: int) -> int:
-        """Sequences of a step."""
+        """Returns the number of sequences of a step."""
         return max(1, self.tokens // self.length(size))
 
     def training_batch(self, step: int, seed: int) -> Batch:
-        """The sequences of a step; sizes take turns in an order that the seed draws."""
+        """Returns the sequences of a step. Sizes take turns in an order that the seed draws."""
         generator = generator_for(self.name, "train", seed, step)
         size = self.sizes[int(torch.randint(len(self.sizes), (), generator=generator))]
         return self.draw(size, self.batch(size), generator)
 
     def test_batches(self, size: int, sequences: int = 128, split: str = "test") -> Iterator[Batch]:
-        """`sequences` sequences of one size or some more, the same for every model and seed."""
+        """Yields at least `sequences` sequences of one size, the same for every model and seed."""
         batch = self.batch(size)
         for step in range(-(-sequences // batch)):
             yield self.draw(size, batch, generator_for(self.name, split, size, step))
 
 
 def generator_for(task: str, split: str, seed: int, step: int) -> torch.Generator:
-    """A random generator that follows from its arguments alone, in every process and on every machine."""
+    """Returns a random generator that depends on its arguments alone, in every process and on every machine."""
     digest = hashlib.sha256(f"{task}/{split}/{seed}/{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def distinct(count: int, low: int, high: int, batch: int, generator: torch.Generator) -> Tensor:
-    """(batch, count) token ids of [low, high), all different within a row, in random order."""
+    """Returns (batch, count) token ids of [low, high), all different within a row, in random order."""
     return torch.rand(batch, high - low, generator=generator).argsort(dim=1)[:, :count] + low
 
 
 def recall(pairs: int, batch: int, generator: torch.Generator) -> Batch:
-    """Multi-query associative recall (Arora et al. 2023, "Zoology", section 3): pairs of a key and a value, then at
-    every later place, up to RECALL_TOKENS, a key that is among them; the target there is its value."""
+    """Draws sequences of multi-query associative recall (Arora et al. 2023, "Zoology", section 3).
+
+    Pairs of a key and a value come first. Every later place, up to RECALL_TOKENS, holds one of the keys; its target is
+    the key's value.
+    """
     keys = distinct(pairs, 0, HALF, batch, generator)
     values = torch.randint(HALF, VOCAB, (batch, pairs), generator=generator)
     asked = torch.randint(pairs, (batch, RECALL_TOKENS - 2 * pairs), generator=generator)
@@ -81,10 +87,11 @@ def recall(pairs: int, batch: int, generator: torch.Generator) -> Batch:
 
 
 def far_recall(distance: int, batch: int, generator: torch.Generator) -> Batch:
-    """Recall where each key is asked once, at least `distance` tokens after its value, with filler between.
+    """Draws recall sequences in which each key is asked once, at least `distance` tokens after its value, with filler
+    between.
 
-    Information moves at most window - 1 tokens in a layer: where layers x (window - 1) < distance, a model can only
-    guess."""
+    Information moves at most window - 1 tokens per layer: if layers x (window - 1) < distance, a model can only guess.
+    """
     keys = distinct(FAR_PAIRS, FILLER + 1, HALF, batch, generator)
     values = torch.randint(HALF, VOCAB, (batch, FAR_PAIRS), generator=generator)
     order = distinct(FAR_PAIRS, 0, FAR_PAIRS, batch, generator)
@@ -95,15 +102,20 @@ def far_recall(distance: int, batch: int, generator: torch.Generator) -> Batch:
 
 
 def copying(length: int, batch: int, generator: torch.Generator) -> Batch:
-    """Copying (Arjovsky et al. 2015, section 4.1, as next-token prediction): random tokens, a separator, the same
-    tokens again, which are scored."""
+    """Draws copying sequences (Arjovsky et al. 2015, section 4.1, as next-token prediction).
+
+    Random tokens, a separator, and the same tokens again, which are scored.
+    """
     tokens = torch.randint(SEPARATOR + 1, VOCAB, (batch, length), generator=generator)
     return _repeated(tokens, tokens)
 
 
 def selective_copying(count: int, batch: int, generator: torch.Generator) -> Batch:
-    """Selective copying (Jing et al. 2019; Gu and Dao 2023, section 3.1): tokens at random places among filler, a
-    separator, then the tokens without the filler, which are scored. Of four places three hold filler."""
+    """Draws sequences of selective copying (Jing et al. 2019; Gu and Dao 2023, section 3.1).
+
+    Tokens stand at random places among filler. After a separator the tokens follow without the filler, and are scored.
+    Three of four places hold filler.
+    """
     tokens = torch.randint(SEPARATOR + 1, VOCAB, (batch, count), generator=generator)
     places = distinct(count, 0, count * (1 + NOISE_PER_TOKEN), batch, generator).sort(dim=1).values
     scattered = torch.full((batch, count * (1 + NOISE_PER_TOKEN)), FILLER).scatter(1, places, tokens)
@@ -111,12 +123,15 @@ def selective_copying(count: int, batch: int, generator: torch.Generator) -> Bat
 
 
 def induction(length: int, batch: int, generator: torch.Generator) -> Batch:
-    """Induction (Olsson et al. 2022): among noise, a few tokens of each sequence are always followed by the same token
-    there. What follows is scored from a token's second time on."""
+    """Draws induction sequences (Olsson et al. 2022).
+
+    In each sequence, among noise, the same token always follows each of a few trigger tokens. It is scored from a
+    trigger's second time on.
+    """
     followed = distinct(TRIGGERS, HALF, VOCAB, batch, generator)
     following = torch.randint(HALF, (batch, TRIGGERS), generator=generator)
     noise = torch.randint(HALF, (batch, length // 2, 2), generator=generator)
-    # Two tokens a block: a trigger (0 .. TRIGGERS - 1) and what follows it, or noise (the numbers above).
+    # A block has two tokens: a trigger (0 .. TRIGGERS - 1) and its follower, or noise (the numbers above).
     kind = torch.randint(2 * TRIGGERS, (batch, length // 2), generator=generator)
     which, is_trigger = kind.clamp(max=TRIGGERS - 1), kind < TRIGGERS
     pairs = torch.stack([followed.gather(1, which), following.gather(1, which)], dim=2)
@@ -133,12 +148,14 @@ def _interleaved(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _asked(told: Tensor, questions: Tensor, answers: Tensor) -> Batch:
-    """What is told, then questions, with the answers as targets; no answer is an input."""
+    """Returns the `told` tokens, then the questions, with the answers as targets. No answer is an input."""
     return Batch(torch.cat([told, questions], dim=1), torch.cat([torch.full_like(told, IGNORED), answers], dim=1))
 
 
 def _repeated(shown: Tensor, repeated: Tensor) -> Batch:
-    """What is shown, a separator, and what is repeated: each token of it is the target of the place before it."""
+    """Returns the `shown` tokens, a separator and the `repeated` tokens. The target of a place is the next repeated
+    token.
+    """
     separator = torch.full((len(shown), 1), SEPARATOR)
     inputs = torch.cat([shown, separator, repeated[:, :-1]], dim=1)
     return Batch(inputs, torch.cat([torch.full_like(shown, IGNORED), repeated], dim=1))

@@ -1,7 +1,7 @@
 """One run: a small model is trained on text or on a synthetic task, and evaluated.
 
-What each run's figures are: of text, bits per byte on held-out files, while it learns and at the end, and beyond the
-trained context; of a synthetic task, the accuracy at each of its sizes.
+The figures of text are bits per byte on held-out files: during training, at the end, and beyond the training context.
+The figures of a synthetic task are its accuracy at each of its sizes.
 """
 
 from __future__ import annotations
@@ -21,24 +21,28 @@ from zoo.training.losses import IGNORED
 from zoo.training.text.tokens import TokenFile, heldout_batches, training_batch
 
 BITS_PER_BYTE = "bits_per_byte"
-LENGTHS = (1, 2, 4)  # times the trained context
-BACKWARD = 2  # FLOPs of a backward pass, in forward passes
+LENGTHS = (1, 2, 4)  # multiples of the training context
+BACKWARD = 2  # FLOPs of a backward pass, relative to a forward pass
 CURVE_POINTS, CURVE_TOKENS, FINAL_TOKENS, LENGTH_TOKENS = 6, 2**14, 2**16, 2**14
 
 
 def beyond(times: int) -> str:
-    """The figure of bits per byte in the second half of a context that is `times` the trained one."""
+    """Returns the name of the figure of bits per byte in the second half of a context of `times` the training
+    context.
+    """
     return f"{BITS_PER_BYTE}_at_{times}x"
 
 
 def at_size(size: int) -> str:
-    """The figure of the accuracy at a size of a synthetic task."""
+    """Returns the name of the figure of the accuracy at a size of a synthetic task."""
     return f"accuracy_at_{size}"
 
 
 def perform(run: Run, tokens: TokenFile | None) -> Outcome:
-    """Train and evaluate. A run whose loss becomes NaN has an outcome too, without figures. Raises ZooError for a spec
-    or sizes that cannot be trained."""
+    """Trains and evaluates a run. If its loss becomes NaN, its outcome has no figures.
+
+    Raises ZooError for a spec or sizes that cannot be trained.
+    """
     try:
         if run.task == TEXT:
             assert tokens is not None
@@ -49,13 +53,17 @@ def perform(run: Run, tokens: TokenFile | None) -> Outcome:
 
 
 def config(run: Run) -> TrainingConfig:
-    """How the run is trained: text under a cosine, tasks at a rate that stays up until the end."""
+    """Returns the training config of a run: a cosine schedule for text, for tasks a rate that stays up until the
+    end.
+    """
     schedule = "cosine" if run.task == TEXT else "wsd"
     return TrainingConfig(run.steps, run.learning_rate, run.batch, run.context, schedule=schedule, seed=run.seed)
 
 
 def training_flops(spec: Decoder, context: int) -> float:
-    """FLOPs of training on one token, the mean over a context: a forward pass and a backward pass of twice as many."""
+    """Returns the training FLOPs per token, the mean over a context: a forward pass, and a backward pass of twice the
+    FLOPs.
+    """
     return (1 + BACKWARD) * spec.flops(0, context) / context
 
 
@@ -95,14 +103,14 @@ def _learn_task(run: Run, task: Task) -> Outcome:
 
 
 def _bits_per_byte(trainer: Trainer, tokens: TokenFile, run: Run, limit: int) -> float:
-    """On the first `limit` tokens of the split that the run is evaluated on."""
+    """Returns bits per byte on the first `limit` tokens of the run's evaluation split."""
     batches = heldout_batches(tokens, run.batch, run.context, limit, run.split)
     found = evaluate(trainer.model, batches)
     return tokens.bits_per_byte(found.nats, found.scored, run.split)
 
 
 def _beyond(trainer: Trainer, tokens: TokenFile, run: Run, times: int) -> float:
-    """Bits per byte in the second half of a context that is `times` the trained one."""
+    """Returns bits per byte in the second half of a context of `times` the training context."""
     context = times * run.context
 
     def second_halves() -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""Worker processes, one a core with one torch thread each: jobs go out one by one, results come back as they end.
+"""Worker processes, one per core with one torch thread each. Jobs go out one by one, results come back as they end.
 
 Workers are spawned, never forked: a fork of a process with threads may hang. They do not see Ctrl-C, which the terminal
 sends to the whole group of processes; the process that started them ends them.
@@ -28,7 +28,7 @@ SECONDS_TO_END = 5.0
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job has no result, in one line."""
+    """The reason why a job has no result, in one line."""
 
     reason: str
 
@@ -41,8 +41,11 @@ class _Worker(Generic[Job]):
 
 
 class Workers(Generic[Job, Result]):
-    """`count` processes that apply `function`, which must be importable by name, to jobs. As a context manager: all end
-    with the block, at once where an exception or Ctrl-C ends it. With a count of 1 everything runs in this process."""
+    """A pool of `count` processes that apply `function`, which must be importable by name, to jobs.
+
+    As a context manager, it ends all processes with the block, immediately if an exception or Ctrl-C ends it. With a
+    count of 1 everything runs in this process.
+    """
 
     def __init__(self, function: Callable[[Job], Result], count: int) -> None:
         self.function, self.count = function, count
@@ -63,7 +66,7 @@ class Workers(Generic[Job, Result]):
         self._workers.clear()
 
     def map(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | Failure]]:
-        """Each job with its result or the reason why it has none, in the order in which they end."""
+        """Yields each job with its result or the reason for its failure, in the order in which jobs end."""
         if self.count == 1:
             for job in jobs:
                 with one_thread():
@@ -85,7 +88,7 @@ class Workers(Generic[Job, Result]):
                 yield job, result
 
     def _hand_out(self, waiting: list[Job]) -> None:
-        """Give each idle worker a job; start workers as long as there are fewer than `count` and jobs wait."""
+        """Gives each idle worker a job. Starts workers as long as there are fewer than `count` and jobs wait."""
         idle = [worker for worker in self._workers if worker.job is None]
         while waiting and (idle or len(self._workers) < self.count):
             worker = idle.pop() if idle else self._start()
@@ -112,18 +115,18 @@ class Workers(Generic[Job, Result]):
 
 
 def attempt(function: Callable[[Job], Result], job: Job) -> Result | Failure:
-    """The result of a job, or why it has none. Ctrl-C is not caught."""
+    """Returns the result of a job, or the reason for its failure. Ctrl-C is not caught."""
     try:
         return function(job)
     except ZooError as error:
         return Failure(" ".join(str(error).split()))
-    except Exception as error:  # a bug in one run: the others are kept
+    except Exception as error:  # a bug in one run: the other runs are kept
         return Failure(" ".join(f"{type(error).__name__}: {error}".split()))
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within, torch computes with one thread."""
+    """Makes torch compute with one thread within the block."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -134,7 +137,9 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Within, Ctrl-C waits; a process that starts here never sees it, since it inherits the mask of its parent."""
+    """Delays Ctrl-C within the block. A process that starts here never sees it, since it inherits its parent's signal
+    mask.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -149,12 +154,12 @@ def interrupts_held() -> Iterator[None]:
 
 
 def available_cores() -> int:
-    """The cores that this process may run on."""
+    """Returns the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
-    """The life of a worker: jobs until the other end closes."""
+    """Runs a worker: it does jobs until the other end closes."""
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):  # the process that started this one has ended
         while True:

@@ -1,7 +1,7 @@
 """The baseline: transformers' implementation of a model, with the same weights in memory, beside the zoo's.
 
-It is measured with the attention that it chooses by default, and on request compiled with a static cache. Before that,
-its logits must equal the zoo's.
+It is measured with its default attention and, on request, compiled with a static cache. Before that, its logits must
+equal the zoo's.
 """
 
 import copy
@@ -21,12 +21,14 @@ from weights.saving import to_checkpoint
 from zoo.errors import CheckFailed
 from zoo.model.module import Model
 
-CHECKED_TOKENS = 64  # whose logits are compared
+CHECKED_TOKENS = 64  # tokens whose logits are compared
 
 
 @dataclass(frozen=True)
 class BaselineRunner(Runner):
-    """A causal language model of transformers, with its own dynamic cache; `compiled`: it, for a static cache."""
+    """A causal language model of transformers, with its own dynamic cache. `compiled`: the compiled model, for a static
+    cache.
+    """
 
     compiled: Callable[..., Any] | None = None
 
@@ -36,19 +38,21 @@ class BaselineRunner(Runner):
         return transformers().StaticCache(config=self.model.config, max_cache_len=tokens)
 
     def __call__(self, tokens: Tensor, cache: Any) -> Tensor:
-        # Releases that know `cache` warn about the older name.
+        # Releases that accept `cache` warn about the older name.
         name = "cache" if "cache" in signature(self.model.forward).parameters else "past_key_values"
         call = self.model if self.compiled is None else self.compiled  # a compiled module has no truth value
         return call(input_ids=tokens, use_cache=True, logits_to_keep=1, **{name: cache}).logits
 
     def snapshot(self, cache: Any) -> Callable[[], Any]:
-        """A static cache is restored in place: compiled code may rely on its address."""
+        """Returns a function that restores the cache. A static cache is restored in place: compiled code may rely on
+        its address.
+        """
         kept = copy.deepcopy(cache)
         return (lambda: copy.deepcopy(kept)) if self.compiled is None else (lambda: _restored(cache, kept))
 
 
 def _restored(cache: Any, kept: Any) -> Any:
-    """`cache` as it was when `kept` was copied from it; reset if it was empty."""
+    """Restores `cache` to its state when `kept` was copied from it, and returns it. An empty cache is reset."""
     for layer, before in zip(cache.layers, kept.layers, strict=True):
         if not before.is_initialized:
             layer.reset()
@@ -64,8 +68,10 @@ def _restored(cache: Any, kept: Any) -> Any:
 def baseline_candidates(
     benchmark_model: BenchmarkModel, model: Model, config: ThroughputConfig, with_compiled: bool
 ) -> Iterator[Candidate]:
-    """The baseline's candidates; if it does not run compiled, a line on stderr says why. Raises CheckFailed unless the
-    logits are equal, SpecError for a model that no config of transformers describes."""
+    """Yields the baseline's candidates. If it does not run compiled, a line on stderr says why.
+
+    Raises CheckFailed unless the logits are equal, SpecError for a model that no config of transformers describes.
+    """
     reference = build_baseline(model, config.device)
     check_logits(benchmark_model, model, reference, config)
     eager = BaselineRunner(reference)
@@ -79,7 +85,7 @@ def baseline_candidates(
 
 
 def build_baseline(model: Model, device: torch.device) -> Any:
-    """The model in transformers. Weights that both hold in the same layout are the same memory."""
+    """Returns the model in transformers. Weights with the same layout in both share memory."""
     fields, tensors = to_checkpoint(model)
     config = transformers().AutoConfig.for_model(**fields)
     kind = causal_class(config)
@@ -89,7 +95,7 @@ def build_baseline(model: Model, device: torch.device) -> Any:
 
 
 def check_logits(benchmark_model: BenchmarkModel, model: Model, reference: Any, config: ThroughputConfig) -> None:
-    """Raise CheckFailed unless both compute the same logits, up to rounding."""
+    """Raises CheckFailed unless both compute the same logits, up to rounding."""
     generator = torch.Generator().manual_seed(config.seed)
     tokens = torch.randint(model.spec.vocab, (1, CHECKED_TOKENS), generator=generator).to(config.device)
     with inference(config.threads):
@@ -100,25 +106,26 @@ def check_logits(benchmark_model: BenchmarkModel, model: Model, reference: Any, 
 def require_equal_logits(
     benchmark_model: BenchmarkModel, logits: Tensor, expected: Tensor, config: ThroughputConfig, whose: str, others: str
 ) -> None:
-    """Raise CheckFailed unless logits are the expected ones, up to rounding.
+    """Raises CheckFailed unless logits are the expected ones, up to rounding.
 
-    A mixture of experts in 16 bits is not judged: a near tie in a router may go either way, and the rest then differs.
+    A mixture of experts in 16 bits is not checked: rounding may decide a near tie in a router, and the rest then
+    differs.
     """
     difference, bound = _difference(logits, expected, config.dtype)
     judged = config.dtype.itemsize >= 4 or not any(layer.mixture for layer in benchmark_model.spec.layers)
-    if judged and not difference <= bound:  # a NaN is a failure, too
+    if judged and not difference <= bound:  # a NaN fails, too
         apart = f"differ by {difference:.1e} from {others}, above {bound:.1e}"
         raise CheckFailed(f"{benchmark_model.label}: the logits of {whose} {apart}; nothing was measured")
 
 
 def _difference(logits: Tensor, expected: Tensor, dtype: torch.dtype) -> tuple[float, float]:
-    """The largest difference, and the bound that rounding in this dtype stays below."""
+    """Returns the largest difference, and a bound that rounding in this dtype does not exceed."""
     bound = TOLERANCE[dtype] * expected.abs().max().item()
     return (logits - expected).abs().max().item(), bound
 
 
 def _problem(runner: BaselineRunner, eager: BaselineRunner, config: ThroughputConfig) -> str | None:
-    """Why the runner does not run, or computes something else than `eager`, in a line; None if all is well."""
+    """Returns, in a line, why the runner does not run or computes something else than `eager`; None if both agree."""
     try:
         with inference(config.threads):
             logits, expected = (_decoded(each, config.device) for each in (runner, eager))
@@ -129,7 +136,7 @@ def _problem(runner: BaselineRunner, eager: BaselineRunner, config: ThroughputCo
 
 
 def _decoded(runner: BaselineRunner, device: torch.device) -> Tensor:
-    """The last logits after a prefill of two tokens and two decoded ones."""
+    """Returns the last logits after a prefill of two tokens and two decoded tokens."""
     cache, tokens = runner.new_cache(1, 8), torch.arange(4, device=device)[None]
     *_, last = [runner(part, cache) for part in tokens.split([2, 1, 1], dim=1)]
     return last

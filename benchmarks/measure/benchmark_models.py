@@ -1,4 +1,4 @@
-"""Models to measure: which ones, in which variant, and with what weights."""
+"""The models to measure, their variants, and their weights."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,7 +37,7 @@ class BenchmarkModel:
         return self.entry.label
 
     def build(self, device: torch.device, dtype: torch.dtype, seed: int, ranks: Ranks = Ranks()) -> Module:
-        """The module, or this process's part of it, in eval mode."""
+        """Returns the module, or this process's part of it, in eval mode."""
         if self.source is not None:
             return fill(self.spec, self.source, device, dtype, ranks=ranks)
         if ranks.group is not None:
@@ -47,15 +47,15 @@ class BenchmarkModel:
 
 @dataclass(frozen=True)
 class Variant:
-    """The form in which each named model is measured: tiny, its first `layers` only, and beside it with `swaps`."""
+    """The form of each named model in a measurement: tiny, only its first `layers`, or with `swaps` beside it."""
 
     tiny: bool = False
     layers: int | None = None
     swaps: tuple[str, ...] = ()
-    released: bool = False  # presets, too, with their released weights
+    released: bool = False  # presets, too, have their released weights
 
     def of(self, model: BenchmarkModel) -> BenchmarkModel:
-        """The tiny form or the first layers of a model; with random weights where that changes it."""
+        """Returns the tiny form or the first layers of a model, with random weights if that changes the spec."""
         spec = tiny(model.spec) if self.tiny else model.spec
         spec = spec if self.layers is None else first_layers(spec, self.layers)
         source = model.source if spec == model.spec else None
@@ -63,10 +63,11 @@ class Variant:
 
 
 def benchmark_models(names: Sequence[str], variant: Variant, ignore_fields: Iterable[str] = ()) -> list[BenchmarkModel]:
-    """Each named model in its variant, followed by its swapped form if there are swaps; no names: every architecture.
+    """Returns each named model in its variant, followed by its swapped form if there are swaps; no names: every
+    architecture.
 
     A .gguf file, or a folder with safetensors files, is measured with the weights in it, unless its variant differs. A
-    swap changes the full model, as in every command; the tiny form or first layers are taken of the result.
+    swap changes the full model, as in every command; then the tiny form or the first layers are taken.
     """
     named = [_named(name, variant, ignore_fields) for name in names] or [map(BenchmarkModel, representatives([]))]
     found = [model for models in named for model in models]
@@ -93,8 +94,10 @@ def _named(name: str, variant: Variant, ignore_fields: Iterable[str]) -> Iterato
 
 
 def first_layers(spec: Decoder, number: int) -> Decoder:
-    """The spec with `number` of its layers, in their order: the first of each kind, as far as they go, then the first
-    others; with all layers if it has no more than that."""
+    """Returns the spec with `number` of its layers, in their order: the first of each kind, then the first others.
+
+    A spec with fewer layers keeps all of them.
+    """
     firsts = [spec.layers.index(kind) for kind in dict.fromkeys(spec.layers)]
     others = (index for index in range(len(spec.layers)) if index not in set(firsts))
     kept = sorted([*firsts, *others][:number])

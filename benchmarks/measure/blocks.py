@@ -1,6 +1,6 @@
-"""Each block alone, measured: a prefill, and one decoded token at a context, the blocks taking turns.
+"""Measurements of each block alone: a prefill, and one decoded token at a context. The blocks take turns.
 
-`block_list` is the one place where the measured blocks are listed.
+`block_list` is the one place that lists the measured blocks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -58,10 +58,10 @@ from zoo.units import dtype_name
 
 PREFILL, DECODE = "prefill", "decode"
 HEAD_DIM, QUERIES_PER_KEY = 64, 4  # width of a head; query heads that share a key in GQA
-WINDOW = 512  # tokens, of a chunk and of what an indexer chooses too
+WINDOW = 512  # tokens in a window or a chunk, and tokens that an indexer chooses
 CONV = 4  # tokens
-TOKEN_IDS = 2**15  # that a router by token id has a table of
-EXPERTS, ACTIVE_EXPERTS = 16, 4  # each 1 / ACTIVE_EXPERTS as wide as the dense block: active parameters are equal
+TOKEN_IDS = 2**15  # size of the table of a router by token id
+EXPERTS, ACTIVE_EXPERTS = 16, 4  # each expert has 1 / ACTIVE_EXPERTS of the dense width: active parameters are equal
 
 
 class BlockEntry(NamedTuple):
@@ -73,7 +73,7 @@ class BlockEntry(NamedTuple):
 
 
 def block_list(dim: int) -> list[BlockEntry]:
-    """Every block at width `dim`, which must be a multiple of 256, each beside those it is compared with.
+    """Returns every block at width `dim`, which must be a multiple of 256, each beside comparable ones.
 
     Attention has dim / 64 heads of 64, MLA in the proportions of DeepSeek-V2 (section 2.1.3). A feed-forward block has
     4 x dim active hidden units, dense or in experts. Raises UsageError for another width.
@@ -86,8 +86,8 @@ def block_list(dim: int) -> list[BlockEntry]:
         "attention": _attention(dim),
         "feed-forward": ffn,
         "placement": {name: place(norm, ffn["SwiGLU"]) for name, place in PLACEMENTS.items()},
-        # The roundings of the released models, by the first that has each. Norms are last: they take a few
-        # microseconds, and would show the memory that an MoE before them gave back.
+        # Norms with the rounding of each released model, named after the first model that has it. Norms are last: they
+        # take a few microseconds, and their times would include the release of memory by an MoE before them.
         "norm": {
             "RMSNorm, Llama": norm,
             "RMSNorm, OLMo": replace(norm, scale_in_fp32=True),
@@ -159,7 +159,10 @@ def _feed_forward(dim: int) -> dict[str, Block]:
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """How blocks are measured. `tokens`: of a prefill. `context`: tokens that a decoded one sees, itself included."""
+    """The sizes and the conditions of the measurement.
+
+    `tokens`: tokens of a prefill. `context`: tokens that a decoded token sees, itself included.
+    """
 
     dim: int
     tokens: int
@@ -170,7 +173,7 @@ class BlockConfig:
 
 
 def run(entries: Sequence[BlockEntry], config: BlockConfig, samples: Samples) -> None:
-    """Fill `samples` by (label, phase)."""
+    """Fills `samples` by (label, phase)."""
     with torch.inference_mode(), progress("measuring") as bar:
         pairs = ((entry, build_block(entry.spec, config.dim, config.dtype, config.seed)) for entry in entries)
         tasks = [task for entry, module in pairs for task in block_tasks(entry, module, config)]
@@ -178,7 +181,7 @@ def run(entries: Sequence[BlockEntry], config: BlockConfig, samples: Samples) ->
 
 
 def require_block_memory(entries: Sequence[BlockEntry], config: BlockConfig) -> None:
-    """Raise NotAvailable unless all blocks, their caches and the largest pass fit together into the free memory."""
+    """Raises NotAvailable unless all blocks, their caches and the largest pass fit together into the free memory."""
     weights = sum(entry.spec.params(config.dim) for entry in entries)
     specs = [_cache_spec(entry.spec) for entry in entries]
     past = config.context + config.tokens
@@ -195,7 +198,7 @@ def _cache_spec(spec: Block) -> CacheSpec:
 
 
 def build_block(spec: Block, dim: int, dtype: torch.dtype, seed: int) -> nn.Module:
-    """The block's module on the CPU, in eval mode, with random weights drawn from `seed`."""
+    """Returns the block's module on the CPU, in eval mode, with random weights drawn from `seed`."""
     with allocating("cpu", dtype):
         module = spec.build(dim).eval()
     initialise(module, seed)
@@ -203,14 +206,19 @@ def build_block(spec: Block, dim: int, dtype: torch.dtype, seed: int) -> nn.Modu
 
 
 def block_context(spec: Mixer, cache: Cache, past: int, new: int, dtype: torch.dtype = torch.float32) -> ForwardContext:
-    """The context of a pass of `new` tokens after `past` through one mixer over its `cache`. `dtype` is as for
-    `prepare_forward`."""
+    """Returns the context of a pass of `new` tokens after `past` through one mixer over its `cache`.
+
+    `dtype` is passed to `prepare_forward`.
+    """
     return prepare_forward(past, new, spec.tables(), cache.layers, CPU, dtype)
 
 
 def block_tasks(entry: BlockEntry, module: nn.Module, config: BlockConfig) -> Iterator[Task]:
-    """Prefill, then decode. A mixer gets a cache whose past is drawn at random, and a forward context that is prepared
-    beforehand, as a model prepares it once for all layers; a router by token id gets random ids."""
+    """Yields the prefill task, then the decode task.
+
+    A mixer gets a cache with a random past. Its forward context is prepared beforehand, as a model prepares it once
+    for all layers. A router by token id gets random ids.
+    """
     generator = torch.Generator().manual_seed(config.seed)
     for phase, past, new in ((PREFILL, 0, config.tokens), (DECODE, config.context - 1, 1)):
         streams = getattr(entry.spec, "streams", None)
@@ -229,13 +237,15 @@ def block_tasks(entry: BlockEntry, module: nn.Module, config: BlockConfig) -> It
 
 
 def _touched(x: Tensor, run: Callable[[], object]) -> Callable[[], object]:
-    """`run`, once x was read: in a model it was just written, here the block before has pushed it out of the caches."""
+    """Reads `x`, and returns `run`. In a model x was just written; here the block before has pushed it out of the
+    caches.
+    """
     x.clone()
     return run
 
 
 def rows(entries: Sequence[BlockEntry], config: BlockConfig, samples: Samples) -> list[dict[str, Any]]:
-    """One row for each block that was measured at least once in both phases."""
+    """Returns one row for each block that was measured at least once in both phases."""
     made = []
     for group, label, spec in entries:
         if not all(samples.get((label, phase)) for phase in (PREFILL, DECODE)):
@@ -267,6 +277,8 @@ def rows(entries: Sequence[BlockEntry], config: BlockConfig, samples: Samples) -
 
 
 def time_columns(phase: str, seconds: Sequence[float]) -> dict[str, Any]:
-    """Median, minimum and maximum of some samples, and the samples, as columns of a row; null where there are none."""
+    """Returns the median, minimum and maximum of some samples, and the samples, as columns of a row; None without
+    samples.
+    """
     middle, low, high = (of(seconds) if seconds else None for of in (median, min, max))
     return {f"{phase}_s": middle, f"{phase}_s_min": low, f"{phase}_s_max": high, f"{phase}_seconds": list(seconds)}

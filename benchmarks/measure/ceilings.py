@@ -1,7 +1,7 @@
 """Ceilings of this machine, measured in turns with the models: read bandwidth and arithmetic rate.
 
 The read bandwidth is the best of several kernels that read a buffer far larger than any cache and write next to
-nothing; the arithmetic rate is the best of two square matrix products in the dtype of the models.
+nothing. The arithmetic rate is the best of two square matrix products in the dtype of the models.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +17,16 @@ from zoo.core.devices import free_memory
 from zoo.core.ops.linear import linear
 from zoo.units import dtype_name
 
-BUFFER_BYTES = 2**30  # read by each kernel, where there is room
-MEMORY_PARTS = 4  # the buffer takes at most one part in so many of the free memory
-MATRIX_WIDTH = 4096  # of the buffer as a matrix in a matrix-vector product
-SIDES = (512, 1024, 2048, 4096, 8192)  # of square matrices; the largest whose product takes at most
+BUFFER_BYTES = 2**30  # bytes that each kernel reads, if there is room
+MEMORY_PARTS = 4  # the buffer takes at most 1 / MEMORY_PARTS of the free memory
+MATRIX_WIDTH = 4096  # width of the buffer as a matrix in a matrix-vector product
+SIDES = (
+    512,
+    1024,
+    2048,
+    4096,
+    8192,
+)  # sides of square matrices; the largest side whose product stays below the limit is used
 MAX_PRODUCT_SECONDS = 0.1
 
 
@@ -36,20 +42,24 @@ class Kernel:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """Its name among the samples."""
+        """The kernel's name among the samples."""
         return ("ceiling", self.kind, self.name, dtype_name(self.dtype))
 
 
 def kernels(
     device: torch.device, dtype: torch.dtype, clock: Clock, compiled: bool = False, agree: Agree = each_for_itself
 ) -> list[Kernel]:
-    """All kernels, ready to run; the `compiled` one, which reads fastest, where compiled models are measured. `clock`
-    and `agree` are those of `measure`."""
+    """Returns all kernels, ready to run. The `compiled` kernel, the fastest reader, is for runs with compiled models.
+
+    `clock` and `agree` are those of `measure`.
+    """
     return [*reading_kernels(device, dtype, compiled), *matmul_kernels(device, dtype, clock, agree)]
 
 
 def reading_kernels(device: torch.device, dtype: torch.dtype, compiled: bool = False) -> list[Kernel]:
-    """Kernels that read the same buffer: its sum, its maximum, its row sums, and a matrix-vector product with it."""
+    """Returns kernels that read the same buffer: its sum, its maximum, its row sums, and a matrix-vector product with
+    it.
+    """
     free = free_memory(device)
     size = BUFFER_BYTES if free is None else min(BUFFER_BYTES, free // MEMORY_PARTS)
     row = 4 * MATRIX_WIDTH
@@ -63,7 +73,7 @@ def reading_kernels(device: torch.device, dtype: torch.dtype, compiled: bool = F
     if compiled:
         matrix = buffer.view(-1, MATRIX_WIDTH)
         summed = torch.compile(lambda rows: rows.sum(-1), dynamic=False)
-        summed(matrix)  # compiles it
+        summed(matrix)  # the first call compiles it
         runs["sums of rows, compiled", torch.float32] = partial(summed, matrix)
     return [Kernel("bandwidth", name, each, buffer.nbytes, run) for (name, each), run in runs.items()]
 
@@ -71,7 +81,9 @@ def reading_kernels(device: torch.device, dtype: torch.dtype, compiled: bool = F
 def matmul_kernels(
     device: torch.device, dtype: torch.dtype, clock: Clock, agree: Agree = each_for_itself
 ) -> list[Kernel]:
-    """Two ways to the same square product, of the largest matrices whose product takes at most MAX_PRODUCT_SECONDS."""
+    """Returns two kernels for the same square product, of the largest matrices whose product takes at most
+    MAX_PRODUCT_SECONDS.
+    """
     for side in SIDES:
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         runs = {"matmul": partial(torch.matmul, a, b), "linear": partial(linear, a, b)}
@@ -84,11 +96,11 @@ def matmul_kernels(
 
 
 def best(rows: Sequence[Row], kind: str) -> Row | None:
-    """The fastest kernel of a kind."""
+    """Returns the fastest kernel of a kind."""
     return max((row for row in rows if row["kind"] == kind), key=lambda row: row["median"], default=None)
 
 
 def measured_device(rows: Sequence[Row]) -> Device | None:
-    """This machine as a device with a roofline, once both kinds were measured."""
+    """Returns this machine as a device with a roofline, once both kinds were measured."""
     bandwidth, flops = best(rows, "bandwidth"), best(rows, "matmul")
     return Device("this machine", flops["median"], bandwidth["median"]) if bandwidth and flops else None

@@ -19,7 +19,7 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class CudaClock:
-    """Seconds by a CUDA device's own events. Each reading waits until the device has finished all work."""
+    """A clock that reads seconds from a CUDA device's own events. Each reading waits until the device is idle."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._seconds = device, 0.0
@@ -39,15 +39,17 @@ class CudaClock:
 
 
 def clock(device: torch.device) -> Clock:
-    """The clock of a device."""
+    """Returns the clock of a device."""
     return CudaClock(device) if device.type == "cuda" else time.perf_counter
 
 
 def start_memory_meter(device: torch.device) -> Callable[[], int | None]:
-    """A function -> peak memory since now, in bytes above what is held now; None where the system does not say.
+    """Starts a memory meter: a function that returns the peak memory since its start, in bytes above the memory in use
+    then.
 
-    On a CUDA device it counts by torch's allocator; elsewhere the resident memory of this process, by Linux's record of
-    its peak, which can be reset. Memory that is free now goes back to the system first, or it would be used uncounted.
+    The function returns None if the system does not report it. On a CUDA device it counts by torch's allocator.
+    Elsewhere it counts this process's resident memory, by Linux's record of the peak, which can be reset. Free memory
+    goes back to the system first: its use would not be counted otherwise.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -59,7 +61,7 @@ def start_memory_meter(device: torch.device) -> Callable[[], int | None]:
             return torch.cuda.max_memory_allocated(device) - allocated
 
         return peak
-    with suppress(OSError, AttributeError, TypeError):  # a C library that cannot
+    with suppress(OSError, AttributeError, TypeError):  # a C library without this function
         ctypes.CDLL(None).malloc_trim(0)
     try:
         RESET.write_text("5", encoding="ascii")
@@ -70,14 +72,16 @@ def start_memory_meter(device: torch.device) -> Callable[[], int | None]:
 
 
 def _status(name: str) -> int:
-    """A line of /proc/self/status, in bytes."""
+    """Returns a line of /proc/self/status, in bytes."""
     lines = STATUS.read_text(encoding="ascii", errors="replace").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def require_memory(needed: int, device: torch.device, what: str, advice: Callable[[int], str]) -> None:
-    """Raise NotAvailable unless `needed` bytes are free. The message is `what` ("the weights need"), both amounts, and
-    the `advice` for so many free bytes."""
+    """Raises NotAvailable unless `needed` bytes are free.
+
+    The message consists of `what` ("the weights need"), both amounts, and the `advice` for the number of free bytes.
+    """
     free = free_memory(device)
     if free is not None and needed > free:
         amounts = f"{format_bytes(needed)}, and {format_bytes(free)} is free on {device}"
@@ -85,14 +89,16 @@ def require_memory(needed: int, device: torch.device, what: str, advice: Callabl
 
 
 def last_cache(device: torch.device) -> int | None:
-    """Bytes of the last cache before memory; None where the system does not say."""
+    """Returns the bytes of the last cache before memory; None if the system does not report it."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
     return _cpu_cache(Path("/sys/devices/system/cpu")) if device.type == "cpu" else None
 
 
 def _cpu_cache(cpus: Path) -> int | None:
-    """Bytes of the highest cache level, all sockets together: processors that share a cache name it alike."""
+    """Returns the bytes of the highest cache level, all sockets together. Processors that share a cache give it the
+    same name.
+    """
     sizes: dict[tuple[int, str], int] = {}
     for index in cpus.glob("cpu[0-9]*/cache/index*"):
         try:

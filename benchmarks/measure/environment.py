@@ -1,4 +1,4 @@
-"""The environment of a measurement: what figures depend on beyond the machine that every document names."""
+"""The environment of a measurement: facts that influence figures, beyond the machine that every document names."""
 
 import os
 import re
@@ -23,9 +23,9 @@ OR = " or "
 
 @contextmanager
 def recorded(report: Report, device: torch.device) -> Iterator[None]:
-    """Around a measurement: the report says what it ran on, whether it is complete, and which kernels it used.
+    """Records the environment of a measurement in the report, whether it is complete, and the kernels that it used.
 
-    Kernels are decided while models are built, so they are read when it ends, by an exception or Ctrl-C too.
+    Kernels are chosen while models are built, so they are read at the end, also after an exception or Ctrl-C.
     """
     report.about |= {"complete": False, "machine": environment(device)}
     try:
@@ -36,8 +36,10 @@ def recorded(report: Report, device: torch.device) -> Iterator[None]:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """The machine of a measurement, with the kernels decided so far. Raises NotAvailable or MalformedError for a
-    ZOO_KERNELS that cannot be read."""
+    """Returns the machine of a measurement, with the kernels chosen so far.
+
+    Raises NotAvailable or MalformedError for a ZOO_KERNELS file that cannot be read.
+    """
     cuda = device.type == "cuda"
     return {
         **machine(),
@@ -54,12 +56,12 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def used_kernels() -> dict[str, Any]:
-    """The kernels that are decided or set in this process, and the ZOO_KERNELS setting, if any."""
+    """Returns the kernels that are chosen or set in this process, and the ZOO_KERNELS setting, if any."""
     return {"kernels": kernels.choices(), "kernels_set": os.environ.get(kernels.VARIABLE) or None}
 
 
 def merged(choices: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """The kernels of several processes. Where they differ, all are named: "onednn or plain"."""
+    """Returns the kernels of several processes. If they differ, all are named: "onednn or plain"."""
     found: dict[str, set[str]] = {}
     for each in choices:
         for name, kernel in each.items():
@@ -68,8 +70,10 @@ def merged(choices: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 
 def kernel_summary(machine: Mapping[str, Any]) -> str:
-    """The kernels of a machine block, in a line: "linear prefill float32: onednn"; empty without any. Earlier versions
-    had kernels for classes of sizes: of an operation and dtype all are named."""
+    """Returns the kernels of a machine block, in a line: "linear prefill float32: onednn"; empty without any.
+
+    Files of earlier versions list kernels by class of sizes. All kernels of an operation and dtype are named then.
+    """
     if "kernels" not in machine:
         return ""
     found = merged({" ".join(name.split(", ")[:2]): kernel} for name, kernel in machine["kernels"].items())
@@ -79,20 +83,20 @@ def kernel_summary(machine: Mapping[str, Any]) -> str:
 
 
 def _isa() -> list[str]:
-    """The instruction set extensions that the processor reports."""
+    """Returns the instruction set extensions that the processor reports."""
     flags = cpu_flags()
     return sorted({flag for flag in flags if len(flags) == 1 or ISA.fullmatch(flag)})
 
 
 def _blas(config: str) -> str:
-    """The matrix libraries that torch was built with, from its build configuration."""
+    """Returns the matrix libraries that torch was built with, from its build configuration."""
     blas = re.search(r"BLAS_INFO=(\w+)", config)
     named = re.findall(r"(?:oneAPI Math Kernel Library|MKL-DNN|OpenBLAS) (?:Version |v)?[\d.]+", config)
     return "; ".join(named) or (blas[1] if blas else "unknown")
 
 
 def _commit() -> str | None:
-    """The commit of this project where it runs from a checkout, "-dirty" with uncommitted changes; None elsewhere."""
+    """Returns this project's commit if it runs from a checkout, "-dirty" with uncommitted changes; None elsewhere."""
     top = _first_line("git", "-C", str(ROOT), "rev-parse", "--show-toplevel")
     if top is None or Path(top) != ROOT:
         return None
@@ -100,7 +104,7 @@ def _commit() -> str | None:
 
 
 def _first_line(*command: str) -> str | None:
-    """The first line that a command prints; None if there is no such command, or it fails."""
+    """Returns the first line that a command prints; None if the command is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

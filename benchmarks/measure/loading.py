@@ -1,9 +1,9 @@
-"""Loading a checkpoint, by the zoo and by transformers in turns: seconds and memory, each load in a new process.
+"""Loading of a checkpoint, by the zoo and by transformers in turns: seconds and memory, each load in a new process.
 
     python -m benchmarks.measure.loading zoo|transformers SOURCE DTYPE
 
-is one load and prints its figures as JSON. Memory is counted above what the imports took, from the start of the load to
-the end of a short forward pass.
+is one load and prints its figures as JSON. Memory is counted from the start of the load to the end of a short forward
+pass, above the memory in use after the imports.
 """
 
 import json
@@ -27,18 +27,19 @@ from zoo.architectures import families
 from zoo.core.kernels import choices
 from zoo.errors import CheckFailed, MalformedError, NotAvailable, UsageError, ZooError
 
-Sample = dict[str, Any]  # what one load printed
+Sample = dict[str, Any]  # the output of one load
 Samples = dict[str, list[Sample]]  # by loader
 
-PASS_TOKENS = 16  # of the forward pass after a load
-POLL_SECONDS = 0.001  # between two readings of the memory
+PASS_TOKENS = 16  # tokens of the forward pass after a load
+POLL_SECONDS = 0.001  # seconds between two readings of the memory
 ERRORS = {kind.exit_code: kind for kind in (CheckFailed, UsageError, NotAvailable, MalformedError)}
 
 
 def run(path: Path, dtype: str, loaders: Sequence[str], repetitions: int, samples: Samples) -> dict[str, str]:
-    """Load in turns and fill `samples` by loader; return why the baseline could not load, by loader.
+    """Loads in turns, fills `samples` by loader, and returns the reasons why the baseline could not load, by loader.
 
-    The first load of each does not count: it brings the files into memory. Raises what the zoo's own load raised.
+    The first load of each loader does not count: it brings the files into memory. Raises the error of the zoo's own
+    load.
     """
     failed: dict[str, str] = {}
     with progress("loading") as bar:
@@ -57,18 +58,18 @@ def run(path: Path, dtype: str, loaders: Sequence[str], repetitions: int, sample
 
 
 def load_once(loader: str, path: Path, dtype: str) -> Sample:
-    """One load in a process of its own."""
+    """Performs one load in a process of its own."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.measure.loading", loader, str(path), dtype]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         sample: Sample = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError):  # it was killed, perhaps for its memory
+    except (ValueError, IndexError):  # the process was killed, perhaps for its memory
         return {"error": f"the process ended with {done.returncode}", "exit_code": NotAvailable.exit_code}
     return sample
 
 
 def rows(path: Path, dtype: str, samples: Samples) -> list[dict[str, Any]]:
-    """A row for each loader: medians, with the seconds of every sample."""
+    """Returns a row for each loader: medians, with the seconds of every sample."""
     # The .gguf file, or the folder's model*.safetensors.
     size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.glob("model*.safetensors")))
 
@@ -96,9 +97,10 @@ def rows(path: Path, dtype: str, samples: Samples) -> list[dict[str, Any]]:
 
 
 def poll_memory() -> Callable[[], dict[str, int]]:
-    """Poll the memory of this process until the function that is returned gives its peaks, in bytes above those of now.
+    """Polls this process's memory until the returned function is called, which returns the peaks, in bytes above the
+    start.
 
-    Anonymous memory is the process's own. Resident memory also counts pages of mapped files, which are the system's
+    Anonymous memory is the process's own. Resident memory also counts pages of mapped files. They are the system's
     cache: it takes them back when it needs them.
     """
     before, ended = _held_bytes(), threading.Event()
@@ -122,14 +124,14 @@ def poll_memory() -> Callable[[], dict[str, int]]:
 
 
 def _held_bytes() -> tuple[int, int]:
-    """(resident, anonymous) bytes of this process now."""
+    """Returns the (resident, anonymous) bytes of this process now."""
     _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text(encoding="ascii").split())
     page = os.sysconf("SC_PAGE_SIZE")
     return resident * page, (resident - shared) * page
 
 
 def by_zoo(source: str, dtype: str) -> Callable[[], nn.Module]:
-    """A load by the zoo. All imports are done before, those of the architectures too."""
+    """Returns a load by the zoo. All imports come before it, the architectures included."""
     import weights
 
     families()
@@ -137,7 +139,7 @@ def by_zoo(source: str, dtype: str) -> Callable[[], nn.Module]:
 
 
 def by_transformers(source: str, dtype: str) -> Callable[[], nn.Module]:
-    """A load by transformers. All imports are done before, those of the model's own code too."""
+    """Returns a load by transformers. All imports come before it, the model's own code included."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM
@@ -152,7 +154,7 @@ LOADERS = {ZOO: by_zoo, BASELINE: by_transformers}
 
 @torch.no_grad()
 def measure_load(loader: str, source: str, dtype: str) -> Sample:
-    """Seconds of the load alone, and with a first pass, which reads what was only mapped; peaks in bytes."""
+    """Measures the seconds of the load alone, and with a first pass, which reads mapped pages; peaks are in bytes."""
     load = LOADERS[loader](source, dtype)
     tokens = torch.arange(1, PASS_TOKENS + 1)[None]
     stop = poll_memory()
@@ -167,7 +169,7 @@ def measure_load(loader: str, source: str, dtype: str) -> Sample:
 
 
 def main(loader: str, source: str, dtype: str) -> None:
-    """Print what `measure_load` returns, or why it failed: {"error": ..., "exit_code": ...}."""
+    """Prints the result of `measure_load`, or the reason of its failure: {"error": ..., "exit_code": ...}."""
     try:
         sample = measure_load(loader, source, dtype)
     except Exception as error:

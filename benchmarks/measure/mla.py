@@ -1,8 +1,8 @@
 """Three variants of decoding one token with latent attention (MLA).
 
-absorbed: the zoo's own `MLA`. Latents are cached and attended over, the up-projections folded into query and output.
-latent: latents are cached, and keys and values of all heads expanded from them at each step, as transformers does.
-expanded: keys and values of all heads are cached, each expanded once, when its token comes.
+absorbed: the zoo's own `MLA`. Attention runs over cached latents; the up-projections are folded into query and output.
+latent: latents are cached, and expanded to keys and values of all heads at each step, as transformers does.
+expanded: keys and values of all heads are cached. Each is expanded once, when its token arrives.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ EXPANDED, LATENT, ABSORBED = "expanded", "latent", "absorbed"
 
 @dataclass(frozen=True)
 class _Latent(MLA):
-    """Latents are cached, and expanded again at each step."""
+    """MLA that caches latents and expands them again at each step."""
 
     def absorbs(self, past: int, new: int) -> bool:
         return False
@@ -38,7 +38,7 @@ class _Latent(MLA):
 
 @dataclass(frozen=True)
 class _Expanded(_Latent):
-    """Keys and values of all heads are cached."""
+    """MLA that caches the keys and values of all heads."""
 
     def build(self, dim: int) -> nn.Module:
         return ExpandedAttention(super().build(dim))
@@ -61,7 +61,7 @@ class ExpandedAttention(nn.Module):
         self.mla = mla
 
     def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
-        """(b, t, dim) -> (b, t, dim)"""
+        """Attends with x (b, t, dim) -> (b, t, dim)."""
         q_nope, q_rope, latent = self.mla.project(x, ctx)
         k, v, mask = cache.append(ctx, *self.mla.expand(latent))
         out = attention(torch.cat([q_nope, q_rope], dim=-1), k, v, mask, self.mla.scale)
@@ -69,13 +69,13 @@ class ExpandedAttention(nn.Module):
 
 
 def variants(spec: MLA) -> dict[str, MLA]:
-    """Variant -> a spec of equal fields that decodes in it, the costliest in memory first."""
+    """Returns {variant: a spec of equal fields that decodes in it}, the variant with the largest cache first."""
     values = {field.name: getattr(spec, field.name) for field in fields(spec)}
     return {EXPANDED: _Expanded(**values), LATENT: _Latent(**values), ABSORBED: MLA(**values)}
 
 
 def modules(spec: MLA, source: nn.Module, dim: int) -> dict[str, nn.Module]:
-    """Variant -> a module with the weights of `source`, the module of `spec`; no weight is copied."""
+    """Returns {variant: a module with the weights of `source`}, the module of `spec`. No weight is copied."""
     with torch.device("meta"):
         latent = variants(spec)[LATENT].build(dim).eval()
     latent.load_state_dict(source.state_dict(), assign=True)
@@ -83,8 +83,11 @@ def modules(spec: MLA, source: nn.Module, dim: int) -> dict[str, nn.Module]:
 
 
 def scratch_elements(variant: str, spec: MLA, context: int) -> int:
-    """Elements of the large temporary tensors of a step at `context` tokens: scores, their softmax, and in the latent
-    variant the expanded keys and values, before and after keys are joined with their rotary part."""
+    """Returns the elements of the large temporary tensors of a step at `context` tokens.
+
+    They are the scores and their softmax. The latent variant adds the expanded keys and values, before and after keys
+    are joined with their rotary part.
+    """
     scores = 3 * spec.heads * context
     joined = spec.nope_dim + spec.v_dim + spec.nope_dim + spec.rope_dim
     return scores + (context * spec.heads * joined if variant == LATENT else 0)
@@ -92,8 +95,10 @@ def scratch_elements(variant: str, spec: MLA, context: int) -> int:
 
 @torch.no_grad()
 def fill_cache(variant: str, module: Any, streams: list[Tensor], latent: Tensor, chunk: int = 1024) -> None:
-    """Write `latent` (1, 1, past, kv_rank + rope_dim) into the streams of a layer cache as its first `past` tokens,
-    expanded by `module` where the variant caches keys and values, `chunk` tokens at a time."""
+    """Writes `latent` (1, 1, past, kv_rank + rope_dim) into the streams of a layer cache, as its first `past` tokens.
+
+    If the variant caches keys and values, `module` expands the latents, `chunk` tokens at a time.
+    """
     for start in range(0, latent.shape[2], chunk):
         part = latent[:, :, start : start + chunk]
         kept = module.mla.expand(part) if variant == EXPANDED else (part,)
@@ -115,15 +120,15 @@ class MLAVariants(Comparison):
 
     @staticmethod
     def measures(mixer: object) -> bool:
-        """Whether it is latent attention."""
+        """Whether the mixer is latent attention."""
         return isinstance(mixer, MLA)
 
     def kv_bytes(self, variant: str, context: int) -> int:
-        """Cache bytes of one layer and one sequence."""
+        """Returns the cache bytes of one layer and one sequence."""
         return context * self.specs[variant].cache_spec().elements() * self.config.dtype.itemsize
 
     def row(self, variant: str, phase: str, context: int) -> Row:
-        """The costs of one decoded token, with None in the columns that are measured."""
+        """Returns the costs of one decoded token, with None in the measured columns."""
         spec = self.specs[variant]
         return {
             "table": "mla",
@@ -146,14 +151,17 @@ class MLAVariants(Comparison):
         }
 
     def relate(self, rows: Sequence[Row]) -> None:
-        """Times as multiples of absorbed's."""
+        """Fills the times as multiples of absorbed's time."""
         base = next((row["decode_s"] for row in rows if row["variant"] == ABSORBED), None)
         for row in rows:
             row["against_absorbed"] = row["decode_s"] / base if row["decode_s"] and base else None
 
     def prepare(self, module: nn.Module, phase: str, context: int) -> dict[str, Prepared]:
-        """Decoding one token after `context` - 1 others, whose latents are random, as those of random activations are.
-        Outputs are compared with absorbed's."""
+        """Prepares the decoding of one token after `context` - 1 others, whose latents are random, as for random
+        activations.
+
+        Outputs are compared with absorbed's.
+        """
         config, spec = self.config, self.spec
         refused = self.too_large(context, free_memory(CPU))
         generator = torch.Generator().manual_seed(config.seed)
@@ -173,7 +181,7 @@ class MLAVariants(Comparison):
         return {variant: found[variant] for variant in self.VARIANTS}
 
     def too_large(self, context: int, free: int | None) -> Mapping[str, str]:
-        """Variant -> what it needs and what is free, for those that do not fit beside the ones that need less.
+        """Returns {variant: the needed and the free memory} for variants that do not fit beside those that need less.
 
         The caches of all variants at a context exist at the same time; the scratch memory of their steps does not.
         """
@@ -191,7 +199,9 @@ class MLAVariants(Comparison):
 
     @staticmethod
     def failures(rows: Sequence[Row]) -> list[str]:
-        """A line for each allocation that is not the formula's, and each output that is not the absorbed variant's."""
+        """Returns a line for each allocation that differs from the formula, and each output that differs from
+        absorbed's.
+        """
         found = []
         for row in rows:
             where, allocated = f"{row['variant']} at {row['context']} tokens", row["allocated_bytes"]

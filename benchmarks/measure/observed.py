@@ -1,6 +1,6 @@
 """One untimed run of a workload: its peak memory, the experts that tokens hit, and its GEMMs with weights.
 
-The GEMMs are then timed alone, as a task beside the pass that they belong to.
+The GEMMs are then timed alone, as a task beside their pass.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,8 +24,11 @@ from zoo.model.module import Model
 
 @dataclass
 class Observed:
-    """What a run showed. `peak_bytes`: weights, and the peak of cache and passes beside them; None if unknown.
-    `hits`: distinct experts per pass, on average, by layer. `gemms`: weight and rows of x of each GEMM."""
+    """The observations of a run.
+
+    `peak_bytes`: weights, and the peak of cache and passes beside them; None if unknown. `hits`: distinct experts per
+    pass, on average, by layer. `gemms`: weight and rows of x of each GEMM.
+    """
 
     peak_bytes: int | None = None
     hits: dict[int, float] = field(default_factory=dict)
@@ -35,8 +38,11 @@ class Observed:
 def observe(
     task: Task, weight_bytes: int, start_meter: Callable[[], Callable[[], int | None]], model: Model | None
 ) -> Observed:
-    """Run the task for the first time, which allocates and fills its cache, under a memory meter. Experts and GEMMs are
-    recorded of a `model` of the zoo that runs eagerly: a compiled one would be compiled again, recording included."""
+    """Runs the task for the first time, which allocates and fills its cache, under a memory meter.
+
+    Experts and GEMMs are recorded for a `model` of the zoo that runs eagerly. A compiled model would be compiled again,
+    recording included.
+    """
     peak = start_meter()
     run = task.prepare()
     gemms, counts = list[tuple[Tensor, int]](), dict[int, list[int]]()
@@ -69,7 +75,7 @@ def _address(weight: Tensor) -> int:
 
 @contextmanager
 def _recording(model: Model, gemms: list[tuple[Tensor, int]], counts: dict[int, list[int]]) -> Iterator[None]:
-    """Fill `gemms`, and `counts` with the number of distinct experts that each pass of each layer's router chooses."""
+    """Fills `gemms`, and `counts` with the number of distinct experts that each pass of each layer's router chooses."""
 
     def count(layer: int, router: Any, args: Any, out: tuple[Tensor, Tensor]) -> None:
         counts.setdefault(layer, []).append(out[1].unique().numel())
@@ -81,12 +87,12 @@ def _recording(model: Model, gemms: list[tuple[Tensor, int]], counts: dict[int, 
 
 
 def gemm_key(key: tuple[str, ...]) -> tuple[str, ...]:
-    """The name among the samples of the GEMMs alone, of the pass named `key`."""
+    """Returns the samples' name of the GEMMs alone, for the pass named `key`."""
     return ("GEMMs alone", *key)
 
 
 def gemm_task(key: tuple[str, ...], gemms: Sequence[tuple[Tensor, int]]) -> Task:
-    """Every GEMM of a pass, one after the other, and nothing between."""
+    """Returns the task that runs every GEMM of a pass, one after the other, and nothing between."""
     kinds = {(rows, weight.shape[-1], weight.dtype): weight.device for weight, rows in gemms}  # routers are float32
     inputs = {kind: torch.randn(kind[:2], device=device).to(kind[2]) for kind, device in kinds.items()}
 

@@ -1,8 +1,9 @@
-"""Throughput of a model that several processes hold together (tensor parallel), beside one process with all of it.
+"""Throughput of a model that several processes hold together (tensor parallel), beside one process with the whole
+model.
 
-All processes run the same turns. Each begins a run when all are ready, the run ends when the slowest is done, and the
-first one's clock counts in all of them, so that they agree on when a warm-up has settled. What they exchange is timed
-alone too, in the same turns: with the reading of weights and cache it makes the predicted time of a step.
+All processes run the same turns. Each begins a run when all are ready, and the run ends when the slowest is done. The
+first process's clock counts in all of them, so that they agree on when a warm-up has settled. The exchanges are also
+timed alone, in the same turns. With the reading of weights and cache they predict the time of a step.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,12 +36,12 @@ from zoo.core.collectives import Group, exchanged_rows, gathered_columns, summed
 from zoo.model.decoder import Decoder
 from zoo.sharding import Divide, Exchange
 
-PARTS = ("step_seconds", "read_seconds", "compute_seconds", "exchange_seconds", "of_predicted")  # of a row
+PARTS = ("step_seconds", "read_seconds", "compute_seconds", "exchange_seconds", "of_predicted")  # columns of a row
 ONE_PROCESS = "one process"  # an implementation: the first process, with the whole model
 
 
 def ready_clock(clock: Clock) -> Clock:
-    """A clock that is read once all processes have come here."""
+    """Returns a clock whose reading waits until all processes are ready."""
 
     def read() -> float:
         processes.wait_for_all()
@@ -50,15 +51,17 @@ def ready_clock(clock: Clock) -> Clock:
 
 
 def seconds_of_first(seconds: float) -> float:
-    """The seconds that the first process measured."""
+    """Returns the seconds that the first process measured."""
     return processes.from_first(lambda: seconds)
 
 
 def whole_candidates(
     model: BenchmarkModel, divided: Sequence[Candidate], config: ThroughputConfig, modes: Sequence[str]
 ) -> list[Candidate]:
-    """The whole model in the first process, while the others wait. Raises CheckFailed unless its logits are those of
-    the last of the `divided` models."""
+    """Returns the candidates of the whole model in the first process, while the others wait.
+
+    Raises CheckFailed unless its logits equal those of the last of the `divided` models.
+    """
     tokens = random_tokens(Workload("prefill", CHECKED_TOKENS), model.spec.vocab, config.seed, config.device)
     with inference(config.threads):
         logits = divided[-len(modes)].runner.model(tokens)
@@ -72,20 +75,22 @@ def whole_candidates(
 
 
 def exchange_key(label: str, work: Workload) -> Key:
-    """The name among the samples of what is exchanged in a workload."""
+    """Returns the samples' name of the exchanges in a workload."""
     return ("exchanges", label, work.label)
 
 
 def exchange_tasks(candidates: Sequence[Candidate], config: ThroughputConfig) -> Iterator[Task]:
-    """What the passes of each workload exchange, alone."""
+    """Yields the tasks that run only the exchanges of each workload's passes."""
     for model in {each.model.label: each.model for each in candidates}.values():
         for work in config.workloads:
             yield Task.ready(exchange_key(model.label, work), exchanges_of(model.spec, config, work))
 
 
 def exchanges_of(spec: Decoder, config: ThroughputConfig, work: Workload) -> Callable[[], None]:
-    """A function that exchanges what all passes of a workload do, one collective after the other. In an all-to-all
-    each rank gets as much of every other."""
+    """Returns a function that runs the exchanges of all passes of a workload, one collective after the other.
+
+    In an all-to-all each rank gets an equal amount from every other.
+    """
     ranks, group = config.ranks, config.ranks.group
     assert group is not None
     whole, tokens = ranks.divided(spec), work.batch * work.passes[0][1]
@@ -113,8 +118,11 @@ def _collective(exchange: Exchange, tokens: int, config: ThroughputConfig, group
 
 
 def parts_of_a_step(row: Row, machine: Device | None, exchange_seconds: list[float] | None, passes: int) -> Row:
-    """What a pass of a row takes: `step_seconds`; and what it must take: reading weights and cache, or computing, and
-    exchanging. None where one process has the model."""
+    """Returns the seconds of a pass of a row, measured and predicted; None if one process has the model.
+
+    `step_seconds` is measured. The prediction is the longer of reading weights and cache (`read_seconds`) and computing
+    (`compute_seconds`), plus the exchange (`exchange_seconds`).
+    """
     if machine is None or exchange_seconds is None:
         return dict.fromkeys(PARTS)
     read = (row["weight_bytes_read"] + row["kv_bytes_read"]) / passes / machine.bandwidth
@@ -125,7 +133,7 @@ def parts_of_a_step(row: Row, machine: Device | None, exchange_seconds: list[flo
 
 
 def steps(rows: Rows, shown: tuple[Column, ...], derive: Callable[[Row], Row]) -> Iterator[Table]:
-    """The table of what steps are made of, for rows of several processes."""
+    """Yields the table of the parts of a step, for rows of several processes."""
     rows = [row for row in rows if row.get("step_seconds") is not None]
     if not rows:
         return

@@ -1,7 +1,7 @@
 """Candidates that take turns in a throughput measurement: they run workloads, without sampling or text.
 
-A `Workload` says which passes are timed, under the labels of llama-bench. A `Runner` is a model as one implementation
-runs it, a `Candidate` such a model in one mode.
+A `Workload` defines the timed passes, under the labels of llama-bench. A `Runner` is a model in one implementation, a
+`Candidate` such a model in one mode.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,13 +22,13 @@ from zoo.errors import UsageError
 from zoo.model.module import Model
 from zoo.model.parallel import Ranks
 
-# Of the largest element: what is timed side by side differs by less, in the dtype that it is timed in. A guard against
-# timing two different models; that two are equal is proven in float64 (weights.parity, zoo.cli.self_check).
+# Bounds as shares of the largest element, by dtype of the measurement: candidates of one model differ by less. They
+# guard against timing two different models; equality is proven in float64 (weights.parity, zoo.cli.self_check).
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 ZOO, BASELINE = "zoo", "transformers"  # implementations
 EAGER, COMPILED = "eager", "compiled"  # modes
-FILL_TOKENS = 512  # in one pass while a cache is filled to its depth
+FILL_TOKENS = 512  # tokens per pass while a cache is filled to its depth
 
 Phase = Literal["prefill", "decode", "train"]
 Key = tuple[str, ...]
@@ -41,20 +41,20 @@ class Runner:
     model: Any
 
     def new_cache(self, batch: int, tokens: int) -> Any:
-        """An empty cache for `batch` sequences of up to `tokens` tokens."""
+        """Returns an empty cache for `batch` sequences of up to `tokens` tokens."""
 
     def __call__(self, tokens: Tensor, cache: Any) -> Any:
-        """Token ids (batch, new) after those in the cache -> logits of the last one."""
+        """Passes token ids (batch, new) after those in the cache, and returns the logits of the last one."""
 
     def snapshot(self, cache: Any) -> Callable[[], Any]:
-        """A function that returns the cache as it is now, whatever passes were added to it."""
+        """Returns a function that restores the present state of the cache, whatever passes were added to it."""
         return lambda: None
 
     def train_step(self, tokens: Tensor) -> None:
-        """A training step on token ids (batch, t + 1), each of which but the last predicts the next."""
+        """Takes a training step on token ids (batch, t + 1), each of which but the last predicts the next."""
 
     def release(self) -> None:
-        """Free what is kept from one task to the next beside the weights."""
+        """Frees the memory that is kept between tasks beside the weights."""
 
     @property
     def weight_bytes(self) -> int:
@@ -90,7 +90,9 @@ class ZooRunner(Runner):
 
 @dataclass(frozen=True)
 class Workload:
-    """Prefill: `tokens` tokens in one pass. Decode: as many, one at a time, after a first one. Both run on `batch`
+    """A prefill, a decode or a training step.
+
+    Prefill: `tokens` tokens in one pass. Decode: `tokens` tokens, one at a time, after a first one. Both run on `batch`
     sequences whose cache already holds `depth` tokens. Train: one training step on `batch` sequences, without a cache.
     """
 
@@ -101,7 +103,7 @@ class Workload:
 
     @property
     def label(self) -> str:
-        """pp512, tg128, tg128 @ d4096, train 8x256"""
+        """The name of the test: pp512, tg128, tg128 @ d4096, train 8x256."""
         if self.phase == "train":
             return f"train {self.batch}x{self.tokens}"
         return f"{'pp' if self.phase == 'prefill' else 'tg'}{self.tokens}" + (f" @ d{self.depth}" if self.depth else "")
@@ -113,18 +115,23 @@ class Workload:
 
     @property
     def capacity(self) -> int:
-        """Tokens of one sequence: what its cache must hold, or those of a training step with the last one's target."""
+        """Tokens per sequence: the capacity of its cache, or the tokens of a training step with the last one's
+        target.
+        """
         return self.depth + self.untimed + self.tokens + (self.phase == "train")
 
     @property
     def passes(self) -> list[tuple[int, int]]:
-        """(past tokens, new tokens) of each timed pass, for one sequence."""
+        """The (past tokens, new tokens) of each timed pass, for one sequence."""
         start, new = self.depth + self.untimed, 1 if self.phase == "decode" else self.tokens
         return [(past, new) for past in range(start, start + self.tokens, new)]
 
 
 def workloads(prompt: int, generate: int, depths: Sequence[int], batch: int) -> tuple[Workload, ...]:
-    """A prefill of `prompt` and a decode of `generate` tokens at each depth, if any. Raises UsageError for none."""
+    """Returns a prefill of `prompt` and a decode of `generate` tokens at each depth; 0 tokens: none.
+
+    Raises UsageError if nothing is left.
+    """
     tests: list[tuple[Phase, int]] = [("prefill", prompt), ("decode", generate)]
     found = [Workload(phase, n, depth, batch) for depth in dict.fromkeys(depths) for phase, n in tests if n]
     if not found:
@@ -133,9 +140,9 @@ def workloads(prompt: int, generate: int, depths: Sequence[int], batch: int) -> 
 
 
 def task(name: Key, runner: Runner, workload: Workload, tokens: Tensor) -> Task:
-    """Time `workload` on `tokens` (batch, capacity). The cache is filled to its depth once, and then restored."""
+    """Returns the task of `workload` on `tokens` (batch, capacity). The cache is filled once, then restored."""
     if workload.phase == "train":
-        with torch.inference_mode(False):  # a tensor of inference mode has no part in a backward pass
+        with torch.inference_mode(False):  # a tensor of inference mode cannot take part in a backward pass
             batch = tokens.clone()
         return Task.ready(name, partial(runner.train_step, batch))
     past, first, rest = tokens.split([workload.depth, workload.untimed, workload.tokens], dim=1)
@@ -163,15 +170,18 @@ def task(name: Key, runner: Runner, workload: Workload, tokens: Tensor) -> Task:
 
 
 def random_tokens(workload: Workload, vocab: int, seed: int, device: torch.device) -> Tensor:
-    """Random token ids (batch, capacity), the same for every model with this vocabulary size."""
+    """Returns random token ids (batch, capacity), the same for every model with this vocabulary size."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(vocab, (workload.batch, workload.capacity), generator=generator).to(device)
 
 
 @dataclass(frozen=True)
 class ThroughputConfig:
-    """Settings that all candidates share. `thorough`: also measure ceilings, GEMMs alone, memory, experts and
-    overhead. `ranks`: the processes that divide each model."""
+    """Settings that all candidates share.
+
+    `thorough`: also measure ceilings, GEMMs alone, memory, experts and overhead. `ranks`: the processes that divide
+    each model.
+    """
 
     workloads: tuple[Workload, ...]
     dtype: torch.dtype = torch.float32
@@ -184,13 +194,13 @@ class ThroughputConfig:
 
     @property
     def trains(self) -> bool:
-        """Whether it is training that is measured."""
+        """Whether training is measured."""
         return any(work.phase == "train" for work in self.workloads)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model as one implementation runs it in one mode."""
+    """A model in one implementation and one mode."""
 
     model: BenchmarkModel
     implementation: str
@@ -198,18 +208,18 @@ class Candidate:
     runner: Runner
 
     def key(self, workload: Workload) -> Key:
-        """Its name among the samples of a workload."""
+        """Returns the candidate's name among the samples of a workload."""
         return (self.model.label, self.implementation, self.mode, workload.label)
 
     def task(self, workload: Workload, config: ThroughputConfig) -> Task:
-        """The workload on random tokens."""
+        """Returns the task of the workload on random tokens."""
         tokens = random_tokens(workload, self.model.spec.vocab, config.seed, config.device)
         return task(self.key(workload), self.runner, workload, tokens)
 
 
 @dataclass
 class Results:
-    """The candidates of a measurement, and what was measured so far by `Candidate.key` or by a name of its own."""
+    """The candidates of a measurement, and the results so far, by `Candidate.key` or by a name of their own."""
 
     config: ThroughputConfig
     candidates: list[Candidate] = field(default_factory=list)
@@ -220,18 +230,18 @@ class Results:
 
     @property
     def timed(self) -> Samples:
-        """The samples that count; the warm-up's for a task that an interruption left without any."""
+        """The samples that count, or the warm-up's for a task that an interruption left without any."""
         return self.warmups | self.samples
 
 
 def zoo_candidates(benchmark_model: BenchmarkModel, model: Model, modes: Iterable[str]) -> list[Candidate]:
-    """A candidate of the zoo for each mode; all share their weights."""
+    """Returns a candidate of the zoo for each mode. All of them share their weights."""
     modules = ((mode, model if mode == EAGER else compiled_twin(model)) for mode in modes)
     return [Candidate(benchmark_model, ZOO, mode, ZooRunner(module)) for mode, module in modules]
 
 
 def compiled_twin(model: Model) -> Model:
-    """A second module with the same weights, compiled."""
+    """Returns a second module with the same weights, compiled."""
     twin = model.twin()
     twin.load_state_dict(model.state_dict(), assign=True)
     twin.compile()
@@ -240,7 +250,7 @@ def compiled_twin(model: Model) -> Model:
 
 @contextmanager
 def inference(threads: int) -> Iterator[None]:
-    """Run on this many threads, in inference mode."""
+    """Runs the block on this many threads, in inference mode."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

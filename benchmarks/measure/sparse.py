@@ -1,7 +1,7 @@
-"""Attention over chosen keys beside attention over all, without projections and compiled.
+"""Attention over chosen keys beside attention over all keys, without projections and compiled.
 
-full: latent attention over every stored token, as in DeepSeek-V3. sparse: the indexer scores the stored tokens, the k
-best are gathered and attended over, as in DeepSeek-V3.2. Both have the same queries and cache.
+full: latent attention over every stored token, as in DeepSeek-V3. sparse: the indexer scores the stored tokens;
+attention runs over the k best, which are gathered, as in DeepSeek-V3.2. Both have the same queries and cache.
 """
 
 from collections.abc import Sequence
@@ -29,11 +29,13 @@ from zoo.errors import UsageError
 from zoo.model.compile import compile_function
 
 FULL, SPARSE = "full", "sparse"
-LONGEST = 2**24  # tokens: where the sparse form is not cheaper before, it is never
+LONGEST = 2**24  # tokens: if sparse is not cheaper up to here, it never is
 
 
 def attention_flops(spec: SparseMLA, dim: int, past: int, new: int) -> dict[str, int]:
-    """Variant -> FLOPs of attention without its projections: scores and weighted values, and the indexer's scores."""
+    """Returns {variant: FLOPs of attention without its projections}: scores, weighted values, and the indexer's
+    scores.
+    """
     full = MLA(**{field.name: getattr(spec, field.name) for field in fields(MLA)})
     parts, indexer = spec.flop_breakdown(dim, past, new), spec.indexer
     assert spec.q_rank is not None
@@ -45,7 +47,7 @@ def attention_flops(spec: SparseMLA, dim: int, past: int, new: int) -> dict[str,
 
 
 def crossover(spec: SparseMLA, dim: int) -> int | None:
-    """The number of stored tokens from which on the sparse form decodes with fewer FLOPs; None: there is none."""
+    """Returns the number of stored tokens from which on sparse decodes with fewer FLOPs than full; None: never."""
 
     def is_cheaper(context: int) -> bool:
         flops = attention_flops(spec, dim, context - 1, 1)
@@ -61,9 +63,10 @@ def crossover(spec: SparseMLA, dim: int) -> int | None:
 
 
 class SparseVariants(Comparison):
-    """Both variants. The sparse output must be that of attention to all tokens under the mask of the chosen ones.
+    """The full and the sparse variant.
 
-    Raises UsageError for a context at which every token is chosen.
+    The sparse output must equal that of attention to all tokens under the mask of the chosen ones. Raises UsageError
+    for a context at which every token is chosen.
     """
 
     MODEL, FEATURE = "deepseek-v3.2", "sparse attention"
@@ -78,11 +81,11 @@ class SparseVariants(Comparison):
 
     @staticmethod
     def measures(mixer: object) -> bool:
-        """Whether it is sparse attention with an indexer of its own."""
+        """Whether the mixer is sparse attention with an indexer of its own."""
         return isinstance(mixer, SparseMLA) and not mixer.shares_choice
 
     def row(self, variant: str, phase: str, context: int) -> Row:
-        """The FLOPs of a pass, with None in the columns that are measured."""
+        """Returns the FLOPs of a pass, with None in the measured columns."""
         spec, new = self.spec, self.config.new(phase, context)
         flops = attention_flops(spec, self.dim, context - new, new)
         return {
@@ -106,15 +109,18 @@ class SparseVariants(Comparison):
         }
 
     def relate(self, rows: Sequence[Row]) -> None:
-        """The gain over full attention, and its share of the predicted one."""
+        """Fills the gain over full attention, and its share of the predicted gain."""
         base = next((row["attention_s"] for row in rows if row["variant"] == FULL), None)
         for row in rows:
             gain, predicted = base / row["attention_s"] if base else None, row["predicted_gain"]
             row |= {"gain": gain, "reached": gain / predicted if gain and predicted else None}
 
     def prepare(self, module: Any, phase: str, context: int) -> dict[str, Prepared]:
-        """Attention of new tokens, the last of `context`. Latents and index keys of the others are random, as those of
-        random activations are. Outputs of the last token are compared."""
+        """Prepares attention of new tokens, the last of `context`.
+
+        Latents and index keys of the other tokens are random, as for random activations. Outputs of the last token are
+        compared.
+        """
         spec, config, new = self.spec, self.config, self.config.new(phase, context)
         generator = torch.Generator().manual_seed(config.seed)
         cache = Cache([spec.cache_spec()], 1, context, config.dtype, CPU)
@@ -156,7 +162,7 @@ class SparseVariants(Comparison):
 
     @staticmethod
     def failures(rows: Sequence[Row]) -> list[str]:
-        """A line for each sparse output that is not that of attention under the mask of the chosen tokens."""
+        """Returns a line for each sparse output that differs from attention under the mask of the chosen tokens."""
         return [
             f"sparse attention in {row['phase']} at {row['context']} tokens differs from attention under its mask by "
             f"{row['difference']:.1e}, above {row['bound']:.0e}"

@@ -1,6 +1,6 @@
-"""How a throughput row is timed: `measure_throughput` builds the candidates, `run` times them in turns.
+"""Timing of the throughput rows: `measure_throughput` builds the candidates, `run` times them in turns.
 
-The machine's ceilings take turns with them. Whatever was timed, before an interruption too, becomes rows and tables.
+The machine's ceilings take turns with them. All timed runs, also before an interruption, become rows and tables.
 """
 
 from bisect import bisect
@@ -38,7 +38,7 @@ from zoo.model.decoder import Decoder
 from zoo.model.parallel import Ranks
 from zoo.units import dtype_name, format_count
 
-TINY_THREADS = 1  # toy matrices leave a second thread nothing but waiting, which would be measured too
+TINY_THREADS = 1  # with toy matrices a second thread would only wait, and the measurement would include it
 TINY_PREFILL, TINY_DECODE = 256, 32  # tokens
 
 
@@ -52,8 +52,10 @@ def throughput_config(
     tiny: bool = False,
     ranks: Ranks = Ranks(),
 ) -> ThroughputConfig:
-    """The configuration that a command's options ask for. `dtype` None: bfloat16 on a GPU, float32 elsewhere. Raises
-    UsageError for a dtype that nothing is computed in, NotAvailable for a device that is not here."""
+    """Returns the configuration for a command's options. `dtype` None: bfloat16 on a GPU, float32 elsewhere.
+
+    Raises UsageError for a dtype that no model computes in, NotAvailable for a device that this machine lacks.
+    """
     place = find_device(device)
     if dtype is not None and dtype.itemsize < 2:
         raise UsageError(f"--dtype {dtype_name(dtype)}: no model here computes in it; choose bfloat16")
@@ -71,11 +73,11 @@ def measure_throughput(
     baseline_compiled: bool = False,
     one_process: bool = False,
 ) -> None:
-    """Build and time all models, with a `baseline` of transformers too, or with the whole model in `one_process` beside
-    the ranks that divide it, and add the tables to the report.
+    """Builds and times all models, and adds the tables to the report.
 
-    Raises NotAvailable, before anything is built, where they do not fit into memory; CheckFailed where the logits of
-    transformers, or of ranks and one process, are not equal or, in training, loss and gradient norm.
+    With `baseline`, transformers takes part. With `one_process`, the whole model in one process does, beside the ranks
+    that divide it. Raises NotAvailable, before anything is built, if they do not fit into memory. Raises CheckFailed if
+    the logits of transformers, or of ranks and one process, differ; in training, if loss or gradient norm differ.
     """
     baseline = baseline or baseline_compiled
     if baseline:
@@ -107,8 +109,11 @@ def _candidates(
 
 
 def needed_bytes(spec: Decoder, dtype: torch.dtype, works: Sequence[Workload], modes: int, copies: int = 1) -> int:
-    """Bytes of the weights, `copies` times; of a cache and a snapshot of its sliding windows, for each of `modes` and
-    each workload; and of the activations of the widest pass. In training each of `modes` has weights of its own."""
+    """Returns the needed bytes of weights, caches and activations.
+
+    Weights count `copies` times. Each of `modes` and each workload has a cache and a snapshot of its sliding windows.
+    Activations are those of the widest pass. In training each of `modes` has weights of its own.
+    """
     if works[0].phase == "train":
         return max(training_bytes(spec, dtype, work, modes) for work in works)
     caches = sum(spec.kv_bytes(work.capacity, work.batch, dtype) for work in works)
@@ -122,8 +127,10 @@ def needed_bytes(spec: Decoder, dtype: torch.dtype, works: Sequence[Workload], m
 def require_model_memory(
     models: Sequence[BenchmarkModel], config: ThroughputConfig, modes: int, copies: int = 1, one_process: bool = False
 ) -> None:
-    """Raise NotAvailable, naming the options that would fit, unless all models fit together into the free memory: on
-    the CPU, the parts of all ranks of this machine."""
+    """Raises NotAvailable, with the options that would fit, unless all models fit together into the free memory.
+
+    On the CPU, the shards of all ranks of this machine count.
+    """
     layers, half = max(len(model.spec.layers) for model in models), torch.bfloat16
     here = processes.local_ranks() if config.device.type == "cpu" else 1
 
@@ -144,7 +151,7 @@ def require_model_memory(
 
 
 def run(results: Results) -> None:
-    """Time the candidates in turns, filling `results`; the candidates of a workload follow each other."""
+    """Times the candidates in turns, and fills `results`. The candidates of a workload follow each other."""
     config, candidates, timer = results.config, results.candidates, clock(results.config.device)
     divided = config.ranks.group is not None
     timer = parallel.ready_clock(timer) if divided else timer
@@ -176,9 +183,11 @@ def run(results: Results) -> None:
 
 
 def _observe(results: Results, tasks: dict[runners.Key, Task]) -> None:
-    """Observe each task once; a compiled model has run before, since compiling takes memory too. GEMMs are kept for the
-    zoo's prefills alone: a decode step does little else than read the same weights. Of training
-    only the memory is observed."""
+    """Observes each task once. A compiled model has run before, since compiling takes memory too.
+
+    GEMMs are kept only for the zoo's prefills: a decode step does little else than read the same weights. In training
+    only the memory is observed.
+    """
     config = results.config
     for candidate in results.candidates:
         for work in config.workloads:
@@ -195,8 +204,10 @@ def _observe(results: Results, tasks: dict[runners.Key, Task]) -> None:
 
 
 def prepare_tiny(entries: Sequence[NamedSpec], seed: int) -> Results:
-    """The tiny form of each model, built, to prefill and decode in eager float32 on the CPU. At toy widths there
-    is next to no arithmetic: timing them measures the code's overhead per layer."""
+    """Builds the tiny form of each model, for prefill and decode in eager float32 on the CPU.
+
+    Toy widths need almost no arithmetic, so the times show the code's overhead per layer.
+    """
     works = (Workload("prefill", TINY_PREFILL), Workload("decode", TINY_DECODE))
     config = ThroughputConfig(works, threads=TINY_THREADS, seed=seed, thorough=False)
     models = [Variant(tiny=True).of(BenchmarkModel(entry)) for entry in entries]

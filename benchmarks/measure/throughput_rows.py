@@ -1,4 +1,4 @@
-"""Throughput rows and their tables: tokens per second, and the ceilings that this machine puts on them."""
+"""Throughput rows and their tables: tokens per second, and the ceilings that this machine sets."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -24,7 +24,7 @@ from zoo.cli.tables import Column
 from zoo.model.decoder import Decoder
 from zoo.units import dtype_name, format_bytes, format_count
 
-# Mark of a row -> its sign in the table; sign -> what it means.
+# Mark of a row -> its sign in the table; sign -> its meaning.
 ABOVE = dict.fromkeys(("above_bandwidth", "above_matmul_rate", "above_gemms"), "!")
 SIGNS = ABOVE | {"weights_in_cache": "c", "not_settled": "~", "warming_up": "w"}
 MEANINGS = {
@@ -42,7 +42,7 @@ TEST_COLUMNS = (Column("model", "model", width=13), Column("test", "test", width
 
 
 def rows(results: Results) -> list[Row]:
-    """One row for each candidate and workload that was timed at least once."""
+    """Returns one row for each candidate and workload that was timed at least once."""
     machine = ceilings.measured_device(ceiling_rows(results))
     pairs = [(candidate, work) for candidate in results.candidates for work in results.config.workloads]
     found = [_row(each, work, results, machine) for each, work in pairs if each.key(work) in results.timed]
@@ -54,19 +54,21 @@ def rows(results: Results) -> list[Row]:
 
 
 def _is_baseline(row: Row) -> bool:
-    """Whether others are compared with a row: transformers as it runs by default, or one process with all of a model
-    that several divide."""
+    """Whether other rows are compared with this row.
+
+    Baselines are transformers with its defaults, and one process with the whole model, beside several that divide it.
+    """
     who, how = row["implementation"], row["mode"]
     return who == ONE_PROCESS or (who != ZOO and how != COMPILED)
 
 
 def _baseline_key(row: Row) -> tuple[object, ...]:
-    """What a row has in common with its baseline. One process runs in the same mode."""
+    """Returns the key that a row shares with its baseline. A one-process baseline runs in the same mode."""
     return (row["model"], row["swap"], row["test"], row["mode"] if ranks(row) > 1 else None)
 
 
 def ceiling_rows(results: Results) -> list[Row]:
-    """A row for each kernel that was timed: bytes or FLOPs per second."""
+    """Returns a row for each kernel that was timed: bytes or FLOPs per second."""
     return [
         {
             "table": "ceilings",
@@ -85,7 +87,7 @@ def ceiling_rows(results: Results) -> list[Row]:
 
 
 def harness_key(work: Workload) -> Key:
-    """The name among the samples of a workload that is run with a model that computes nothing."""
+    """Returns the samples' name of a workload with a model that computes nothing."""
     return ("harness", work.label)
 
 
@@ -93,17 +95,17 @@ def _row(candidate: Candidate, work: Workload, results: Results, machine: Device
     config, model, key = results.config, candidate.model, candidate.key(work)
     seconds, tokens = results.timed[key], work.batch * work.tokens
     speed = rate(tokens, seconds)
-    # Experts and GEMMs are seen in the zoo's eager mode, and are the same whoever runs the model.
+    # Experts and GEMMs are observed in the zoo's eager mode. They are the same for every implementation.
     eager_key = (model.label, ZOO, EAGER, work.label)
     seen, hits = results.observed.get(key), results.observed.get(eager_key, Observed()).hits
     is_whole = candidate.implementation == ONE_PROCESS
-    machine = None if is_whole else machine  # measured while all processes read, or compute
+    machine = None if is_whole else machine  # the ceilings are measured while all processes read or compute
     spec = model.spec if is_whole else config.ranks.own(model.spec)
-    hits = {} if config.ranks.whole_experts else hits  # those of all ranks
+    hits = {} if config.ranks.whole_experts else hits  # the hits count the experts of all ranks
     gemms = results.timed.get(gemm_key(eager_key)) if candidate.implementation == ZOO else None
     harness = results.timed.get(harness_key(work))
     least = least_work(spec, work, config.dtype, hits)
-    least_bytes = least.weight_bytes + least.kv_bytes  # none are counted in training
+    least_bytes = least.weight_bytes + least.kv_bytes  # training counts no bytes
     row = {
         "table": "throughput",
         **about(model.entry),
@@ -144,9 +146,11 @@ def _row(candidate: Candidate, work: Workload, results: Results, machine: Device
 
 
 def least_work(spec: Decoder, work: Workload, dtype: torch.dtype, hits: dict[int, float]) -> Pass:
-    """The FLOPs of all passes of a workload, and the bytes that they must at least read: the cache with the new tokens,
-    and the weights once per pass, less unused rows of the embedding and experts that no token hits, as counted (`hits`
-    by layer) or else as expected. Of training the FLOPs alone."""
+    """Returns the FLOPs of all passes of a workload, and the least number of bytes that they read.
+
+    They read the cache with the new tokens, and the weights once per pass. Unused rows of the embedding are left out,
+    and experts that no token hits: as counted (`hits` by layer), or else as expected. Training counts FLOPs alone.
+    """
     if work.phase == "train":
         return Pass(work.batch * work.tokens, training_flops(spec, work), weight_bytes=0, kv_bytes=0)
     batch, passes = work.batch, work.passes
@@ -165,24 +169,26 @@ def least_work(spec: Decoder, work: Workload, dtype: torch.dtype, hits: dict[int
 
 
 def expected_hits(block: MoE, tokens: int) -> float:
-    """Experts hit by at least one of `tokens` tokens if every expert is equally likely: E (1 - (1 - k/E)^tokens)."""
+    """Returns the experts hit by at least one of `tokens` tokens if all are equally likely: E (1 - (1 -
+    k/E)^tokens).
+    """
     return block.experts * (1 - (1 - block.router.k / block.experts) ** tokens)
 
 
 def predicted_hits(spec: Decoder, work: Workload) -> float | None:
-    """The mean of `expected_hits` of a pass over the layers with experts; None where there are none."""
+    """Returns the mean of `expected_hits` of a pass over the layers with experts; None if there are none."""
     tokens = work.batch * work.passes[0][1]
     hits = [expected_hits(layer.mixture, tokens) for layer in spec.layers if layer.mixture]
     return fmean(hits) if hits else None
 
 
 def trains(row: Row) -> bool:
-    """Whether it is training that a row is about."""
+    """Whether the row measures training."""
     return bool(row["phase"] == "train")
 
 
 def _marks(row: Row, results: Results, key: Key) -> list[str]:
-    """What a reader must know before believing a figure."""
+    """Returns the marks of a row, which warn about its figures."""
     config, cache = results.config, last_cache(results.config.device)
     holds = {
         "above_bandwidth": (row["mbu"] or 0) > 1,
@@ -197,7 +203,7 @@ def _marks(row: Row, results: Results, key: Key) -> list[str]:
 
 
 def tables(rows: Rows, kernels: Rows, machine: Row) -> Iterator[Table]:
-    """Speeds, the ceilings of each, and the machine's ceilings; rows of one test stand together."""
+    """Yields the speeds, their shares of the ceilings, and the machine's ceilings; rows of one test stand together."""
     tests = list(dict.fromkeys(row["test"] for row in rows))
     rows = sorted(rows, key=lambda row: tests.index(row["test"]))
     yield speeds(rows, machine)
@@ -208,7 +214,7 @@ def tables(rows: Rows, kernels: Rows, machine: Row) -> Iterator[Table]:
 
 
 def speeds(rows: Rows, machine: Row) -> Table:
-    """Tokens per second of each test."""
+    """Returns the table of tokens per second in each test."""
     shown = [
         *TEST_COLUMNS,
         *columns(format_count, tokens_per_s="tokens/s"),
@@ -241,7 +247,7 @@ def _baseline(row: Row) -> str:
 
 
 def ranks(row: Row) -> int:
-    """The processes that divide the model; files of earlier releases do not say."""
+    """Returns the number of processes that divide the model. Files of earlier releases do not state it."""
     return int(row.get("ranks", 1))
 
 
@@ -258,7 +264,7 @@ def _speed(row: Row) -> Row:
 
 
 def by(row: Row) -> str:
-    """The implementation and the mode; the zoo's eager mode is not named."""
+    """Returns the implementation and the mode; the zoo's eager mode is not named."""
     who, how = row["implementation"], row["mode"]
     if ranks(row) > 1:
         who = f"{ranks(row)} processes" if who == ZOO else who
@@ -267,7 +273,7 @@ def by(row: Row) -> str:
 
 
 def repetitions(rows: Rows) -> str:
-    """The number of repetitions and of warm-up rounds, as many as an interruption has left."""
+    """Returns the number of repetitions and of warm-up rounds, also after an interruption."""
     counted, warm = {len(row["seconds"]) for row in rows}, {row["warmups"] for row in rows}
     times = "One repetition" if counted == {1} else f"Medians of {_span(counted, 'repetition')}"
     if warm == {0}:
@@ -281,7 +287,7 @@ def _span(numbers: set[int], what: str) -> str:
 
 
 def limits(rows: Rows, machine: Row) -> Table:
-    """The share of the machine's ceilings that each speed reaches, and the peak memory."""
+    """Returns the table of the share of the machine's ceilings that each speed reaches, with the peak memory."""
     large = max(row["peak_bytes"] or 0 for row in rows) >= 2**30
     word, of, digits = ("GiB", 2**30, 2) if large else ("MiB", 2**20, 1)
     shown = [
@@ -341,7 +347,7 @@ def _limit(row: Row) -> Row:
 
 
 def machine_ceilings(rows: Rows) -> Table:
-    """What the machine reaches, by kernel."""
+    """Returns the table of the machine's measured ceilings, by kernel."""
     shown = columns(kind="ceiling", kernel="kernel", dtype="dtype", shown="median", range="min-max")
     size = next((row["amount"] for row in rows if row["kind"] == "bandwidth"), 0)
     short = ", limited by the free memory" if size < ceilings.BUFFER_BYTES else ""

@@ -1,6 +1,6 @@
-"""Timing in turns: every task runs once a round, warm-up rounds are kept apart, and every sample is kept.
+"""Timing in turns: every task runs once per round, warm-up rounds are kept apart, and every sample is kept.
 
-Turns (A B C, A B C, ...) spread a machine's drift over all tasks alike; medians and extremes then say how far a
+Turns (A B C, A B C, ...) spread a machine's drift evenly over all tasks. Medians and extremes then show how far a
 difference can be trusted. The clock is an argument: tests do not wait, and a device brings its own.
 """
 
@@ -12,13 +12,13 @@ from statistics import NormalDist, fmean, median, stdev
 from typing import NamedTuple, Self
 
 Clock = Callable[[], float]
-Agree = Callable[[float], float]  # the seconds that a process measured -> those that count, in several processes alike
+Agree = Callable[[float], float]  # measured seconds of a process -> the seconds that count, equal in all processes
 Samples = dict[tuple[str, ...], list[float]]  # seconds of each run, by the task's name
 
 MEDIAN_SAMPLES = 3  # samples under each median of the warm-up
-MEDIAN_TOLERANCE = 0.03  # two successive medians that differ by no more than this share have settled
-MIN_WARMUP_ROUNDS = MEDIAN_SAMPLES + 1  # before which nothing can have settled
-MAX_WARMUP_ROUNDS = 10  # a machine that is never quiet has to be measured as it is
+MEDIAN_TOLERANCE = 0.03  # two successive medians have settled if they differ by no more than this share
+MIN_WARMUP_ROUNDS = MEDIAN_SAMPLES + 1  # no task has settled before this round
+MAX_WARMUP_ROUNDS = 10  # a machine that never settles is measured as it is
 MAX_WARMUP_SECONDS = 120  # no warm-up round begins later
 # 97.5 % quantiles of Student's t distribution with 1, 2, 3 ... degrees of freedom: the half width of a 95 % interval.
 T_QUANTILES = (
@@ -29,20 +29,20 @@ T_QUANTILES = (
 
 
 def each_for_itself(seconds: float) -> float:
-    """What a process measured, in that process."""
+    """Returns the seconds that this process measured, unchanged."""
     return seconds
 
 
 @dataclass(frozen=True)
 class Task:
-    """Something to time. `prepare` is not timed; it returns the function that is."""
+    """A task to time. `prepare` is not timed; it returns the function that is."""
 
     name: tuple[str, ...]
     prepare: Callable[[], Callable[[], object]]
 
     @classmethod
     def ready(cls, name: tuple[str, ...], run: Callable[[], object]) -> Self:
-        """A task that needs no preparation."""
+        """Returns a task that needs no preparation."""
         return cls(name, lambda: run)
 
 
@@ -56,7 +56,7 @@ class Spread(NamedTuple):
 
 
 class PairedRatio(NamedTuple):
-    """How many times as fast as a baseline, with the ends of its 95 % interval."""
+    """A speed relative to a baseline's, with the ends of its 95 % interval."""
 
     ratio: float
     low: float
@@ -75,12 +75,14 @@ def measure(
     tick: Callable[[], object] = lambda: None,
     expect: Callable[[int], object] = lambda runs: None,
 ) -> None:
-    """Run every task once a round: warm-up rounds until all tasks have `settled` (at most `max_warmups`, none after
-    MAX_WARMUP_SECONDS), whose seconds go to `warmups`; then `repetitions` rounds, whose seconds go to `samples`.
+    """Runs every task once per round: warm-up rounds first, then `repetitions` rounds.
 
-    Both are filled as time goes, so they hold what was measured when an exception or Ctrl-C ends the rounds early.
-    `agree` gives the seconds that count for a run, of those that the clock says: of several processes, the same in all.
-    `tick` is called after each run and not timed; `expect` before each warm-up round, with the number of runs in all if
+    Warm-up rounds run until all tasks have `settled`: at most `max_warmups`, and none begins after MAX_WARMUP_SECONDS.
+    Their seconds go to `warmups`, the seconds of the other rounds to `samples`. Both are filled run by run. So they
+    hold all measurements if an exception or Ctrl-C ends the rounds early.
+
+    `agree` maps the clock's seconds of a run to the seconds that count, which are equal in all processes. `tick` is
+    called after each run and not timed. `expect` is called before each warm-up round, with the total number of runs if
     the warm-up ends with that round.
     """
     warmups = {} if warmups is None else warmups
@@ -95,7 +97,7 @@ def measure(
 
 
 def settled(seconds: Sequence[float]) -> bool:
-    """Whether the median of the last samples agrees with the one before it: the warm-up is over."""
+    """Whether the median of the last samples agrees with the one before it, so that the warm-up is over."""
     if len(seconds) < MIN_WARMUP_ROUNDS:
         return False
     before, now = median(seconds[-MEDIAN_SAMPLES - 1 : -1]), median(seconds[-MEDIAN_SAMPLES:])
@@ -119,19 +121,24 @@ def _round(
 
 
 def rate(amount: float, seconds: Sequence[float]) -> Spread:
-    """`amount` per second, over samples of its seconds: their median's rate; a single sample has no deviation (0)."""
+    """Returns `amount` per second, over samples of its seconds: the rate at the median, and the spread.
+
+    A single sample has the deviation 0.
+    """
     rates = [amount / each for each in seconds]
     std = stdev(rates) if len(rates) > 1 else 0.0
     return Spread(amount / median(seconds), std, min(rates), max(rates))
 
 
 def paired_ratio(seconds: Sequence[float], baseline_seconds: Sequence[float]) -> PairedRatio:
-    """How many times as fast something is as a baseline that took turns with it: above 1 it is faster.
+    """Returns the speed of a candidate relative to a baseline that took turns with it: above 1 the candidate is faster.
 
     The n-th samples of both are from the same round, so a drift of the machine cancels in their ratio. The ratio is the
-    geometric mean over the rounds; the interval is Student's for the mean of the ratios' logarithms, as if these were
-    independent and normally distributed. A round with only one of the two, after an interruption, does not count. One
-    round says nothing about the spread: its interval is from 0 to infinity. Raises ValueError without any round.
+    geometric mean over the rounds. The interval is Student's for the mean of the ratios' logarithms, as if these were
+    independent and normally distributed.
+
+    A round with only one of the two, after an interruption, does not count. One round does not show the spread: its
+    interval is from 0 to infinity. Raises ValueError without any round.
     """
     logs = [log(baseline / own) for own, baseline in zip(seconds, baseline_seconds, strict=False)]
     if not logs:
@@ -143,9 +150,9 @@ def paired_ratio(seconds: Sequence[float], baseline_seconds: Sequence[float]) ->
 
 
 def t_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t distribution with `freedom` >= 1 degrees of freedom, to three digits.
+    """Returns the 97.5 % quantile of Student's t distribution with `freedom` >= 1 degrees of freedom, to three digits.
 
-    Above 30 by its expansion around the normal quantile in powers of 1 / freedom (Abramowitz and Stegun, 26.7.5).
+    Above 30 it uses the expansion around the normal quantile in powers of 1 / freedom (Abramowitz and Stegun, 26.7.5).
     """
     if freedom <= len(T_QUANTILES):
         return T_QUANTILES[freedom - 1]

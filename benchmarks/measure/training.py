@@ -1,7 +1,7 @@
 """Training steps as candidates: forward, backward and AdamW, of the zoo and of the baseline, in the same loop.
 
-An optimiser changes the weights, so each candidate owns its own. All start from the same values: before anything is
-timed, each one's loss and gradient norm on the measured tokens must equal the zoo's.
+An optimiser changes the weights, so each candidate owns a copy. All start from the same values. Before the timing, each
+one's loss and gradient norm on the measured tokens must equal the zoo's.
 """
 
 import copy
@@ -33,10 +33,14 @@ from zoo.errors import CheckFailed
 from zoo.model.decoder import Decoder
 from zoo.model.module import Model
 
-LEARNING_RATE = 1e-6  # so low that the routing to experts, on which the time depends, stays as it is
-NORM_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}  # relative, of the gradient's norm
+LEARNING_RATE = 1e-6  # so low that the routing to experts, on which the time depends, does not change
+NORM_TOLERANCE = {
+    torch.float32: 1e-4,
+    torch.bfloat16: 5e-2,
+    torch.float16: 5e-2,
+}  # relative tolerance of the gradient norm
 MOMENTS = 2  # AdamW's running means, each as large as the weights
-LOGITS_BYTES = 16  # for each logit: itself, in float32, its log-softmax and its gradient
+LOGITS_BYTES = 16  # bytes per logit: the logit, its float32 copy, its log-softmax and its gradient
 
 
 class Gradients(NamedTuple):
@@ -48,29 +52,31 @@ class Gradients(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingRunner(Runner):
-    """A model in training mode with AdamW, torch's fused form. `forward`: tokens (b, t) -> logits (b, t, vocab)."""
+    """A model in training mode with torch's fused AdamW. `forward`: tokens (b, t) -> logits (b, t, vocab)."""
 
     forward: Callable[[Tensor], Tensor]
     optimizer: torch.optim.Optimizer
 
     @classmethod
     def of(cls, model: nn.Module, forward: Callable[[Tensor], Tensor]) -> Self:
-        """The model with an optimiser of its own. Nothing is dropped at random: GPT-2's config asks transformers to,
-        and the zoo never does."""
+        """Returns the runner of a model, with an optimiser of its own.
+
+        Dropout is off: GPT-2's config turns it on in transformers, and the zoo has none.
+        """
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         return cls(model.train(), forward, torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True))
 
     def train_step(self, tokens: Tensor) -> None:
-        """A step on tokens (b, t + 1): each of the first t predicts the next. Leaves no gradients."""
+        """Takes a step on tokens (b, t + 1): each of the first t predicts the next. Leaves no gradients."""
         with torch.inference_mode(False):
             self._loss(tokens).backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
 
     def gradients(self, tokens: Tensor) -> Gradients:
-        """Loss and gradient norm of a step on tokens (b, t + 1). The weights stay as they are."""
+        """Returns the loss and the gradient norm of a step on tokens (b, t + 1). The weights do not change."""
         with torch.inference_mode(False):
             loss = self._loss(tokens.clone())
             loss.backward()
@@ -79,7 +85,7 @@ class TrainingRunner(Runner):
             return Gradients(loss.item(), torch.stack(norms).norm().item())
 
     def release(self) -> None:
-        """Free the moments, which the next step makes again."""
+        """Frees the moments, which the next step makes again."""
         self.optimizer.state.clear()
 
     def _loss(self, tokens: Tensor) -> Tensor:
@@ -88,7 +94,7 @@ class TrainingRunner(Runner):
 
 
 def training_workloads(context: int, batch: int) -> tuple[Workload, ...]:
-    """One training step on `batch` sequences of `context` tokens."""
+    """Returns the workload of one training step on `batch` sequences of `context` tokens."""
     return (Workload("train", context, batch=batch),)
 
 
@@ -100,11 +106,10 @@ def training_candidates(
     baseline: bool,
     baseline_compiled: bool,
 ) -> Iterator[Candidate]:
-    """The zoo in each mode, then transformers; if its compiled form does not run, a line on stderr says why. None of
-    them holds the weights of `model` itself.
+    """Yields the zoo in each mode, then transformers. None of them holds the weights of `model` itself.
 
-    Raises CheckFailed where loss or gradient norm differ, SpecError for a model that no config of transformers
-    describes.
+    If the compiled form of transformers does not run, a line on stderr says why. Raises CheckFailed if loss or gradient
+    norm differ, SpecError for a model that no config of transformers describes.
     """
     (work,) = config.workloads
     tokens = random_tokens(work, model.spec.vocab, config.seed, config.device)
@@ -125,7 +130,7 @@ def training_candidates(
         runner = _baseline_runner(copy.deepcopy(reference), compiled=True)
         try:
             problem = check(runner)
-        except Exception as error:  # whatever a compiler raises
+        except Exception as error:  # any error of a compiler
             problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if problem:
             print(f"{BASELINE} does not train {benchmark_model.label} compiled: {problem}", file=sys.stderr)
@@ -145,7 +150,7 @@ def _baseline_runner(reference: Any, compiled: bool = False) -> TrainingRunner:
 
 
 def _gradients(runner: TrainingRunner, tokens: Tensor, config: ThroughputConfig) -> Gradients:
-    with inference(config.threads):  # for the threads
+    with inference(config.threads):  # sets the number of threads
         return runner.gradients(tokens)
 
 
@@ -156,9 +161,11 @@ def _difference(
     expected: Gradients,
     runner: TrainingRunner,
 ) -> str | None:
-    """Says which of a runner's loss and gradient norm differs from the `expected` by more than rounding; None: neither.
+    """Describes how a runner's loss or gradient norm differs from the `expected` by more than rounding; None: both
+    agree.
 
-    A mixture of experts in 16 bits is not judged: a near tie in a router may go either way, and the rest then differs.
+    A mixture of experts in 16 bits is not checked: rounding may decide a near tie in a router, and the rest then
+    differs.
     """
     found = _gradients(runner, tokens, config)
     if config.dtype.itemsize < 4 and any(layer.mixture for layer in benchmark_model.spec.layers):
@@ -167,23 +174,28 @@ def _difference(
         ("the loss", found.loss, expected.loss, TOLERANCE[config.dtype]),
         ("the norm of the gradients", found.norm, expected.norm, NORM_TOLERANCE[config.dtype]),
     ):
-        if not abs(value - other) <= bound * abs(other):  # a NaN is a failure, too
+        if not abs(value - other) <= bound * abs(other):  # a NaN fails, too
             return f"{what} is {value:.7g}, and {other:.7g} in the zoo's eager mode"
     return None
 
 
 def training_flops(spec: Decoder, work: Workload) -> int:
-    """FLOPs of a training step: a forward pass with all logits, and two such passes back, one for the gradients of the
-    weights and one for those of the inputs."""
+    """Returns the FLOPs of a training step: a forward pass with all logits, and a backward pass of twice the FLOPs.
+
+    The backward pass computes the gradients of the weights and those of the inputs, at one forward pass each.
+    """
     return 3 * work.batch * spec.flops(0, work.tokens)
 
 
 def training_bytes(spec: Decoder, dtype: torch.dtype, work: Workload, copies: int) -> int:
-    """Bytes of the weights and moments of each of `copies` candidates, and of gradients and activations of one."""
+    """Returns the bytes of the weights and moments of each of `copies` candidates, and of one's gradients and
+    activations.
+    """
     tokens, size = work.batch * work.tokens, dtype.itemsize
-    # What a layer keeps for its gradients: inputs and outputs of the matrix products, and of norms in float32.
+    # Activations that a layer keeps for its gradients: inputs and outputs of the matrix products, and of norms in
+    # float32.
     kept = sum(2 * layer.active_params(spec.dim) // spec.dim * size + 8 * spec.dim * 4 for layer in spec.layers)
     heads = sum(layer.mixer.sink_heads for layer in spec.layers if layer.mixer)
-    scores = 3 * heads * work.tokens * 4  # with sinks, they may be written out, masked, and turned to probabilities
+    scores = 3 * heads * work.tokens * 4  # with sinks, scores may be materialised, masked, and turned to probabilities
     held = (copies * (1 + MOMENTS) + 1) * spec.params() * size
     return held + tokens * (kept + scores + spec.vocab * LOGITS_BYTES)

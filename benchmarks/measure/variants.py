@@ -1,4 +1,4 @@
-"""Variants of one layer's attention, measured at each context: they have the same weights and take turns.
+"""Variants of one layer's attention, measured at each context. They have the same weights and take turns.
 
 A `Comparison` finds the attention in a model, describes its variants and prepares their steps; `run` times them.
 """
@@ -23,8 +23,11 @@ from zoo.units import dtype_name
 
 @dataclass(frozen=True)
 class VariantsConfig:
-    """Settings of the measurement. `contexts`: tokens that the last one sees, itself included. `phases`: DECODE is one
-    token after the others, PREFILL all of them at once."""
+    """Settings of the measurement.
+
+    `contexts`: tokens that the last one sees, itself included. `phases`: DECODE is one token after the others, PREFILL
+    all of them at once.
+    """
 
     contexts: Sequence[int]
     phases: Sequence[str] = (DECODE,)
@@ -33,12 +36,12 @@ class VariantsConfig:
     seed: int = 0
 
     def new(self, phase: str, context: int) -> int:
-        """Tokens of a pass."""
+        """Returns the number of new tokens of a pass."""
         return 1 if phase == DECODE else context
 
 
 class Prepared(NamedTuple):
-    """A variant at a context: its `step` (None: it does not fit), and the columns of its row that are known by now."""
+    """A variant at a context: its `step` (None: it does not fit), and the columns of its row that are already known."""
 
     step: Callable[[], object] | None
     found: Row
@@ -47,11 +50,11 @@ class Prepared(NamedTuple):
 class Comparison(ABC):
     """The variants of an attention `spec` in a model of width `dim`."""
 
-    MODEL: ClassVar[str]  # the model that is measured by default
+    MODEL: ClassVar[str]  # the default model
     FEATURE: ClassVar[str]  # the name of the attention, for an error
     CONTEXTS: ClassVar[tuple[int, ...]]  # tokens
     VARIANTS: ClassVar[tuple[str, ...]]
-    TIMED: ClassVar[str]  # the first word of the columns of times
+    TIMED: ClassVar[str]  # the first word of the time columns
 
     def __init__(self, spec: Any, dim: int, config: VariantsConfig) -> None:
         self.spec, self.dim, self.config = spec, dim, config
@@ -59,41 +62,41 @@ class Comparison(ABC):
     @staticmethod
     @abstractmethod
     def measures(mixer: object) -> bool:
-        """Whether this comparison is of such a mixer."""
+        """Whether this comparison measures such a mixer."""
 
     @abstractmethod
     def row(self, variant: str, phase: str, context: int) -> Row:
-        """Every column in its order, with None in those that are measured."""
+        """Returns every column in its order, with None in the measured ones."""
 
     @abstractmethod
     def prepare(self, module: nn.Module, phase: str, context: int) -> dict[str, Prepared]:
-        """The variants of `module`, which has been built from the spec. Each has been run once."""
+        """Returns the variants of `module`, which was built from the spec. Each has run once."""
 
     @abstractmethod
     def relate(self, rows: Sequence[Row]) -> None:
-        """Fill the columns that compare the rows of one phase and context."""
+        """Fills the columns that compare the rows of one phase and context."""
 
     @staticmethod
     @abstractmethod
     def failures(rows: Sequence[Row]) -> list[str]:
-        """A line for each measured fact that is not as it must be."""
+        """Returns a line for each measured fact that violates a requirement."""
 
     def require_weight_memory(self) -> None:
-        """Raise NotAvailable where not even the weights fit into the free memory."""
+        """Raises NotAvailable if not even the weights fit into the free memory."""
         what, advice = "the weights of one layer's attention need", "--tiny measures it at toy widths"
         require_memory(self.spec.params(self.dim) * self.config.dtype.itemsize, CPU, what, lambda free: advice)
 
     def settings(self) -> Row:
-        """The columns that say how it was measured."""
+        """Returns the columns with the conditions of the measurement."""
         return {"dtype": dtype_name(self.config.dtype), "threads": torch.get_num_threads()}
 
     @property
     def bound(self) -> float:
-        """The difference that still counts as equal, as a share of the largest output."""
+        """The largest difference that counts as equal, as a share of the largest output."""
         return TOLERANCE[self.config.dtype]
 
     def rows(self, phase: str, context: int, found: Mapping[str, Row], samples: Samples) -> list[Row]:
-        """One row for each variant that was timed or is too large."""
+        """Returns one row for each variant that was timed or is too large."""
         made = [
             self.row(variant, phase, context) | found[variant] | time_columns(self.TIMED, samples.get((variant,), []))
             for variant in self.VARIANTS
@@ -104,7 +107,7 @@ class Comparison(ABC):
 
 
 def run(comparison: Comparison, rows: list[Row]) -> None:
-    """Measure all phases and contexts into `rows`, which hold what was measured when an exception or Ctrl-C ends it."""
+    """Measures all phases and contexts into `rows`, which keep the results so far after an exception or Ctrl-C."""
     config = comparison.config
     module = build_block(comparison.spec, comparison.dim, config.dtype, config.seed)
     for phase, context in product(config.phases, config.contexts):

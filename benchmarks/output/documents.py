@@ -1,4 +1,4 @@
-"""Documents that `--json` has written: those that come with the repository, and files that a reader names."""
+"""Documents written by `--json`: those that come with the repository, and files that a reader names."""
 
 import json
 from pathlib import Path
@@ -6,17 +6,20 @@ from pathlib import Path
 from zoo.cli.tables import SCHEMA_VERSION, Row
 from zoo.errors import MalformedError, NotAvailable
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"  # in a checkout; an installed package comes without it
+DOCS = Path(__file__).resolve().parents[2] / "docs"  # exists in a checkout, not in an installed package
 
 
 def kept(folder: Path) -> dict[str, Path]:
-    """The documents of a folder, by name without the suffix."""
+    """Returns the documents of a folder, by name without the suffix."""
     return {file.stem: file for file in sorted(folder.glob("*.json"))}
 
 
 def read(file: Path, verb: str = "throughput") -> Row:
-    """A document of `python -m benchmarks VERB --json`. Raises NotAvailable for a file that cannot be read,
-    MalformedError for another document and for another schema version."""
+    """Reads a document of `python -m benchmarks VERB --json`.
+
+    Raises NotAvailable for a file that cannot be read, MalformedError for another document and for another schema
+    version.
+    """
     wrong = f"{file}: not a document of python -m benchmarks {verb} --json"
     try:
         document: Row = json.loads(file.read_text(encoding="utf-8"))

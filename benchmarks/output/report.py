@@ -17,12 +17,12 @@ Rows = Sequence[Row]
 
 
 def columns(show: Callable[..., str] = str, /, **headers: str) -> list[Column]:
-    """Columns whose values are shown alike, as key=header. A header may have two lines."""
+    """Returns columns with the same formatter, as key=header. A header may have two lines."""
     return [Column(key, header, show) for key, header in headers.items()]
 
 
 def columns_in_use(rows: Rows, show: Callable[..., str], /, **headers: str) -> list[Column]:
-    """The columns in which a row has a number other than 0."""
+    """Returns the columns in which some row has a number other than 0."""
     return columns(show, **{key: header for key, header in headers.items() if any(row[key] for row in rows)})
 
 
@@ -30,9 +30,9 @@ def columns_in_use(rows: Rows, show: Callable[..., str], /, **headers: str) -> l
 class Table:
     """Rows and their layout: a title, the columns, and one legend line or more beneath.
 
-    `derive` makes the cells that no single value of a row fills, such as a range; for a row without a line of its own,
-    whose values are shown in other rows' lines, it returns None. `star_notes`: whether the legend says what the star of
-    a swapped model stands for.
+    `derive` makes the cells that no single value of a row fills, such as a range. It returns None for a row without a
+    line of its own, whose values stand in other rows' lines. `star_notes`: whether the legend explains the star of a
+    swapped model.
     """
 
     title: str
@@ -43,8 +43,11 @@ class Table:
     star_notes: bool = True
 
     def text(self, format: Format) -> str:
-        """Title, table and legend, as plain text at most 80 columns wide or as Markdown. Columns without a value in any
-        row are left out, a wider table wraps its longest names, and a table without columns is its legend."""
+        """Returns title, table and legend, as plain text at most 80 columns wide or as Markdown.
+
+        Columns without a value in any row are left out. A wider table wraps its longest names. A table without columns
+        shows only its legend.
+        """
         lines = [(row, cells) for row in self.rows if (cells := self.derive(row)) is not None]
         rows = [row | cells | ({"model": named(row)} if "model" in row else {}) for row, cells in lines]
         shown = [column for column in self.columns if any(row.get(column.key) not in (None, []) for row in rows)]
@@ -59,7 +62,7 @@ class Table:
 
 
 def _fitted(rows: Rows, columns: Sequence[Column]) -> Sequence[Column]:
-    """The columns of a plain table, the widest one of words narrower by what the table exceeds 80 columns."""
+    """Returns the columns of a plain table. If it exceeds 80 columns, the widest column of words becomes narrower."""
     excess = max(map(len, render(rows, columns).splitlines()), default=0) - MAX_WIDTH
     widths = {
         column: max(len(value) for row in rows if isinstance(value := row.get(column.key), str))
@@ -73,12 +76,12 @@ def _fitted(rows: Rows, columns: Sequence[Column]) -> Sequence[Column]:
 
 
 def named(row: Row) -> str:
-    """The name of a row's model, starred where a swap has changed it."""
+    """Returns the name of a row's model, starred if a swap has changed it."""
     return row["model"] + ("*" if row.get("swap") else "")
 
 
 def _swap_notes(rows: Rows) -> list[str]:
-    """Legend lines: what the star stands for, and which features the swaps removed."""
+    """Returns the legend lines on the meaning of the star, and on the features that the swaps removed."""
     swaps = dict.fromkeys(row["swap"] for row in rows if row.get("swap"))
     dropped = dict.fromkeys(f"{named(row)} has no {row['dropped']}" for row in rows if row.get("dropped"))
     return [f"*: after --swap {swap}." for swap in swaps] + ([f"Dropped: {'; '.join(dropped)}."] if dropped else [])
@@ -87,9 +90,9 @@ def _swap_notes(rows: Rows) -> list[str]:
 class Report:
     """Tables in the order they are added.
 
-    On stdout, tables for people appear one by one. In any other format, or in a file, all is written at the end as one
-    document: csv, json and jsonl hold each row once, with the name of its `table`. As a context manager, the report is
-    finished when the block ends, by an exception or Ctrl-C too.
+    On stdout, tables for people appear one by one. In any other format, or in a file, all rows are written at the end
+    as one document. csv, json and jsonl hold each row once, with the name of its `table`. As a context manager, the
+    report is finished when the block ends, also by an exception or Ctrl-C.
     """
 
     def __init__(self, format: Format, out: Path | None) -> None:
@@ -116,14 +119,14 @@ class Report:
         return list({id(row): row for table in self.tables for row in table.rows}.values())
 
     def add(self, *tables: Table) -> None:
-        """Take tables into the report."""
+        """Adds tables to the report."""
         for table in tables:
             if self.for_people and self.out is None:
                 print(("\n" if self.tables else "") + table.text(self.format), flush=True)
             self.tables.append(table)
 
     def finish(self) -> None:
-        """Write what has not been written yet."""
+        """Writes everything that has not been written yet."""
         if self.for_people:
             if self.out is not None:
                 emit("\n\n".join(table.text(self.format) for table in self.tables), self.out)

@@ -1,4 +1,4 @@
-"""How values are shown in tables: units, digits, ranges, and contexts."""
+"""Formats of values in tables: units, digits, ranges, and contexts."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -9,39 +9,39 @@ from zoo.units import three_digits
 
 
 def unit(of: float, digits: int) -> Callable[[Any], str]:
-    """Shows a number in units of `of`."""
+    """Returns a formatter of numbers in units of `of`."""
     return lambda value: f"{value / of:,.{digits}f}"
 
 
 def three(value: float) -> str:
-    """Three significant digits, without an exponent: 0.0123, 1.23, 123, 12,345."""
+    """Formats three significant digits, without an exponent: 0.0123, 1.23, 123, 12,345."""
     rounded = float(f"{value:.3g}")
     digits = 2 - math.floor(math.log10(abs(rounded))) if rounded else 2
     return f"{value:,.{max(digits, 0)}f}"
 
 
 def three_in(of: float) -> Callable[[float], str]:
-    """Shows a number in units of `of`, in three significant digits."""
+    """Returns a formatter of numbers in units of `of`, with three significant digits."""
     return lambda value: three(value / of)
 
 
 def unless_zero(show: Callable[[Any], str]) -> Callable[[Any], str]:
-    """Shows a number that is not 0."""
+    """Returns a formatter that leaves 0 empty."""
     return lambda value: show(value) if value else ""
 
 
 def min_max(row: Mapping[str, Any], key: str, show: Callable[[Any], str]) -> str:
-    """The range of a measured value, of `key`_min and `key`_max."""
+    """Formats the range of a measured value, from `key`_min to `key`_max."""
     return f"{show(row[f'{key}_min'])}-{show(row[f'{key}_max'])}"
 
 
 def format_tokens(number: int) -> str:
-    """A number of tokens, in k where that is exact."""
+    """Formats a number of tokens, in k if that is exact."""
     return f"{number // 1024}k" if number % 1024 == 0 else f"{number:,}"
 
 
 def format_decimal_bytes(nbytes: float) -> str:
-    """Bytes in decimal units, as memory of cards and files of weights are sold: 65.2 GB, 1.34 TB, 0 B."""
+    """Formats bytes in decimal units, as for memory of cards and files of weights: 65.2 GB, 1.34 TB, 0 B."""
     for of, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(nbytes) >= of:
             return f"{three_digits(nbytes / of)} {name}"
@@ -49,12 +49,12 @@ def format_decimal_bytes(nbytes: float) -> str:
 
 
 def format_sequences(batch: int) -> str:
-    """one sequence, 4 sequences."""
+    """Formats a number of sequences: one sequence, 4 sequences."""
     return "one sequence" if batch == 1 else f"{batch} sequences"
 
 
 def measured_on(row: Mapping[str, Any]) -> str:
-    """The conditions of a measurement, for a legend: dtype, batch, threads, processor and torch."""
+    """Returns the conditions of a measurement, for a legend: dtype, batch, threads, processor and torch."""
     here = machine()
     return (
         f"{row['dtype']}, batch {row.get('batch', 1)}, threads: {row['threads']}, {here['cpu']}, torch {here['torch']}."
@@ -62,19 +62,19 @@ def measured_on(row: Mapping[str, Any]) -> str:
 
 
 def smaller_at(crossing: Mapping[str, Any], label: str) -> str:
-    """The contexts at which the cache of the model `label` is the smaller one of a "crossing" row."""
+    """Returns the contexts at which the model `label` has the smaller cache in a "crossing" row."""
     if crossing["changes"] == [{"from_context": 1, "smaller": None}]:
         return "never: both are the same"
     return ", ".join(at for smaller, at in _spans(crossing) if smaller == label) or "never"
 
 
 def describe_crossing(crossing: Mapping[str, Any]) -> str:
-    """The model with the smaller cache at each context, from a "crossing" row."""
+    """Returns the model with the smaller cache at each context, from a "crossing" row."""
     return "; ".join(f"{smaller or 'both alike'} {at}" for smaller, at in _spans(crossing)) + "."
 
 
 def _spans(crossing: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:
-    """(model with the smaller cache, contexts as text)."""
+    """Yields (model with the smaller cache, contexts as text)."""
     changes = crossing["changes"]
     for change, following in zip(changes, [*changes[1:], None], strict=True):
         start, end = change["from_context"], following["from_context"] - 1 if following else None
@@ -86,5 +86,5 @@ def _spans(crossing: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:
 
 
 def on_each(cards: int) -> str:
-    """The end of a title of figures of one card, if several hold a model."""
+    """Returns the end of a title for figures of one card, if several cards hold a model."""
     return f", on each of {cards} cards" if cards > 1 else ""

@@ -1,4 +1,4 @@
-"""python -m docs.tools: writes the generated parts of docs/ anew, from the code and from the samples kept there.
+"""python -m docs.tools: regenerates the generated parts of docs/, from the code and from the samples kept there.
 
 python -m docs.tools --processor SLUG FILE ...   first keeps files of `throughput --json` as a processor's samples
 """
@@ -15,12 +15,12 @@ from zoo.errors import ZooError
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command -> its exit code."""
+    """Runs the command and returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m docs.tools", description="Writes the generated parts of docs/.")
     processor = "keep the files' rows as the samples of this processor, such as amd-epyc-avx512"
     parser.add_argument("--processor", metavar="SLUG", help=processor)
     parser.add_argument(
-        "files", metavar="FILE", nargs="*", type=Path, help="from python -m benchmarks throughput --json"
+        "files", metavar="FILE", nargs="*", type=Path, help="files of python -m benchmarks throughput --json"
     )
     asked = parser.parse_args(arguments)
     if (asked.processor is None) != (not asked.files):

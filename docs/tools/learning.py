@@ -1,6 +1,6 @@
 """The tables of docs/learning.md, from the comparisons in docs/learning/.
 
-To compare anew, run the command above a table on the page with --json --out docs/learning/NAME.json.
+To repeat a comparison, run the command above its table on the page with --json --out docs/learning/NAME.json.
 """
 
 import re
@@ -16,12 +16,12 @@ from zoo.units import format_count
 
 
 def sections() -> dict[str, str]:
-    """Name of a comparison -> its tables as Markdown."""
+    """Returns {name of a comparison: its tables as Markdown}."""
     return {name: section(name, read(file, "learn")) for name, file in kept(DOCS / "learning").items()}
 
 
 def section(name: str, document: Row) -> str:
-    """The tables of one comparison as Markdown, its data and its machine."""
+    """Returns the tables of one comparison as Markdown, with its data and its machine."""
     shown = [replace(table, legend=[]).text(Format.md).strip() for table in tables(document["rows"])]
     shown = [re.sub(r"^### (.*)", r"**\1**", text) for text in shown]  # the page's headings are its findings
     first, machine = next(row for row in document["rows"] if row["table"] == "learn"), document["machine"]
@@ -36,8 +36,10 @@ def section(name: str, document: Row) -> str:
 
 
 def tables(rows: Rows) -> Iterator[Table]:
-    """The tables of a comparison: the models, each synthetic task or length, and the differences. A comparison on text
-    shows only differences in bits per byte."""
+    """Yields the tables of a comparison: the models, each synthetic task or length, and the differences.
+
+    A comparison on text shows only differences in bits per byte.
+    """
     groups = dict[str, list[Row]]()
     for row in rows:
         groups.setdefault(row["table"], []).append(row)

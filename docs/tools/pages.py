@@ -1,6 +1,6 @@
 """The generated files of docs/, made from committed samples and from the code.
 
-A page marks its generated sections with two comments. Text outside of them is written by hand and stays.
+A page marks its generated sections with two comments. The text outside the sections is written by hand and stays.
 """
 
 import re
@@ -14,13 +14,13 @@ from benchmarks.output.documents import DOCS
 from docs.tools import learning, performance, schema, single_blocks
 from zoo.cli.figure import figure
 
-FIGURE = "deepseek-v3-671b"  # in docs/models.md
+FIGURE = "deepseek-v3-671b"  # the model in docs/models.md
 BEGIN, END = "<!-- measured: {} -->\n", "<!-- end -->\n"
 SECTION = re.compile(r"<!-- measured: (\S+) -->\n.*?<!-- end -->\n", re.DOTALL)
 
 
 def texts() -> dict[str, str]:
-    """File in docs/ -> its text as today's samples and code make it."""
+    """Returns {file in docs/: its text}, as the present samples and code generate it."""
     sections = {
         "performance.md": performance.sections(),
         "single-blocks.md": single_blocks.sections(),
@@ -31,7 +31,7 @@ def texts() -> dict[str, str]:
 
 
 def gallery() -> dict[str, str]:
-    """The text on blocks, its drawings, and two figures: the same on every machine."""
+    """Returns the text on blocks, its drawings, and two figures: the same on every machine."""
     best_known = [one(name) for name in one_each(matching())]
     made = {
         "overview.svg": overview(best_known, theme="light"),
@@ -43,8 +43,10 @@ def gallery() -> dict[str, str]:
 
 
 def filled(page: str, sections: Mapping[str, str]) -> str:
-    """The page with each section between its markers. A new section follows the last one, and markers without a section
-    are removed."""
+    """Returns the page with each section between its markers.
+
+    A new section follows the last one, and markers without a section are removed.
+    """
     blocks = {name: f"{BEGIN.format(name)}{text.strip()}\n\n{END}" for name, text in sections.items()}
     page = SECTION.sub(lambda found: blocks.get(found[1], ""), page)
     for name, block in blocks.items():

@@ -19,7 +19,7 @@ from zoo.errors import MalformedError, UsageError
 from zoo.units import format_bytes, format_count
 
 FOLDER = DOCS / "performance"
-SPEEDS = "throughput"  # the table of the rows that are compared
+SPEEDS = "throughput"  # the table of the compared rows
 SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 SHARED = (
     "cpu",
@@ -31,22 +31,27 @@ SHARED = (
 )  # facts that all documents of a processor have in common
 
 # Targets. Ratios are speeds over transformers' in the same rounds.
-DECODE_DEPTH = 512  # tokens in the cache where compiled decode is judged
-BANDWIDTH_DENSE_FLOAT32, BANDWIDTH_BFLOAT16 = 0.85, 0.75  # parts of the read bandwidth that compiled decode reaches
-DECODE_RATIO, MIN_MAX_SPEEDUP = 2.0, 2.3  # compiled decode, wherever the max speedup is at least the second
-PREFILL_RATIO, PREFILL_GEMMS = 1.05, 0.95  # compiled prefill: either of the two
+DECODE_DEPTH = 512  # tokens in the cache for the targets of compiled decode
+BANDWIDTH_DENSE_FLOAT32, BANDWIDTH_BFLOAT16 = (
+    0.85,
+    0.75,
+)  # shares of the read bandwidth that compiled decode should reach
+DECODE_RATIO, MIN_MAX_SPEEDUP = 2.0, 2.3  # compiled decode, if the max speedup is at least the second
+PREFILL_RATIO, PREFILL_GEMMS = 1.05, 0.95  # compiled prefill: one of the two suffices
 # Extensions that name a processor's vectors, the widest first.
 VECTORS = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2", "sve2": "SVE2", "sve": "SVE", "asimd": "NEON"}
 
 
 def sections() -> dict[str, str]:
-    """Slug of a processor -> its section."""
+    """Returns {slug of a processor: its section}."""
     return {slug: section(slug, read(file)) for slug, file in kept(FOLDER).items()}
 
 
 def keep(slug: str, files: Sequence[Path]) -> None:
-    """Writes the rows of the files as the samples of a processor. Raises what `gather` does, and UsageError for a slug
-    that is no file name."""
+    """Writes the rows of the files as the samples of a processor.
+
+    Raises the errors of `gather`, and UsageError for a slug that is no file name.
+    """
     if not SLUG.fullmatch(slug):
         raise UsageError(f"--processor {slug}: must be lower-case words joined by -, such as amd-epyc-avx512")
     text = json.dumps(gather(files), indent=1)
@@ -54,10 +59,10 @@ def keep(slug: str, files: Sequence[Path]) -> None:
 
 
 def gather(files: Sequence[Path]) -> Row:
-    """One document from several that were measured on the same processor: all their rows, under the first one's facts.
+    """Returns one document from several of the same processor: all their rows, under the facts of the first document.
 
-    A test that several files hold is the last one's, since its rounds belong together. Raises what `read` does, and
-    MalformedError for a file of another processor.
+    If several files hold a test, the last file's rows count, since the rounds of a test belong together. Raises the
+    errors of `read`, and MalformedError for a file of another processor.
     """
     documents = [read(file) for file in files]
     machines = [document["machine"] for document in documents]
@@ -75,12 +80,12 @@ def gather(files: Sequence[Path]) -> Row:
 
 
 def key_of(row: Row) -> tuple[str, str, str]:
-    """The name of rows that were timed together: model, dtype and test."""
+    """Returns the name of rows that were timed together: model, dtype and test."""
     return row["model"], row["dtype"], row["test"]
 
 
 def section(slug: str, document: Row) -> str:
-    """Heading, facts, table and missed targets as Markdown. `document`: what `throughput --json` writes."""
+    """Returns heading, facts, table and missed targets as Markdown. `document`: the output of `throughput --json`."""
     tests, machine = compared(document), document["machine"]
     vectors = next((name for extension, name in VECTORS.items() if extension in machine["isa"]), None)
     title = ", ".join(filter(None, [machine["cpu"], vectors, machine["gpu"]]))
@@ -104,7 +109,7 @@ def _facts(slug: str, document: Row) -> Iterator[str]:
 
 
 def compared(document: Row) -> list[Row]:
-    """A row for each model, dtype and test, in the order of the document."""
+    """Returns a row for each model, dtype and test, in the order of the document."""
     tests: dict[tuple[str, str, str], list[Row]] = {}
     for row in (row for row in document["rows"] if row["table"] == SPEEDS):
         tests.setdefault(key_of(row), []).append(row)
@@ -112,9 +117,9 @@ def compared(document: Row) -> list[Row]:
 
 
 def _compared(rows: Sequence[Row]) -> Row:
-    """One test: transformers as it runs by default, the zoo in both modes, and what the machine would have allowed.
+    """Returns the row of one test: transformers with its defaults, the zoo in both modes, and the machine's ceiling.
 
-    The parts of the bandwidth and of the GEMMs are the compiled model's, the eager one's where none was compiled.
+    The shares of the bandwidth and of the GEMMs are the compiled model's, or the eager one's if none was compiled.
     """
     by_mode = {row["mode"]: row for row in rows if row["implementation"] == ZOO}
     baseline = next((row for row in rows if row["implementation"] != ZOO and row["mode"] != COMPILED), None)
@@ -142,7 +147,7 @@ def _ratio(row: Row | None, baseline: Row | None) -> PairedRatio | None:
 
 
 def table(tests: Sequence[Row]) -> str:
-    """The tests as a Markdown table."""
+    """Returns the tests as a Markdown table."""
     shown = [
         *columns(model="model", dtype="dtype", test="test"),
         *columns(format_count, baseline="transformers tokens/s", eager="zoo eager tokens/s"),
@@ -156,13 +161,13 @@ def table(tests: Sequence[Row]) -> str:
 
 
 def interval(found: PairedRatio) -> str:
-    """A ratio with its 95 % interval: "1.93 (1.88 to 1.99)"."""
+    """Formats a ratio with its 95 % interval: "1.93 (1.88 to 1.99)"."""
     ends = f"{three(found.low)} to {three(found.high)}" if found.low else "one round"
     return f"{three(found.ratio)} ({ends})"
 
 
 def misses(test: Row) -> Iterator[str]:
-    """A sentence for each target that a test misses."""
+    """Yields a sentence for each target that a test misses."""
     name = f"{test['model']}, {test['dtype']}, {test['test']}"
     if (eager := test["eager_ratio"]) and eager.high < 1:
         yield f"{name}: eager is {interval(eager)} times as fast as transformers; the interval should reach 1.0"

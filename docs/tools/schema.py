@@ -1,7 +1,7 @@
 """docs/benchmarks.schema.json: the JSON schema of `python -m benchmarks --json`.
 
-The columns of a table are those of a row that its code writes, each required. What a column holds follows from its
-name in `COLUMNS`, where "table.column" goes before "column", or else from the ending of its name.
+The columns of a table are those of a row that its code writes, each required. The name of a column determines its kind:
+"table.column" or else "column" in `COLUMNS`, or else the ending of the name.
 """
 
 import json
@@ -33,7 +33,7 @@ from benchmarks.output.report import Row
 from zoo.cli.tables import SCHEMA_VERSION
 
 Kind = dict[str, Any]
-TITLES = {  # table -> what its rows are
+TITLES = {  # table -> a description of its rows
     "costs": "the main job: one row per model",
     "throughput": "throughput, compare --measure and the main job: one row per model, implementation, mode and test",
     "ceilings": "the limits of this machine: one row per kernel, measured in turns with the models",
@@ -62,7 +62,7 @@ def _said(kind: Kind, description: str) -> Kind:
 
 
 def _optional(kind: Kind, description: str = "") -> Kind:
-    """A kind that may be null."""
+    """Returns a kind that may be null."""
     null = {"enum": [*kind["enum"], None]} if "enum" in kind else {"type": [kind["type"], "null"]}
     return kind | null | ({"description": description} if description else {})
 
@@ -72,13 +72,13 @@ def _list(items: Kind, least: int = 0, description: str = "") -> Kind:
 
 
 def _object(description: str = "", /, **columns: Kind) -> Kind:
-    """An object with these keys, all required."""
+    """Returns an object with these keys, all required."""
     about = {"description": description} if description else {}
     return {"type": "object", "required": list(columns), "properties": columns, "additionalProperties": False} | about
 
 
 def _all(names: str, kind: Kind) -> dict[str, Kind]:
-    """Columns of one kind."""
+    """Returns columns of one kind."""
     return dict.fromkeys(names.split(), kind)
 
 
@@ -259,8 +259,10 @@ MEASURED_ON: dict[str, Kind] = {
 
 
 def examples() -> Iterator[Row]:
-    """A row of every table as its code writes it, but for its figures; kept ones where they take training or a model
-    that runs."""
+    """Yields a row of every table as its code writes it. Some figures are made up.
+
+    Rows that need training or a running model come from the kept documents.
+    """
     first, second, config = one("gemma3"), one("qwen3"), InferenceConfig()
     yield from (cost_row(first), param_row(first), *layer_rows(first), cache_row(first, 4096, config))
     yield from (fit_row(first, 10**9, config), crossing_row(first, second, config))
@@ -281,7 +283,7 @@ def examples() -> Iterator[Row]:
 
 
 def holds(table: str, column: str) -> Kind:
-    """The kind of a table's column."""
+    """Returns the kind of a table's column."""
     if column == "table":
         return {"const": table}
     if found := COLUMNS.get(f"{table}.{column}") or COLUMNS.get(column):
@@ -290,7 +292,7 @@ def holds(table: str, column: str) -> Kind:
 
 
 def schema() -> Kind:
-    """The schema of a document."""
+    """Returns the schema of a document."""
     tables = {row["table"]: list(row) for row in examples()}
     rows = {
         table: {"title": title} | _object(**{column: holds(table, column) for column in tables[table]})
@@ -325,6 +327,6 @@ def schema() -> Kind:
 
 
 def text() -> str:
-    """The file, with a line for each column."""
+    """Returns the text of the file, with a line for each column."""
     lines = re.sub(r"\[[^][{}]*\]", lambda values: " ".join(values[0].split()), json.dumps(schema(), indent=1))
     return re.sub(r"\n {5,}|\n {4}(?=[]}])", " ", lines) + "\n"

@@ -8,16 +8,16 @@ from benchmarks.output.report import Row
 from zoo.cli.tables import Format
 
 FOLDER = DOCS / "performance" / "blocks"
-HERE = ("Medians of", "kernels")  # first words of the legend lines about the machine that prints the table
+HERE = ("Medians of", "kernels")  # first words of legend lines about the machine that prints the table
 
 
 def sections() -> dict[str, str]:
-    """Name of the samples -> their tables as Markdown."""
+    """Returns {name of the samples: their tables as Markdown}."""
     return {name: section(name, read(file, "blocks")) for name, file in kept(FOLDER).items()}
 
 
 def section(name: str, document: Row) -> str:
-    """The tables of one document as Markdown, and the machine that its samples come from."""
+    """Returns the tables of one document as Markdown, with the machine of its samples."""
     tables = []
     for table in blocks.tables(document["rows"]):
         legend = [line for line in table.legend if not line.startswith(HERE)]

@@ -156,7 +156,9 @@ class ForwardContext:
 
 
 # Routers record into the last recording, if there is one.
-recordings: list[list[RouterOutput]] = []  # a list, since torch's compiler guards lists, but not a ContextVar or a local
+recordings: list[
+    list[RouterOutput]
+] = []  # a list, since torch's compiler guards lists, but not a ContextVar or a local
 
 
 @contextmanager
@@ -174,8 +176,10 @@ def recorded_routing() -> Iterator[list[RouterOutput]]:
 
 
 def keep(kept: dict[K, Tensor], key: K, compute: Callable[[], Tensor]) -> Tensor:
-    """Computes a tensor and stores it in `kept` for later passes, with or without gradients. A tensor that a compiler or
-    torch.export traces has no values and is not stored."""
+    """Computes a tensor and stores it in `kept` for later passes, with or without gradients.
+
+    A tensor that a compiler or torch.export traces has no values and is not stored.
+    """
     with torch.inference_mode(False):
         value = compute()
     if type(value) is Tensor and not torch.compiler.is_compiling() and not torch.is_inference(value):
