@@ -106,7 +106,7 @@ class Aspect(NamedTuple):
         return self.phrase(key).text
 
     def frequency(self, key: Hashable) -> tuple[int, int]:
-        """Returns (layers with such a phrase, layers): (5, 6) for a repeating pattern of 6 layers, else of all layers."""
+        """Returns (layers with such a phrase, layers): (5, 6) for a pattern of 6 layers that repeats, else of all."""
         keys = [None if phrase is None else phrase.key for phrase in self.phrases]
         repeats = (n for n in range(1, MAX_PERIOD + 1) if all(x == keys[i % n] for i, x in enumerate(keys)))
         period = next(repeats, len(keys))
