@@ -30,9 +30,10 @@ class CompressedAttention(Mixer):
     token sees all entries. CSA has one entry for few tokens, and a token sees the entries that an indexer chooses.
 
     Queries are projected through a latent of `q_rank` elements, normalised by `norm`; each query head is normalised by
-    `q_norm`, and keys by `norm`. The last `rope_dim` elements of queries, keys and values are rotated. The output is therefore rotated back by its own position: a token's contribution depends on its distance.
-    Each head has a sink. The output of each of `groups` groups of heads is projected to `o_rank` elements, and all
-    groups together to the model's width.
+    `q_norm`, and keys by `norm`. The last `rope_dim` elements of queries, keys and values are rotated. The output is
+    therefore rotated back by its own position: a token's contribution depends on its distance. Each head has a sink.
+    The output of each of `groups` groups of heads is projected to `o_rank` elements, and all groups together to the
+    model's width.
     """
 
     heads: int

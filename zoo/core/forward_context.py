@@ -137,8 +137,8 @@ class ForwardContext:
     tokens: Tensor | None = None
 
     def collecting(self) -> ForwardContext:
-        """Returns a copy of this context for one layer, with an empty `routing` list and an empty `handed_on` dict. Either
-        stays None if it was None."""
+        """Returns a copy of this context for one layer, with an empty `routing` list and an empty `handed_on` dict.
+        Either stays None if it was None."""
         return ForwardContext(
             self.positions,
             self.tables,
