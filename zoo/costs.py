@@ -56,7 +56,7 @@ class Reach:
 
     @property
     def period(self) -> int | None:
-        """Tokens after which a new stretch begins, whose tokens see none before it; None: there is one stretch."""
+        """The length of a stretch, in tokens: a token sees no earlier stretch. None: all tokens are one stretch."""
         return None
 
     @property

@@ -27,13 +27,13 @@ __all__ = ["CompressedAttention"]
 class CompressedAttention(Mixer):
     """`heads` query heads share one key of `head_dim`, which is also the value. A token sees the last `window` tokens,
     itself included, and the entries of a `compressor`, all in one softmax. HCA has one entry for many tokens, and a
-    token sees all entries. CSA has one entry for few tokens, and a token sees those that an indexer chooses.
+    token sees all entries. CSA has one entry for few tokens, and a token sees the entries that an indexer chooses.
 
     Queries are projected through a latent of `q_rank` elements, normalised by `norm`; each query head is normalised by
-    `q_norm`, and keys by `norm`. The last `rope_dim` elements of queries and keys are rotated, and so are those of
-    values. The output is therefore rotated back by its own position: a token's contribution depends on its distance.
-    Each head has a sink. The output of each of `groups` groups of heads is projected to `o_rank` elements, and all
-    groups together to the model's width.
+    `q_norm`, and keys by `norm`. The last `rope_dim` elements of queries, keys and values are rotated. The output is
+    therefore rotated back by its own position: a token's contribution depends on its distance. Each head has a sink.
+    The output of each of `groups` groups of heads is projected to `o_rank` elements, and all groups together to the
+    model's width.
     """
 
     heads: int

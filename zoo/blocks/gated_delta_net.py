@@ -33,7 +33,7 @@ class GatedDeltaNet(Mixer):
     and a key.
 
     Queries, keys and values are mixed over the last `conv` tokens. Each token decays the state by one factor per head,
-    exp(-exp(A_log) softplus(decay(x) + dt_bias)), and overwrites the fraction beta = sigmoid(beta(x)) of the value
+    exp(-exp(A_log) softplus(decay(x) + dt_bias)). It then overwrites the fraction beta = sigmoid(beta(x)) of the value
     stored under its key. The output of each head is normalised and then multiplied by silu(gate(x)).
     """
 
@@ -107,7 +107,7 @@ class GatedDeltaNet(Mixer):
 
 
 class _GatedDeltaNet(nn.Module):
-    residual_outputs = ("o",)  # matrices whose products are the output
+    residual_outputs = ("o",)  # matrices whose products are the block's output
 
     def __init__(self, spec: GatedDeltaNet, dim: int) -> None:
         super().__init__()

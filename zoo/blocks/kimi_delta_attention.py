@@ -35,9 +35,9 @@ class KDA(Mixer):
     """Each of `heads` heads has a state of `head_dim` x `head_dim`.
 
     Queries, keys and values are mixed over the last `conv` tokens. Each token decays a head's key channel by the factor
-    exp(-exp(A_log) softplus(decay(x) + dt_bias)), with one A_log per head and one dt_bias per channel. It overwrites
-    the fraction beta = sigmoid(beta(x)) of the value stored under its key. The output of each head is normalised and
-    then multiplied by sigmoid(gate(x)). The projections `decay` and `gate` have rank head_dim.
+    exp(-exp(A_log) softplus(decay(x) + dt_bias)), with one A_log per head and one dt_bias per channel. It then
+    overwrites the fraction beta = sigmoid(beta(x)) of the value stored under its key. The output of each head is
+    normalised and then multiplied by sigmoid(gate(x)). The projections `decay` and `gate` have rank head_dim.
     """
 
     heads: int
@@ -95,7 +95,7 @@ class KDA(Mixer):
 
 
 class _KDA(nn.Module):
-    residual_outputs = ("o",)  # matrices whose products are the output
+    residual_outputs = ("o",)  # matrices whose products are the block's output
 
     def __init__(self, spec: KDA, dim: int) -> None:
         super().__init__()

@@ -317,8 +317,8 @@ class LayerOutput(NamedTuple):
 def run_layer(layer: nn.Module, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> LayerOutput:
     """Runs a layer on x (b, t, dim): eager or compiled, recorded or not.
 
-    The layer's records are created and returned in this call. A list that grew from layer to layer would recompile for
-    each of its lengths, and a layer that is recomputed for the backward pass would append to it twice.
+    The layer's records are created and returned in this call. With one growing list for all layers, compiled code would
+    be specific to its length. A layer that is recomputed for the backward pass would also append to it twice.
     """
     if ctx.routing is not None or ctx.handed_on is not None:
         ctx = ctx.collecting()

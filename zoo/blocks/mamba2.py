@@ -104,7 +104,7 @@ class Mamba2(Mixer):
 
 
 class _Mamba2(nn.Module):
-    residual_outputs = ("o",)  # matrices whose products are the output
+    residual_outputs = ("o",)  # matrices whose products are the block's output
 
     def __init__(self, spec: Mamba2, dim: int) -> None:
         super().__init__()

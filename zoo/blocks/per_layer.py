@@ -1,8 +1,8 @@
 """Per-layer embeddings: beside the residual stream, each layer receives a narrow vector of its own for each token
 (Gemma 3n; Gemma 4 E2B and E4B).
 
-A model's `PerLayerInputs` computes the vectors once per pass. Each layer's `LayerInput` is a branch that processes its
-own vector and adds the result to the residual stream.
+A model's `PerLayerInputs` computes the vectors once per pass. Each layer's `LayerInput` processes the layer's
+own vector in a residual branch.
 """
 
 from dataclasses import dataclass

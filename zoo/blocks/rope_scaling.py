@@ -103,8 +103,8 @@ class Llama3Scaling(Scaling):
 @dataclass(frozen=True)
 class YarnScaling(Scaling):
     """YaRN (Peng et al. 2023, section 3.2). Frequencies of dimensions that rotate at least `fast` times within the
-    original context are kept. Those of dimensions that rotate at most `slow` times are divided by `factor`, with a
-    linear ramp between the two.
+    original context are kept. Frequencies of dimensions that rotate at most `slow` times are divided by
+    `factor`, with a linear ramp between the two.
 
     `truncate` rounds the ramp's ends outward to whole dimensions. `gain` multiplies cos and sin (section 3.3:
     `yarn_gain`). DeepSeek has a gain of 1.0 here, and applies YaRN's gain in its attention scale.

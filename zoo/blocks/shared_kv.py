@@ -22,8 +22,8 @@ def _key(attn: GQA) -> Hashable:
 
 @dataclass(frozen=True)
 class KVSource(GQA):
-    """GQA with keys and values that later layers reuse (SharedKV). A later layer reuses those of the nearest KVSource
-    with equal heads and reach."""
+    """GQA with keys and values that later layers reuse (SharedKV). Each later layer takes the nearest KVSource with
+    equal heads and reach."""
 
     def build(self, dim: int) -> nn.Module:
         return _KVSource(self, dim)

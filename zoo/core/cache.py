@@ -86,8 +86,8 @@ class NoCache:
 class _AllocatedCache:
     """Streams of (batch, heads, tokens, width) and states of (batch, *shape), allocated once.
 
-    If `static`, single-token decode reads all places under a mask. Every step then has the same shapes and depends on
-    the tensor of positions alone, so that the CUDA graph of one step serves all steps.
+    If `static`, single-token decode reads all places under a mask. Every step then has the same shapes and depends
+    only on the tensor of positions, so that the CUDA graph of one step serves all steps.
     """
 
     def __init__(

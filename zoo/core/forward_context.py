@@ -74,7 +74,7 @@ class LayerCache(Protocol):
         Entries with equal numbers are equal.
         Returns the stream (batch, heads, places, width) with each block's entry at the block's number. For a single
         token and a cache that is not static, it holds only complete entries. Otherwise each token sees only the entries
-        of blocks that are complete with it.
+        of blocks that are complete, its own token included.
         """
         ...
 
@@ -137,8 +137,8 @@ class ForwardContext:
     tokens: Tensor | None = None
 
     def collecting(self) -> ForwardContext:
-        """Returns a copy of this context for one layer, with an empty list of routing records and an empty dict for
-        tensors that it gives to later layers. Either stays None if it was None."""
+        """Returns a copy of this context for one layer, with an empty `routing` list and an empty `handed_on` dict.
+        Either stays None if it was None."""
         return ForwardContext(
             self.positions,
             self.tables,
@@ -156,9 +156,7 @@ class ForwardContext:
 
 
 # Routers record into the last recording, if there is one.
-recordings: list[
-    list[RouterOutput]
-] = []  # a list, since torch's compiler guards lists, but not a ContextVar or a local
+recordings: list[list[RouterOutput]] = []  # torch's compiler guards a list, but not a ContextVar or a local
 
 
 @contextmanager
@@ -176,10 +174,8 @@ def recorded_routing() -> Iterator[list[RouterOutput]]:
 
 
 def keep(kept: dict[K, Tensor], key: K, compute: Callable[[], Tensor]) -> Tensor:
-    """Computes a tensor and stores it in `kept` for later passes, with or without gradients.
-
-    A tensor that a compiler or torch.export traces has no values and is not stored.
-    """
+    """Computes a tensor and stores it in `kept` for later passes, with or without gradients. A tensor that a compiler
+    or torch.export traces has no values and is not stored."""
     with torch.inference_mode(False):
         value = compute()
     if type(value) is Tensor and not torch.compiler.is_compiling() and not torch.is_inference(value):

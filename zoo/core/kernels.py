@@ -97,7 +97,7 @@ current: KernelChoices | None = None  # None until ZOO_KERNELS is read
 
 
 def active() -> KernelChoices:
-    """Returns the kernels of this process. Raises NotAvailable or MalformedError if ZOO_KERNELS cannot be read."""
+    """Returns the kernels of this process. Raises NotAvailable or MalformedError for an unreadable ZOO_KERNELS."""
     global current
     if current is None:
         current = _read(os.environ.get(VARIABLE) or None)

@@ -138,8 +138,8 @@ def mark_dynamic_lengths(ctx: ForwardContext, new: int, layer_caches: Sequence[L
     """Tells the compiler which lengths are independent in a pass of `new` tokens over these caches. By default it
     assumes that equal lengths stay equal, and recompiles once two lengths differ that were equal by chance.
 
-    The number of keys in single-token decode on the CPU is unbacked. Otherwise the compiler would test whether it is
-    one, above 4,096 or the size of the cache, and recompile whenever a result changes. (In a static cache none does.)
+    The number of keys in single-token decode on the CPU is unbacked. Otherwise the compiler would compare it
+    with 1, 4,096 and the cache's size, and recompile whenever a result changes. (In a static cache it never changes.)
     """
     from torch._dynamo.decorators import mark_unbacked, maybe_mark_dynamic
 
