@@ -57,9 +57,7 @@ def parse_count_option(text: str | int) -> int:
 
 
 def parse_memory(text: str | int) -> int:
-    """Parses bytes: 24GB, 80GiB. A number without a unit is GB, as cards are sold. An int, the default, is returned as
-    it is.
-    """
+    """Parses bytes: 24GB, 80GiB. A bare number is GB, as cards are sold. An int, the default, is returned as it is."""
     if isinstance(text, int):
         return text
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(text).strip().lower())
@@ -77,9 +75,7 @@ def parse_dtype(text: str) -> torch.dtype:
 
 
 def parse_weights(text: str | WeightForm) -> WeightForm:
-    """Parses a dtype, or another form of stored weights: as released, or 4-bit. A form, the default, is returned as
-    is.
-    """
+    """Parses a dtype, or another form of weights: released, or 4-bit. A form, the default, is returned as it is."""
     if isinstance(text, WeightForm):
         return text
     word = str(text).lower()

@@ -85,8 +85,7 @@ def structure_rows(first: NamedSpec, second: NamedSpec) -> list[Row]:
 
 
 def difference_rows(first: NamedSpec, second: NamedSpec) -> list[Row]:
-    """Returns one row for each field of the specs whose values differ, or whose values hold for different shares of the
-    layers.
+    """Returns one row for each field of the specs whose values, or their shares of the layers, differ.
 
     An option that is off in one model makes no row where the other model's block has no such option.
     """

@@ -1,6 +1,4 @@
-"""The KV cache: bytes as affine pieces of the context, the usual formula, contexts that fit, and crossings of two
-caches.
-"""
+"""The KV cache: bytes as affine pieces of the context, the usual formula, contexts that fit, and crossings."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -92,12 +90,12 @@ class Piece:
 
     @property
     def block(self) -> int:
-        """Tokens after which the bytes of the entries repeat their growth."""
+        """Period of the growth, in tokens: every `block` tokens add the same bytes."""
         return lcm(*(every for _, every in self.entries))
 
     @property
     def slope(self) -> Fraction:
-        """Bytes per token: exact between two multiples of `block` tokens."""
+        """Mean bytes per token, exact between multiples of `block` tokens."""
         return self.per_token + sum((Fraction(nbytes, every) for nbytes, every in self.entries), Fraction())
 
     def at(self, context: int) -> int:
@@ -108,9 +106,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Change:
-    """The sign of a difference, from `start` tokens to the next change: bytes of the first model minus bytes of the
-    second.
-    """
+    """From `start` tokens to the next change, `sign` is that of the first model's bytes minus the second's."""
 
     start: int
     sign: int
@@ -140,8 +136,8 @@ def changes(first: Sequence[Piece], second: Sequence[Piece]) -> list[Change]:
     """Returns the contexts at which the smaller of two caches changes. The first change starts at 1 token.
 
     A cache with entries for several tokens grows in steps and may cross another cache many times. Such caches are
-    compared at multiples of all blocks. A change starts in the last of these blocks, where the sign begins to hold
-    until its end.
+    compared at multiples of all blocks. A change starts in the block before the first multiple with the new sign:
+    at the first context from which that sign holds.
     """
 
     def sign(context: int) -> int:
@@ -189,9 +185,7 @@ def longest(growth: Sequence[Piece], free: int) -> int | None:
 
 
 def cache_row(model: NamedSpec, context: int, config: InferenceConfig) -> Row:
-    """Returns the cache bytes at a context. Fixed bytes and bytes per token are for one sequence, `kv_bytes` for
-    all.
-    """
+    """Returns the cache bytes at a context. `kv_bytes` covers all sequences; the other bytes are for one sequence."""
     spec = config.part(model.spec)
     fixed, per_token = spec.kv_growth(config.cache)
     exact = spec.kv_bytes(context, config.batch, config.cache)

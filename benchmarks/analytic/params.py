@@ -103,8 +103,9 @@ def _hub() -> dict[str, dict[str, Any]]:
 
 
 def claims(preset: str) -> tuple[int | None, int | None]:
-    """Returns the (total, active) parameters that a name claims: "qwen3-30b-a3b" -> 30 billion, 3 billion; None: no
-    claim.
+    """Returns the (total, active) parameters that a name claims (None: no claim).
+
+    "qwen3-30b-a3b" claims 30 billion and 3 billion.
 
     "mixtral-8x7b" claims eight times seven billion, though experts share everything but the feed-forward.
     """
@@ -129,9 +130,7 @@ def layer_rows(model: NamedSpec) -> Iterator[Row]:
 
 
 def ffn_cells(cost: str) -> Callable[[Row], Row]:
-    """Returns the cells of a row of a `cost` by part (params or flops): the whole feed-forward, and other parts if
-    any.
-    """
+    """Returns the cells of a `cost` by part (params or flops): the whole feed-forward, and other parts if any."""
     whole, other = f"all_ffn_{cost}", f"other_{cost}"
     return lambda row: {whole: sum(row[f"{part}_{cost}"] for part in FFN_PARTS), other: row[other] or None}
 

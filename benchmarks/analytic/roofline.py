@@ -113,8 +113,9 @@ def forward_pass(spec: Decoder, phase: str, context: int, config: InferenceConfi
 
 
 def _sent_bytes(spec: Decoder, config: InferenceConfig, tokens: int) -> float:
-    """Returns the bytes that one card sends in a pass of `tokens` tokens, one position of each sequence through the
-    head.
+    """Returns the bytes that one card sends in a pass of `tokens` tokens.
+
+    One position of each sequence passes through the head.
 
     Activations have 16 bits where weights have 8.
     """

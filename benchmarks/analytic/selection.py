@@ -1,4 +1,4 @@
-"""The published sizes in a table of all models: one per family, or those after a date and with certain blocks."""
+"""The published sizes in a table of all models: one per family, or those since a month and with certain blocks."""
 
 from collections.abc import Sequence
 
@@ -56,9 +56,7 @@ def every_size(found: Found) -> list[str]:
 
 
 def one_each(found: Found) -> list[str]:
-    """Returns one size of each family, in order of release: the best-known one, or the first if that one was not
-    found.
-    """
+    """Returns one size of each family, in order of release: the best-known one, or the first found."""
     shown = [best_known(family) if best_known(family) in names else names[0] for family, names in found.items()]
     return sorted(shown, key=lambda name: sizes()[name].released)
 

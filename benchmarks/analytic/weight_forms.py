@@ -112,9 +112,7 @@ def _released_names() -> dict[str, str]:
 
 
 def released_form(preset: str) -> WeightForm:
-    """Returns the form of a preset's published weights: bfloat16 unless data/released_weights.json names another
-    form.
-    """
+    """Returns the form of a preset's published weights: bfloat16 unless data/released_weights.json has another."""
     return _by_name(_released_names().get(preset, BFLOAT16.name))
 
 

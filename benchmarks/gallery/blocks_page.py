@@ -60,8 +60,7 @@ def pictures() -> dict[str, str]:
 
 
 def html(shown: Collection[str] = ()) -> str:
-    """Returns the section of the page: headings one level lower, drawings inline, and wide content in boxes that
-    scroll.
+    """Returns the section of the page: headings one level lower, drawings inline, wide content in boxes that scroll.
 
     Architectures that are `shown` on the page get links.
     """
@@ -142,8 +141,9 @@ SMALL, TINY = 10.0, 9.0  # font sizes
 
 
 def draw(name: str, description: str, prefix: str = "", theme: Theme = "auto") -> str:
-    """Returns a drawing by its name, as SVG, with its `description` for screen readers. Every id in it begins with
-    `prefix`.
+    """Returns a drawing by its name, as SVG. Every id in it begins with `prefix`.
+
+    `description` is for screen readers.
     """
     title, width, drawing = DRAWINGS[name]
     canvas = Canvas(width, title, description)
@@ -198,9 +198,7 @@ def _forward_pass(canvas: Canvas) -> None:
 
 
 def _one_head(canvas: Canvas) -> None:
-    """Draws one head, from the rows of the stream to the rows that it adds: projections, scores, softmax, weighted
-    values.
-    """
+    """Draws one head, from rows of the stream to the rows that it adds: projections, scores, softmax, values."""
     tokens, cell = 6, 9.0
 
     def matrix(x: float, y: float, columns: int, look: str, label: str, causal: bool = False) -> None:

@@ -37,9 +37,7 @@ def tables(models: Sequence[NamedSpec], measured: Iterable[Mapping[str, Any]] = 
 
 
 def _contexts(models: Sequence[NamedSpec]) -> Iterator[Row]:
-    """Yields every context, and the model's max context if it is in the range. `beyond`: the context exceeds the max
-    context.
-    """
+    """Yields every context, and the model's max context if in range. `beyond`: the context exceeds the maximum."""
     for model in models:
         max_context = model.spec.context
         own = [max_context] if max_context and max_context <= CONTEXTS[-1] else []
@@ -58,9 +56,7 @@ def _cache(spec: Decoder, context: int) -> dict[str, int]:
 
 
 def _crossings(models: Sequence[NamedSpec]) -> Iterator[Row]:
-    """Yields the contexts at which the smaller of two models' caches changes, in bfloat16, and the size of the cache
-    there.
-    """
+    """Yields the contexts at which the smaller of two caches changes, in bfloat16, and the cache's size there."""
     growth = {model.name: pieces(model.spec, TWO_BYTES) for model in models}
     for first, second in combinations(models, 2):
         for change in changes(growth[first.name], growth[second.name])[1:]:
@@ -99,9 +95,7 @@ def _passes(models: Sequence[NamedSpec]) -> Iterator[Row]:
 
 
 def workload(test: str) -> str:
-    """Returns a test's name in words: "pp512" is a prefill of 512 tokens, "tg8 @ d512" a decode of 8 tokens after
-    512.
-    """
+    """Returns a test's name in words: "pp512" is a prefill of 512 tokens, "tg8 @ d512" a decode of 8 after 512."""
     match = re.fullmatch(r"(pp|tg)(\d+)(?: @ d(\d+))?", test)
     if not match:
         return test

@@ -91,8 +91,9 @@ def compiled(name: str) -> Json:
 
 
 def image(name: str, tables: Mapping[str, Sequence[Row]], params: Mapping[str, float], format: str) -> bytes:
-    """Returns a chart of the tables' rows as PNG (two pixels per point) or SVG, in light colours. `params` sets
-    parameters.
+    """Returns a chart of the tables' rows as PNG (two pixels per point) or SVG, in light colours.
+
+    `params` sets the chart's parameters.
     """
     chart = CHARTS[name]
     spec = styled(chart.draw(), LIGHT) | {"title": chart.title}

@@ -173,8 +173,7 @@ def feed_forward_terms(layers: Mapping[Layer, int], dim: int) -> Terms:
 
 
 def outside_terms(spec: Decoder) -> CostTerms:
-    """Returns the terms of everything outside attention and feed-forward: the model's costs minus those of these
-    branches.
+    """Returns the terms of everything outside attention and feed-forward: the rest of the model's costs.
 
     It covers the embedding, the final norm and the head, and what layers hold beside the branches: inputs of their own,
     a scale of the output.
@@ -217,9 +216,7 @@ def _branch_terms(branch: Block, cache: CacheSpec, dim: int) -> CostTerms:
 
 
 def _growth(branch: Block, part: str, dim: int) -> GrowingFlops:
-    """Returns the growth of a part's FLOPs, computed from the first token and from two tokens that are one step
-    apart.
-    """
+    """Returns the growth of a part's FLOPs, from the first token and from two tokens that are one step apart."""
     mixer = next((each for each in branch.walk() if isinstance(each, Mixer)), None)
     reach: Reach = Full()
     start, every = 0, 1

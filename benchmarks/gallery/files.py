@@ -179,9 +179,7 @@ def _forms() -> dict[str, Json]:
 
 
 def _drawings(model: NamedSpec) -> dict[str, dict[str, str]]:
-    """Returns the model's diagram in each layout, alone and with call-outs of what is new compared with its
-    ancestor.
-    """
+    """Returns the model's diagram in each layout, alone and with call-outs of what is new since its ancestor."""
     earlier = ancestor(model.name) if model.size else None
     found = structure_differences(model.spec, one(earlier).spec) if earlier else []
     heading = f"New compared with {title(earlier)}" if earlier and found else ""

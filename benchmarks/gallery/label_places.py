@@ -12,9 +12,7 @@ LETTER, LINE, POINT = 6.6, 13, 7  # the width of a letter, the height of a line,
 
 
 class Place(NamedTuple):
-    """The place of a name relative to its point: to the right (align "left") or to the left, and the offset in
-    pixels.
-    """
+    """The place of a name beside its point: to the right (align "left") or left, with an offset in pixels."""
 
     align: Literal["left", "right"]
     dx: int
@@ -51,9 +49,7 @@ def _box(name: str, x: float, y: float, place: Place) -> Box:
 
 
 def _cost(box: Box, others: Sequence[Box]) -> float:
-    """Returns the overlap of a box with the others, and its excess beyond the left and right edges, in square
-    pixels.
-    """
+    """Returns the square pixels of a box that overlap others, or exceed the left and right edges."""
     left, top, right, bottom = box
     shared = sum(
         max(min(right, other[2]) - max(left, other[0]), 0) * max(min(bottom, other[3]) - max(top, other[1]), 0)

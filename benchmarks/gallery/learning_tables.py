@@ -23,8 +23,9 @@ OPTIONAL = (*BITS_KEYS, "low", "high")  # None if there is no such figure
 
 
 def learning_tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Returns every table, by name; empty for a comparison without such figures. All rows of a table have the same
-    columns.
+    """Returns every table, by name; empty for a comparison without such figures.
+
+    All rows of a table have the same columns.
 
     Raises KeyError for a row that lacks a figure, ValueError or TypeError for a value of another kind.
     """
@@ -54,9 +55,7 @@ def _of_table(rows: Sequence[Row], table: str) -> list[Row]:
 
 
 def _models(rows: Sequence[Row]) -> Iterator[Row]:
-    """Yields a row for each model. kv_bytes_per_token covers the cache of one sequence as long as the training
-    context.
-    """
+    """Yields a row for each model. kv_bytes_per_token is for one sequence as long as the training context."""
     for row in _of_table(rows, "learn"):
         yield {
             "model": what(row),

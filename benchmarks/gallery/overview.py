@@ -35,17 +35,13 @@ class Group:
 
     @property
     def typical(self) -> NamedSpec:
-        """The size that represents the architecture: its best-known one, or the first if the page does not show that
-        one.
-        """
+        """The size that represents the architecture: its best-known one, or the first on the page."""
         known = best_known(self.name) if self.name in families() else None
         return next((model for model in self.models if model.name == known), self.models[0])
 
 
 def groups(models: Sequence[NamedSpec]) -> list[Group]:
-    """Returns models by architecture, in the order of the first of each; a model that is not a preset is its own
-    group.
-    """
+    """Returns models by architecture, in the order of their first model. A model without a preset is its own group."""
     by_family: dict[str, list[NamedSpec]] = {}
     for model in models:
         family = next((name for name, module in families().items() if model.name in module.SIZES), model.name)
@@ -67,9 +63,7 @@ def _about(family: str) -> tuple[str, str, str]:
 
 
 def overview(models: Sequence[NamedSpec], prefix: str = "", theme: Theme = "auto") -> str:
-    """Returns an SVG with a row for each model. Every id in it begins with `prefix`. Theme "light" or "dark" is for a
-    file.
-    """
+    """Returns an SVG with a row for each model. Ids begin with `prefix`. Theme "light" or "dark" is for a file."""
     description = "; ".join(map(_describe, models))
     canvas = Canvas(WIDTH, f"{len(models)} architectures at a glance", description)
     paper = canvas.rect(0.5, 0.5, WIDTH - 1, 0, "paper", 10)
@@ -111,9 +105,7 @@ def _layer_pattern(spec: Decoder) -> str:
 
 
 def _attention(spec: Decoder) -> tuple[str, str]:
-    """Returns two texts: the mixer kinds, with heads or elements of the main attention; its QK-norm, sinks and
-    encodings.
-    """
+    """Returns two texts: mixer kinds with the main attention's heads or elements; QK-norm, sinks and encodings."""
     mixers = [mixer for mixer, _ in Counter(layer.mixer for layer in spec.layers if layer.mixer).most_common()]
     recurrent = list(dict.fromkeys(mixer.names()[0] for mixer in mixers if _is_recurrent(mixer)))
     attn = next((mixer for mixer in mixers if mixer.cache_spec().per_token), next(iter(mixers)))

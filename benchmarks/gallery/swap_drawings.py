@@ -78,9 +78,9 @@ def swap_drawings(spec: Decoder, intern: Intern) -> Json:
     `frames`: kinds of layers, each with the `top` of its frame, its `look`, [branch, part] in `attn` and `ffn`, and its
     `rest`.
 
-    `structures`: by group of attention, group of the feed-forward, window and positions. Each has the `kinds` of layers
-    as indices of frames, the `runs` of layers as [number, index of a kind], and the `pattern` below the strip; or it is
-    None.
+    `structures`: by group of attention, group of the feed-forward, window and positions. The `kinds` of layers are
+    indices of frames, and the `runs` of layers are [number, index of a kind]. The `pattern` stands below the strip. A
+    structure is None for an invalid model.
     """
     choices, drawn = single_choices(spec), Fragments(spec, layout=LAYOUT)
     attention = _Role(spec, "attn", _attention(spec, choices))
@@ -206,9 +206,7 @@ class _Structures:
         self.pattern = cache(lambda *stated: intern(drawn.pattern(*stated)))
 
     def of(self, i: int, j: int) -> list[Json | None]:
-        """Returns the structures of group i of attention with group j of the feed-forward, by the cells of
-        attention.
-        """
+        """Returns the structures of attention group i with feed-forward group j, by the cells of attention."""
         computing = self.feed_forward.groups[j].cells[0] or ()
         cells = self.attention.groups[i].cells
         return [
@@ -257,9 +255,7 @@ class _Structures:
         )
 
     def rest_parts(self) -> list[list[tuple[str, int]]]:
-        """Returns the parts after the two branches, as [role, part]: the layer's own input, and the bottom of its
-        frame.
-        """
+        """Returns the parts after the two branches, as [role, part]: the layer's own input, and the frame's bottom."""
         return [
             [
                 *([("inputs", self.intern(self.drawn.branch("inputs", rest.inputs)))] if rest.inputs else []),

@@ -37,9 +37,7 @@ class Choice:
         return all("=" not in text.partition("(")[0] for text in self.swaps)
 
     def shown(self, spec: Decoder) -> dict[str, Any]:
-        """Returns the page's entry for the choice. `dropped` names the features that the swap removes from the
-        model.
-        """
+        """Returns the page's entry for the choice. `dropped` names the features that the swap removes."""
         try:
             dropped = apply_swaps(spec, self.swaps)[1]
         except ZooError:

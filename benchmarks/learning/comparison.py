@@ -82,9 +82,7 @@ class LearnConfig:
 
 @dataclass
 class Results:
-    """The results of a comparison: each model's sweep (None if its rate was given) and learning rate, and the
-    outcomes.
-    """
+    """The results of a comparison: sweeps (None if the rate was given), learning rates, and outcomes."""
 
     entries: Sequence[Entry]
     config: LearnConfig

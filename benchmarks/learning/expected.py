@@ -69,9 +69,7 @@ def expected_seconds(plan: Iterable[tuple[Entry, Run]], config: LearnConfig, job
 
 
 def seconds_per_token(spec: Decoder, config: LearnConfig) -> float:
-    """Returns the measured seconds per token of training on one thread: the faster of TIMED_STEPS steps after a warm-up
-    step.
-    """
+    """Returns the training seconds per token on one thread: the fastest of TIMED_STEPS steps after a warm-up step."""
     with one_thread():
         trainer = Trainer(zoo.build(spec), TrainingConfig(TIMED_STEPS + 1, 1e-3, config.batch, config.context))
         tokens = torch.randint(spec.vocab, (config.batch, config.context), generator=torch.Generator().manual_seed(0))

@@ -72,9 +72,7 @@ def paired_differences(pairs: Sequence[Sequence[float]], alpha: float = ALPHA) -
 
 
 def in_words(difference: Difference, show: str, unit: str, scale: float = 1.0) -> str:
-    """Returns "no difference beyond seeds" if the corrected interval holds zero, else a text such as "lower by 0.12
-    bits".
-    """
+    """Returns "no difference beyond seeds" if the corrected interval holds zero, else "lower by 0.12 bits"."""
     if not difference.beyond_seeds:
         return NO_DIFFERENCE
     mean = difference.interval.mean

@@ -95,8 +95,7 @@ def figure_rows(results: Results) -> list[Row]:
 
 
 def difference_rows(results: Results) -> list[Row]:
-    """Returns a row for each measure and each model after the first: the differences from the first model at equal
-    seeds.
+    """Returns a row for each measure and model after the first: differences from the first model at equal seeds.
 
     Holm's correction covers the models compared in one measure. A model without two seeds in common with the first has
     no row.

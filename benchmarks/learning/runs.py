@@ -141,9 +141,7 @@ class RunStore:
             raise MalformedError(f"{path} is not a kept run ({error}); delete it to have the run made again") from error
 
     def save(self, run: Run, outcome: Outcome) -> None:
-        """Keeps the outcome of a run: the whole file or none of it. Raises NotAvailable if the file cannot be
-        written.
-        """
+        """Writes the outcome of a run: the whole file or none of it. Raises NotAvailable if that fails."""
         text = json.dumps({"schema": SCHEMA, "key": run.key, "outcome": asdict(outcome)}, indent=1)
         write_file(self.path(run), f"{text}\n".encode())
 

@@ -31,9 +31,7 @@ class Sweep:
 
     @property
     def at_edge(self) -> str | None:
-        """ "lowest" or "highest" if the best rate is the lowest or highest that was tried, None if others lie on both
-        sides.
-        """
+        """ "lowest" or "highest" if the best rate is at that end of the rates tried, None if it is inside."""
         rates = [rate for rate, _ in self.tried]
         if self.best == rates[-1]:
             return "highest"
@@ -79,9 +77,7 @@ def check_trained(sweeps: Iterable[tuple[str, Sweep]]) -> None:
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
-    """Parses learning rates from "4e-3,8e-3", lowest first. Raises UsageError unless there is one, and all are above
-    0.
-    """
+    """Parses learning rates from "4e-3,8e-3", lowest first. Raises UsageError unless all are above 0, or for none."""
     try:
         rates = sorted({float(word) for word in text.split(",")})
     except ValueError:

@@ -87,8 +87,7 @@ def recall(pairs: int, batch: int, generator: torch.Generator) -> Batch:
 
 
 def far_recall(distance: int, batch: int, generator: torch.Generator) -> Batch:
-    """Draws recall sequences in which each key is asked once, at least `distance` tokens after its value, with filler
-    between.
+    """Draws recall sequences that ask each key once, at least `distance` tokens after its value, with filler between.
 
     Information moves at most window - 1 tokens per layer: if layers x (window - 1) < distance, a model can only guess.
     """
@@ -153,9 +152,7 @@ def _asked(told: Tensor, questions: Tensor, answers: Tensor) -> Batch:
 
 
 def _repeated(shown: Tensor, repeated: Tensor) -> Batch:
-    """Returns the `shown` tokens, a separator and the `repeated` tokens. The target of a place is the next repeated
-    token.
-    """
+    """Returns the `shown` tokens, a separator and the `repeated` tokens. The next repeated token is the target."""
     separator = torch.full((len(shown), 1), SEPARATOR)
     inputs = torch.cat([shown, separator, repeated[:, :-1]], dim=1)
     return Batch(inputs, torch.cat([torch.full_like(shown, IGNORED), repeated], dim=1))

@@ -27,9 +27,7 @@ CURVE_POINTS, CURVE_TOKENS, FINAL_TOKENS, LENGTH_TOKENS = 6, 2**14, 2**16, 2**14
 
 
 def beyond(times: int) -> str:
-    """Returns the name of the figure of bits per byte in the second half of a context of `times` the training
-    context.
-    """
+    """Returns the figure's name: bits per byte in the second half of a context of `times` the training context."""
     return f"{BITS_PER_BYTE}_at_{times}x"
 
 
@@ -53,17 +51,13 @@ def perform(run: Run, tokens: TokenFile | None) -> Outcome:
 
 
 def config(run: Run) -> TrainingConfig:
-    """Returns the training config of a run: a cosine schedule for text, for tasks a rate that stays up until the
-    end.
-    """
+    """Returns the training config of a run: text has a cosine schedule, tasks a rate that is high until the end."""
     schedule = "cosine" if run.task == TEXT else "wsd"
     return TrainingConfig(run.steps, run.learning_rate, run.batch, run.context, schedule=schedule, seed=run.seed)
 
 
 def training_flops(spec: Decoder, context: int) -> float:
-    """Returns the training FLOPs per token, the mean over a context: a forward pass, and a backward pass of twice the
-    FLOPs.
-    """
+    """Returns training FLOPs per token, the mean over a context: a forward pass, and twice that for the backward."""
     return (1 + BACKWARD) * spec.flops(0, context) / context
 
 

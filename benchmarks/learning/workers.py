@@ -137,9 +137,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Delays Ctrl-C within the block. A process that starts here never sees it, since it inherits its parent's signal
-    mask.
-    """
+    """Delays Ctrl-C within the block. A process that starts here inherits the signal mask and never sees it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

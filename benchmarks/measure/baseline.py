@@ -26,9 +26,7 @@ CHECKED_TOKENS = 64  # tokens whose logits are compared
 
 @dataclass(frozen=True)
 class BaselineRunner(Runner):
-    """A causal language model of transformers, with its own dynamic cache. `compiled`: the compiled model, for a static
-    cache.
-    """
+    """A causal language model of transformers, with its own dynamic cache. `compiled`: its form for a static cache."""
 
     compiled: Callable[..., Any] | None = None
 
@@ -44,9 +42,7 @@ class BaselineRunner(Runner):
         return call(input_ids=tokens, use_cache=True, logits_to_keep=1, **{name: cache}).logits
 
     def snapshot(self, cache: Any) -> Callable[[], Any]:
-        """Returns a function that restores the cache. A static cache is restored in place: compiled code may rely on
-        its address.
-        """
+        """Returns a function that restores the cache: a static one in place, since compiled code may rely on it."""
         kept = copy.deepcopy(cache)
         return (lambda: copy.deepcopy(kept)) if self.compiled is None else (lambda: _restored(cache, kept))
 

@@ -63,8 +63,7 @@ class Variant:
 
 
 def benchmark_models(names: Sequence[str], variant: Variant, ignore_fields: Iterable[str] = ()) -> list[BenchmarkModel]:
-    """Returns each named model in its variant, followed by its swapped form if there are swaps; no names: every
-    architecture.
+    """Returns each named model in its variant, followed by its swapped form if any; no names: every architecture.
 
     A .gguf file, or a folder with safetensors files, is measured with the weights in it, unless its variant differs. A
     swap changes the full model, as in every command; then the tiny form or the first layers are taken.

@@ -237,9 +237,7 @@ def block_tasks(entry: BlockEntry, module: nn.Module, config: BlockConfig) -> It
 
 
 def _touched(x: Tensor, run: Callable[[], object]) -> Callable[[], object]:
-    """Reads `x`, and returns `run`. In a model x was just written; here the block before has pushed it out of the
-    caches.
-    """
+    """Reads `x`, and returns `run`. In a model x was just written; here another block has evicted it."""
     x.clone()
     return run
 
@@ -277,8 +275,6 @@ def rows(entries: Sequence[BlockEntry], config: BlockConfig, samples: Samples) -
 
 
 def time_columns(phase: str, seconds: Sequence[float]) -> dict[str, Any]:
-    """Returns the median, minimum and maximum of some samples, and the samples, as columns of a row; None without
-    samples.
-    """
+    """Returns median, minimum and maximum (None without samples), and the samples, as columns of a row."""
     middle, low, high = (of(seconds) if seconds else None for of in (median, min, max))
     return {f"{phase}_s": middle, f"{phase}_s_min": low, f"{phase}_s_max": high, f"{phase}_seconds": list(seconds)}

@@ -57,9 +57,7 @@ def kernels(
 
 
 def reading_kernels(device: torch.device, dtype: torch.dtype, compiled: bool = False) -> list[Kernel]:
-    """Returns kernels that read the same buffer: its sum, its maximum, its row sums, and a matrix-vector product with
-    it.
-    """
+    """Returns kernels that read the same buffer: its sum, maximum, row sums, and a matrix-vector product with it."""
     free = free_memory(device)
     size = BUFFER_BYTES if free is None else min(BUFFER_BYTES, free // MEMORY_PARTS)
     row = 4 * MATRIX_WIDTH
@@ -81,9 +79,7 @@ def reading_kernels(device: torch.device, dtype: torch.dtype, compiled: bool = F
 def matmul_kernels(
     device: torch.device, dtype: torch.dtype, clock: Clock, agree: Agree = each_for_itself
 ) -> list[Kernel]:
-    """Returns two kernels for the same square product, of the largest matrices whose product takes at most
-    MAX_PRODUCT_SECONDS.
-    """
+    """Returns two kernels for one square product, as large as MAX_PRODUCT_SECONDS allows."""
     for side in SIDES:
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         runs = {"matmul": partial(torch.matmul, a, b), "linear": partial(linear, a, b)}

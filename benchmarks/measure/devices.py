@@ -44,8 +44,7 @@ def clock(device: torch.device) -> Clock:
 
 
 def start_memory_meter(device: torch.device) -> Callable[[], int | None]:
-    """Starts a memory meter: a function that returns the peak memory since its start, in bytes above the memory in use
-    then.
+    """Starts a memory meter: a function that returns the peak memory since now, in bytes above the memory in use now.
 
     The function returns None if the system does not report it. On a CUDA device it counts by torch's allocator.
     Elsewhere it counts this process's resident memory, by Linux's record of the peak, which can be reset. Free memory
@@ -96,8 +95,9 @@ def last_cache(device: torch.device) -> int | None:
 
 
 def _cpu_cache(cpus: Path) -> int | None:
-    """Returns the bytes of the highest cache level, all sockets together. Processors that share a cache give it the
-    same name.
+    """Returns the bytes of the highest cache level, all sockets together.
+
+    Processors that share a cache give it the same name.
     """
     sizes: dict[tuple[int, str], int] = {}
     for index in cpus.glob("cpu[0-9]*/cache/index*"):

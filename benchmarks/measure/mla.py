@@ -157,8 +157,9 @@ class MLAVariants(Comparison):
             row["against_absorbed"] = row["decode_s"] / base if row["decode_s"] and base else None
 
     def prepare(self, module: nn.Module, phase: str, context: int) -> dict[str, Prepared]:
-        """Prepares the decoding of one token after `context` - 1 others, whose latents are random, as for random
-        activations.
+        """Prepares the decoding of one token after `context` - 1 others.
+
+        Their latents are random, as for random activations.
 
         Outputs are compared with absorbed's.
         """
@@ -199,9 +200,7 @@ class MLAVariants(Comparison):
 
     @staticmethod
     def failures(rows: Sequence[Row]) -> list[str]:
-        """Returns a line for each allocation that differs from the formula, and each output that differs from
-        absorbed's.
-        """
+        """Returns a line for each allocation that differs from the formula, and each output from absorbed's."""
         found = []
         for row in rows:
             where, allocated = f"{row['variant']} at {row['context']} tokens", row["allocated_bytes"]

@@ -1,5 +1,4 @@
-"""Throughput of a model that several processes hold together (tensor parallel), beside one process with the whole
-model.
+"""Throughput of a model divided over several processes (tensor parallel), beside one process with the whole model.
 
 All processes run the same turns. Each begins a run when all are ready, and the run ends when the slowest is done. The
 first process's clock counts in all of them, so that they agree on when a warm-up has settled. The exchanges are also

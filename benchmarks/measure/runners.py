@@ -115,9 +115,7 @@ class Workload:
 
     @property
     def capacity(self) -> int:
-        """Tokens per sequence: the capacity of its cache, or the tokens of a training step with the last one's
-        target.
-        """
+        """Tokens per sequence: the capacity of its cache; in training the step's tokens and the last target."""
         return self.depth + self.untimed + self.tokens + (self.phase == "train")
 
     @property

@@ -33,9 +33,7 @@ LONGEST = 2**24  # tokens: if sparse is not cheaper up to here, it never is
 
 
 def attention_flops(spec: SparseMLA, dim: int, past: int, new: int) -> dict[str, int]:
-    """Returns {variant: FLOPs of attention without its projections}: scores, weighted values, and the indexer's
-    scores.
-    """
+    """Returns {variant: FLOPs without projections}: scores, weighted values, and the indexer's scores."""
     full = MLA(**{field.name: getattr(spec, field.name) for field in fields(MLA)})
     parts, indexer = spec.flop_breakdown(dim, past, new), spec.indexer
     assert spec.q_rank is not None

@@ -169,8 +169,9 @@ def least_work(spec: Decoder, work: Workload, dtype: torch.dtype, hits: dict[int
 
 
 def expected_hits(block: MoE, tokens: int) -> float:
-    """Returns the experts hit by at least one of `tokens` tokens if all are equally likely: E (1 - (1 -
-    k/E)^tokens).
+    """Returns the expected number of experts that `tokens` tokens hit, E (1 - (1 - k/E)^tokens).
+
+    All experts are assumed to be equally likely.
     """
     return block.experts * (1 - (1 - block.router.k / block.experts) ** tokens)
 

@@ -161,8 +161,7 @@ def _difference(
     expected: Gradients,
     runner: TrainingRunner,
 ) -> str | None:
-    """Describes how a runner's loss or gradient norm differs from the `expected` by more than rounding; None: both
-    agree.
+    """Describes the runner's loss or gradient norm if it differs from the `expected` by more than rounding, else None.
 
     A mixture of experts in 16 bits is not checked: rounding may decide a near tie in a router, and the rest then
     differs.
@@ -188,9 +187,7 @@ def training_flops(spec: Decoder, work: Workload) -> int:
 
 
 def training_bytes(spec: Decoder, dtype: torch.dtype, work: Workload, copies: int) -> int:
-    """Returns the bytes of the weights and moments of each of `copies` candidates, and of one's gradients and
-    activations.
-    """
+    """Returns the bytes of weights and moments of `copies` candidates, and of one's gradients and activations."""
     tokens, size = work.batch * work.tokens, dtype.itemsize
     # Activations that a layer keeps for its gradients: inputs and outputs of the matrix products, and of norms in
     # float32.
