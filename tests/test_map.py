@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.walks import written
 
 ROOT = Path(__file__).parents[1]
 TOPS = ("zoo", "weights", "benchmarks")
@@ -53,11 +53,7 @@ def test_every_room_exists_and_is_in_the_tree() -> None:
 
 
 def test_the_walks_are_those_of_the_code() -> None:
-    """Traced in a process of its own: in this one, objects of other tests may be collected meanwhile."""
-    command = [sys.executable, "-m", "tests.walks", "--show"]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
-    assert shown.strip()
-    assert shown in TEXT, "the code takes other ways: `python -m tests.walks` writes them into CONTRIBUTING.md"
+    assert written(TEXT) == TEXT, "the code takes other ways: `python -m tests.walks` writes them into CONTRIBUTING.md"
 
 
 def test_every_path_in_the_text_exists_or_is_one_to_write() -> None:

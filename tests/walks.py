@@ -1,5 +1,4 @@
-"""The files that a token and a folder go through, traced: `python -m tests.walks` writes them into CONTRIBUTING.md,
-and `--show` prints them.
+"""The files that a token and a folder go through, traced: `python -m tests.walks` writes them into CONTRIBUTING.md.
 
 A walk lists each file in the order in which its first function runs, with the functions that run there first. Each run
 is traced the second time: imports and cached results are not part of it.
@@ -21,6 +20,7 @@ import weights
 import zoo
 
 ROOT = Path(__file__).resolve().parents[1]
+ROOMS = [ROOT / name for name in ("zoo", "weights", "benchmarks")]
 PAGE = ROOT / "CONTRIBUTING.md"
 START, END = "<!-- walks: `python -m tests.walks` writes them -->\n", "<!-- end of walks -->\n"
 MODEL = "qwen3-0.6b"
@@ -32,9 +32,9 @@ def traced(run: Callable[[], object]) -> dict[str, list[str]]:
     walk: dict[str, list[str]] = {}
 
     def enter(frame: FrameType, event: str, argument: Any) -> None:
-        code = frame.f_code
-        if event == "call" and Path(code.co_filename).is_relative_to(ROOT) and "<" not in code.co_qualname:
-            names = walk.setdefault(Path(code.co_filename).relative_to(ROOT).as_posix(), [])
+        code, path = frame.f_code, Path(frame.f_code.co_filename)
+        if event == "call" and any(path.is_relative_to(room) for room in ROOMS) and "<" not in code.co_qualname:
+            names = walk.setdefault(path.relative_to(ROOT).as_posix(), [])
             if code.co_qualname not in names:
                 names.append(code.co_qualname)
 
@@ -44,7 +44,7 @@ def traced(run: Callable[[], object]) -> dict[str, list[str]]:
         run()
     finally:
         sys.setprofile(None)
-    return {file: names for file, names in walk.items() if not file.startswith("tests/")}
+    return walk
 
 
 def token_walk() -> dict[str, list[str]]:
@@ -87,7 +87,5 @@ def written(page: str) -> str:
     return re.sub(f"(?<={re.escape(START)}).*(?={re.escape(END)})", lambda _: section(), page, flags=re.DOTALL)
 
 
-if __name__ == "__main__" and "--show" in sys.argv:
-    print(section(), end="")
-elif __name__ == "__main__":
+if __name__ == "__main__":
     PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
