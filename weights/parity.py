@@ -8,6 +8,7 @@ import typer
 
 from weights.reference.comparison import parity
 from weights.reference.report import check_plot, write_plot
+from zoo.callable_module import make_callable
 from zoo.cli.runner import Debug, Out, emit, run
 from zoo.cli.tables import document
 from zoo.cli.tensor_parallel import ExpertParallel, TensorParallel, quiet_unless_first, tensor_parallel
@@ -15,6 +16,7 @@ from zoo.core import processes
 from zoo.model.parallel import Ranks
 from zoo.sharding import require_same_ranks
 
+make_callable(__name__, parity)
 app = typer.Typer(add_completion=False)
 
 

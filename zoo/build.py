@@ -9,7 +9,8 @@ import torch
 import typer
 
 from zoo import diagram
-from zoo.catalog import resolve
+from zoo.callable_module import make_callable
+from zoo.catalog import build, resolve
 from zoo.cli import listing
 from zoo.cli.card import build_report, report_text
 from zoo.cli.figure import figure
@@ -20,6 +21,7 @@ from zoo.errors import CheckFailed, UsageError
 from zoo.new_files import write_file
 from zoo.units import parse_count
 
+make_callable(__name__, build)
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
