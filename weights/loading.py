@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from weights.formats.hf_folder import DTYPES, HFFolder
+from weights.formats.hf_folder import CONFIG, DTYPES, HFFolder
+from weights.formats.zoo_folder import SPEC, ZooFolder
 from weights.matching import HEAD, Part, Source, TensorMapping, check_fit, listed, match, skipped, stored_tensors
 from weights.shards import Shards
 from weights.sources import locate
@@ -140,13 +141,14 @@ def open_source(source: str | Path, revision: str | None = None, offline: bool =
     if revision is not None or not path.exists():
         path = locate(source, revision, offline)
     if path.is_dir():
-        return HFFolder(path)
+        own = (path / SPEC).exists() and not (path / CONFIG).exists()
+        return ZooFolder(path) if own else HFFolder(path)
     if path.is_file() and path.suffix == ".gguf":
         require_package("gguf", "gguf")
         from weights.formats.gguf_file import GGUFFile  # here, since it imports an extra
 
         return GGUFFile(path)
-    raise UsageError(f"{path} is neither a folder with config.json and safetensors files nor a .gguf file")
+    raise UsageError(f"{path} is neither a folder with safetensors files nor a .gguf file")
 
 
 def fill(

@@ -1,7 +1,10 @@
-"""Saves a model as a folder in Hugging Face layout, which `weights.load` and the reference implementation read.
+"""Saves a model as a folder that `weights.load` reads: in Hugging Face layout, or in the zoo's own.
+
+The reference implementation reads Hugging Face layout too, but no published config describes most swapped models. The
+zoo's own layout holds any model: spec.json, and each parameter under its own name.
 
 The folder gets its name when all of it is on disk, so that it is never there in part. Tensors are written one at a
-time, in the layout of the released files, by the rules that loading reads them with.
+time, by the rules that loading reads them with.
 """
 
 import json
@@ -10,65 +13,101 @@ import shutil
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from weights.formats.hf_folder import CONFIG, DTYPES, INDEX, SINGLE
 from weights.formats.safetensors_header import DTYPES as SAFETENSORS_DTYPES
-from weights.matching import StoredTensor, layout, listed, match, stored_tensors
+from weights.formats.zoo_folder import SPEC, own_layout
+from weights.matching import StoredTensor, listed, match, stored_tensors
+from weights.matching import layout as hf_layout
 from zoo import catalog
 from zoo.catalog import to_hf
-from zoo.errors import NotAvailable, UsageError
+from zoo.errors import NotAvailable, SpecError, UsageError, unknown
+from zoo.hf.checkpoint_layout import Rules
 from zoo.model.module import Model
 from zoo.new_files import new_folder
+from zoo.spec_files import spec_text
 from zoo.units import dtype_name
 
 SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+Layout = Literal["auto", "hf", "zoo"]
 log = logging.getLogger(__name__)
 
 
-def save(model: Model, folder: str | Path, *, shard_bytes: int = 5_000_000_000) -> None:
-    """Writes a model to a new folder: config.json and safetensors, in files of at most `shard_bytes` of tensors each.
+def save(
+    model: Model, folder: str | Path, *, layout: Layout = "auto", shard_bytes: int = 5_000_000_000
+) -> Literal["hf", "zoo"]:
+    """Writes a model to a new folder: its description, and safetensors in files of at most `shard_bytes` of tensors
+    each. Returns the layout.
 
-    A larger tensor gets a file of its own; several files get an index. Every tensor keeps its dtype; a tied head is not
-    stored. The tokenizer is not part of a model: add its files and generation_config.json yourself.
+    `layout`: "hf" writes config.json and the tensors of the released files, "zoo" writes spec.json and the parameters
+    under their own names, and "auto" writes "hf" if a published config describes the model, else "zoo". A larger tensor
+    gets a file of its own; several files get an index. Every tensor keeps its dtype; a tied head is not stored. The
+    tokenizer is not part of a model: add its files and generation_config.json yourself.
 
-    Raises SpecError for a model that no published config can describe, and NotAvailable where the disk fails. Raises
-    UsageError for a folder that already holds something, and for a model without weights or with other parameters than
-    its spec says.
+    Raises SpecError for "hf" and a model that no published config describes, and NotAvailable where the disk fails.
+    Raises UsageError for a folder that already holds something, and for a model without weights or with other
+    parameters than its spec says.
     """
     if shard_bytes < 1:
         raise UsageError(f"shard_bytes must be at least 1, got {shard_bytes}")
-    config, entries, tensors = _checkpoint(model)
-    shards = list(_shards(entries, shard_bytes))
+    if layout not in get_args(Layout):
+        raise unknown("layout", layout, get_args(Layout))
+    made = _checkpoint(model, layout)
+    shards = list(_shards(made.entries, shard_bytes))
     target = Path(folder)
-    _require_room(target, sum(entry.nbytes for entry in entries))
+    _require_room(target, sum(entry.nbytes for entry in made.entries))
     with new_folder(target) as fresh:
-        _write_json(fresh / CONFIG, config)
-        _write_shards(fresh, shards, tensors)
+        (fresh / made.file).write_text(made.description, encoding="utf-8")
+        _write_shards(fresh, shards, made.tensors)
+    return made.layout
 
 
 def to_checkpoint(model: Model) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns the config.json that `save` would write, and the tensors by name. A tensor that is stored as the model
-    holds it is the parameter itself, not a copy. Raises as `save` does."""
-    config, entries, tensors = _checkpoint(model)
-    return config, {entry.name: tensor for entry, tensor in zip(entries, tensors, strict=True)}
+    """Returns the config.json that `save` writes in Hugging Face layout, and the tensors by name. A tensor that is
+    stored as the model holds it is the parameter itself, not a copy. Raises as `save` does."""
+    made = _checkpoint(model, "hf")
+    return json.loads(made.description), {e.name: tensor for e, tensor in zip(made.entries, made.tensors, strict=True)}
 
 
-def _checkpoint(model: Model) -> tuple[dict[str, Any], list[StoredTensor], Iterator[Tensor]]:
-    """Returns the config.json, the entries to store, and the tensors themselves, each made when it is asked for."""
+class _Checkpoint(NamedTuple):
+    """The contents of a folder: the file that describes the model, and each tensor, made when it is asked for."""
+
+    layout: Literal["hf", "zoo"]
+    file: str
+    description: str
+    entries: list[StoredTensor]
+    tensors: Iterator[Tensor]
+
+
+def _checkpoint(model: Model, layout: Layout) -> _Checkpoint:
     parameters = _parameters(model)
-    config = to_hf(model.spec) | {"dtype": dtype_name(model.embed.weight.dtype)}
-    mappings = match(model.spec, parameters, layout(catalog.family_of(config)), stored=())  # as in released files
+    chosen, file, description, rules = _described(model, layout)
+    mappings = match(model.spec, parameters, rules, stored=())  # as in released files
     meta = {name: parameter.to("meta") for name, parameter in parameters.items()}
     entries = [
         StoredTensor(name, shape, parameters[mapping.module_names[0]].dtype)
         for mapping in mappings
         for name, shape in mapping.expected(meta).items()
     ]
-    return config, entries, chain.from_iterable(mapping.write(parameters) for mapping in mappings)
+    tensors = chain.from_iterable(mapping.write(parameters) for mapping in mappings)
+    return _Checkpoint(chosen, file, description, entries, tensors)
+
+
+def _described(model: Model, layout: Layout) -> tuple[Literal["hf", "zoo"], str, str, Rules]:
+    """Returns the layout, the file that describes the model, its content, and the rules of the tensors."""
+    if layout != "zoo":
+        try:
+            config = to_hf(model.spec) | {"dtype": dtype_name(model.embed.weight.dtype)}
+            return "hf", CONFIG, _json_text(config), hf_layout(catalog.family_of(config))
+        except SpecError as error:
+            if layout == "hf":
+                raise
+            log.info("%s; saved in the zoo's own layout", error)
+    return "zoo", SPEC, spec_text(model.spec), own_layout(model.spec)
 
 
 def _parameters(model: Model) -> dict[str, Tensor]:
@@ -114,7 +153,8 @@ def _write_shards(folder: Path, shards: list[list[StoredTensor]], tensors: Itera
         total += nbytes
         index |= {entry.name: name for entry in shard}
     if len(shards) > 1:
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(index.items()))})
+        content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(index.items()))}
+        (folder / INDEX).write_text(_json_text(content), encoding="utf-8")
 
 
 def _write_safetensors(path: Path, entries: Iterable[StoredTensor], tensors: Iterable[Tensor]) -> None:
@@ -137,8 +177,8 @@ def _bytes(tensor: Tensor) -> memoryview:
     return tensor.cpu().contiguous().view(torch.uint8).numpy().data
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"
 
 
 def _require_room(target: Path, nbytes: int) -> None:

@@ -44,13 +44,7 @@ class HFFolder(Source):
         self.config = read_json(member(path, CONFIG), CONFIG_LIMIT)
         check_scheme(path, self.config)
         self.family = catalog.family_of(self.config)
-        if (path / SINGLE).exists() or not (path / INDEX).exists():
-            self._stored = read_header(member(path, SINGLE))
-            self._shard_of = {tensor.name: SINGLE for tensor in self._stored}
-        else:
-            self._shard_of = weight_map(path)
-            self._stored = self._read_shards()
-        self._opened: dict[str, Any] = {}  # shard -> its mapped file
+        self._read_headers()
         self._packed: dict[str, tuple[PackedFormat, str]] = {}  # name of the codes -> format, name of the scales
         self._quantization: Fields | None = None
         if (quantization := self._field("quantization_config")) is not None:
@@ -123,6 +117,16 @@ class HFFolder(Source):
         codes, scales = packing.parts(part, stored)
         own_codes, own_scales = codes.of(self._mapped(stored.name)), scales.of(self._mapped(scales_name))
         return packing.unpack(own_codes.to(device), own_scales.to(device), dtype or torch.float32)
+
+    def _read_headers(self) -> None:
+        """Reads the header of each safetensors file."""
+        self._opened: dict[str, Any] = {}  # shard -> its mapped file
+        if (self.path / SINGLE).exists() or not (self.path / INDEX).exists():
+            self._stored = read_header(member(self.path, SINGLE))
+            self._shard_of = {tensor.name: SINGLE for tensor in self._stored}
+        else:
+            self._shard_of = weight_map(self.path)
+            self._stored = self._read_shards()
 
     def _mapped(self, name: str) -> Tensor:
         shard = self._shard_of[name]

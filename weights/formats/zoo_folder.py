@@ -1,0 +1,63 @@
+"""Reads a folder in the zoo's own layout: spec.json, and safetensors under the names of the modules.
+
+It holds any model, also one that no published config describes.
+"""
+
+from collections.abc import Iterable
+from functools import cached_property
+from math import prod
+from pathlib import Path
+
+import torch
+
+from weights.formats.hf_folder import HFFolder
+from weights.formats.json_limits import CONFIG_LIMIT, member, read_json
+from weights.matching import READABLE_DTYPES, stored_tensors
+from zoo import catalog
+from zoo.errors import MalformedError, UsageError
+from zoo.hf.checkpoint_layout import LayerPrefix, Rename, Rules
+from zoo.model.decoder import Decoder
+from zoo.spec_files import spec_from
+
+SPEC, LAYERS, EMBEDDING = "spec.json", "layers.", "embed.weight"
+
+
+class ZooFolder(HFFolder):
+    """The tensors of a folder with a spec.json. Each parameter is stored under its own name, in its own dtype."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.config, self._quantization = path, {}, None
+        self._spec = spec_from(read_json(member(path, SPEC), CONFIG_LIMIT), str(path / SPEC))
+        self._packed = {}
+        self._read_headers()
+        held = sum(prod(tensor.shape) for tensor in self._stored)
+        sizes = (("parameters", self._spec.params(), held), ("layers", len(self._spec.layers), len(self._stored)))
+        for what, number, most in sizes:  # before a module is built
+            if number > most:
+                raise MalformedError(f"{path / SPEC} describes {number} {what}; the files hold at most {most}")
+
+    @cached_property
+    def rules(self) -> Rules:
+        return own_layout(self._spec)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the embedding."""
+        embedding = self.tensors.get(EMBEDDING)
+        return embedding.dtype if embedding and embedding.dtype in READABLE_DTYPES else torch.float32
+
+    @property
+    def embedding(self) -> str:
+        return EMBEDDING
+
+    def spec(self, ignore_fields: Iterable[str] = ()) -> Decoder:
+        if fields := list(ignore_fields):
+            raise UsageError(f"{self.path / SPEC} has no fields to ignore, got {', '.join(fields)}")
+        return self._spec
+
+
+def own_layout(spec: Decoder) -> Rules:
+    """Returns the rules of the zoo's own layout: every parameter of the spec's module is stored under its own name."""
+    names = stored_tensors(catalog.allocate(spec, "meta"))
+    local = (name.split(".", 2)[2] if name.startswith(LAYERS) else name for name in names)
+    return (LayerPrefix(LAYERS), *(Rename(name, name) for name in dict.fromkeys(local)))
