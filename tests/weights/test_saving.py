@@ -232,7 +232,7 @@ def test_a_model_that_no_config_can_describe_is_refused_before_anything_is_writt
 ) -> None:
     spec, _, differs = INDESCRIBABLE[swapped]
     with pytest.raises(SpecError) as raised:
-        weights.save(randomised(spec, dtype=torch.float32), tmp_path / "saved")
+        weights.save(randomised(spec, dtype=torch.float32), tmp_path / "saved", layout="hf")
     assert differs in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -242,6 +242,8 @@ def test_models_that_cannot_be_saved(dense: Model, tmp_path: Path) -> None:
         weights.save(zoo.build(DENSE, tiny=True, device="meta"), tmp_path / "saved")
     with pytest.raises(UsageError, match=r"torch\.float8_e4m3fn cannot be saved"):
         weights.save(randomised(zoo.spec(DENSE, tiny=True)).to(torch.float8_e4m3fn), tmp_path / "saved")
+    with pytest.raises(UsageError, match="unknown layout 'gguf'; known: auto, hf, zoo"):
+        weights.save(dense, tmp_path / "saved", layout="gguf")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="shard_bytes must be at least 1, got 0"):
         weights.save(dense, tmp_path / "saved", shard_bytes=0)
     dense.layers[0].ffn.block.up = torch.nn.Linear(64, 90, bias=False)

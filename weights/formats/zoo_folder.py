@@ -30,11 +30,9 @@ class ZooFolder(HFFolder):
         self._spec = spec_from(read_json(member(path, SPEC), CONFIG_LIMIT), str(path / SPEC))
         self._packed = {}
         self._read_headers()
-        held = sum(prod(tensor.shape) for tensor in self._stored)
-        sizes = (("parameters", self._spec.params(), held), ("layers", len(self._spec.layers), len(self._stored)))
-        for what, number, most in sizes:  # before a module is built
-            if number > most:
-                raise MalformedError(f"{path / SPEC} describes {number} {what}; the files hold at most {most}")
+        params, held = self._spec.params(), sum(prod(tensor.shape) for tensor in self._stored)
+        if params > held:  # before a module is built
+            raise MalformedError(f"{path / SPEC} describes {params} parameters; the files hold at most {held}")
 
     @cached_property
     def rules(self) -> Rules:

@@ -46,8 +46,8 @@ def drawn(module: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
     gains: dict[Tensor, float] = {}
     if isinstance(module, Model):
         scales[module.embed.weight] = module.spec.dim**0.5 / module.spec.embed_scale
-        if module.head is None:
-            gains[module.norm.get_parameter("weight")] = min(module.spec.embed_scale**2 / module.spec.dim, 1.0)
+        if module.head is None and (weight := getattr(module.norm, "weight", None)) is not None:
+            gains[weight] = min(module.spec.embed_scale**2 / module.spec.dim, 1.0)
     for path, part in module.named_modules():
         for name, weight in part.named_parameters(recurse=False):
             value = torch.empty_like(weight, device="cpu") if weight.is_meta else weight
