@@ -68,6 +68,12 @@ def download(repo: str, revision: str | None, offline: bool) -> Path:
     return folder
 
 
+def download_config(repo: str, offline: bool = False) -> Path:
+    """Returns the config.json of a repository in the download cache."""
+    folder = _snapshot(repo, None, (CONFIG,), offline)
+    return member(folder, CONFIG)
+
+
 def _snapshot(repo: str, revision: str | None, files: Iterable[str], offline: bool) -> Path:
     """Returns the folder in the download cache, with the repository's files among `files`."""
     from huggingface_hub import snapshot_download  # here, since it takes a third of a second

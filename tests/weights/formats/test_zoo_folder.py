@@ -82,9 +82,7 @@ NORM = "layers.0.attn.pre.weight"
 DAMAGE: dict[str, Callable[[Path], None]] = {
     r"spec\.json: spec: Decoder: dim must be a positive integer": edit_spec(lambda spec: spec.update(dim=-1)),
     r"spec\.json describes \d+ parameters; the files hold at most": edit_spec(lambda spec: spec.update(dim=64 * 10**9)),
-    r"missing: layers\.0\.attn\.pre\.weight": edit_tensors(
-        lambda held: held.update({NORM + ".old": held.pop(NORM)})
-    ),
+    r"missing: layers\.0\.attn\.pre\.weight": edit_tensors(lambda held: held.update({NORM + ".old": held.pop(NORM)})),
     r"not understood: extra": edit_tensors(lambda held: held.update(extra=torch.ones(1))),
     r"wrong shape: layers\.0\.attn\.pre\.weight \[65\] instead of \[64\]": edit_tensors(
         lambda held: held.update({NORM: torch.ones(65)})

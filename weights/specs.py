@@ -1,0 +1,171 @@
+"""Finds the spec that a word on a command line names, wherever it is described.
+
+The word is one of these, in this order of precedence:
+
+1. FILE.py:NAME: a Decoder, or a function that returns one, in a Python file, which is run
+2. a path that exists and has a separator or a suffix: a folder with config.json or spec.json, one of these files, a
+   run of zoo.train, or a .gguf file
+3. a preset, a family (its smallest size) or the hub id of a preset
+4. a folder in the working directory
+5. a hub id, whose config.json is downloaded or in the download cache
+"""
+
+import importlib
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from traceback import extract_tb
+from types import ModuleType
+from typing import Any
+
+from weights.formats.hf_folder import CONFIG
+from weights.formats.json_limits import CONFIG_LIMIT, read_json
+from weights.formats.zoo_folder import SPEC
+from weights.loading import open_source
+from weights.sources import HUB_ID, download_config
+from zoo import catalog
+from zoo.errors import MalformedError, NotAvailable, UsageError
+from zoo.model.decoder import Decoder
+from zoo.spec_files import spec_from
+
+SAVED = "model"  # the folder of a finished run that holds its model
+GGUF, PYTHON = ".gguf", ".py:"
+
+
+@dataclass(frozen=True)
+class FoundSpec:
+    """A spec and where it was found.
+
+    `name` stands in tables: a preset, or the name of a folder or file ("./" distinguishes it from a preset). `preset`
+    is None for every other model. `config` is the published config.json, if the spec was read from one. `path` is the
+    folder or file, where there is one.
+    """
+
+    name: str
+    spec: Decoder
+    preset: str | None = None
+    config: dict[str, Any] | None = None
+    path: Path | None = None
+
+
+def find_spec(word: str, ignore_fields: Iterable[str] = ()) -> FoundSpec:
+    """Returns the model that a word names. `ignore_fields` are fields of a config.json to ignore.
+
+    Raises UsageError for a name that is known nowhere, NotAvailable for a hub id that cannot be reached and for a
+    folder without a description, MalformedError for one that is wrong.
+    """
+    if PYTHON in word:
+        return _from_python(word)
+    path = Path(word)
+    if path.exists() and (path.suffix or len(path.parts) > 1 or word.startswith(".")):
+        return _from_path(path, ignore_fields)
+    try:
+        preset = catalog.resolve(word)
+    except UsageError:
+        if path.is_dir():
+            return _from_path(path, ignore_fields)
+        if not HUB_ID.fullmatch(word):
+            raise
+        config = read_json(download_config(word), CONFIG_LIMIT)
+        return FoundSpec(word.rpartition("/")[2], _of_config(config, word, ignore_fields), config=config)
+    return FoundSpec(preset, catalog.sizes()[preset].spec, preset)
+
+
+def _from_path(path: Path, ignore_fields: Iterable[str]) -> FoundSpec:
+    """Returns the model of a folder, a run, a config.json, a spec.json or a .gguf file."""
+    if path.suffix == GGUF:
+        return FoundSpec(_label(path.stem), open_source(path).spec(ignore_fields), path=path)
+    folder = path if path.is_dir() else path.parent
+    file = described_by(folder) if path.is_dir() else path
+    name = _label(folder.resolve().name)
+    if file.name == CONFIG:
+        config = read_json(file, CONFIG_LIMIT)
+        return FoundSpec(name, _of_config(config, str(folder), ignore_fields), config=config, path=file.parent)
+    if file.suffix == ".json":
+        spec = spec_from(read_json(file, CONFIG_LIMIT), str(file))
+        return FoundSpec(name if file.name == SPEC else _label(file.stem), spec, path=file.parent)
+    raise UsageError(f"{path} is no {CONFIG}, {SPEC} or {GGUF} file")
+
+
+def described_by(folder: Path) -> Path:
+    """Returns the file that describes a folder's model: config.json, spec.json, or that of a finished run's model.
+    Raises NotAvailable if there is none."""
+    files = (folder / CONFIG, folder / SPEC, folder / SAVED / CONFIG, folder / SAVED / SPEC)
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise NotAvailable(f"{folder}: there is no {CONFIG} and no {SPEC} in this folder")
+    return found
+
+
+def _of_config(config: dict[str, Any], where: str, ignore_fields: Iterable[str]) -> Decoder:
+    try:
+        return catalog.from_hf(config, ignore_fields)
+    except MalformedError as error:
+        raise MalformedError(f"{where}/{error}") from error
+
+
+def _label(name: str) -> str:
+    """Returns a folder's or file's name for tables: with "./" where a preset has the same name."""
+    return f"./{name}" if name in catalog.sizes() else name
+
+
+def _from_python(word: str) -> FoundSpec:
+    """Runs the file of FILE.py:NAME and returns the Decoder of that name, or the one that a function of it returns."""
+    file, _, name = word.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise NotAvailable(f"there is no file {file}")
+    value = getattr(run_file(path), name, None)
+    if callable(value):
+        value = _attempt(path, value)
+    if not isinstance(value, Decoder):
+        raise UsageError(f"{file} has no Decoder {name!r}, and no function of that name that returns one")
+    return FoundSpec(name, value, path=path)
+
+
+def run_file(path: Path) -> ModuleType:
+    """Runs a Python file as a module named like the file, with its folder on the path; once in a process."""
+    known = sys.modules.get(path.stem)
+    if known is not None and Path(known.__file__ or "").resolve() == path.resolve():
+        return known
+    if known is not None:
+        raise UsageError(f"{path}: a module {path.stem!r} is already loaded; rename the file")
+    if str(path.parent.resolve()) not in sys.path:
+        sys.path.insert(0, str(path.parent.resolve()))
+    found = spec_from_file_location(path.stem, path)
+    assert found is not None
+    assert found.loader is not None
+    module = sys.modules[path.stem] = module_from_spec(found)
+    try:
+        _attempt(path, lambda: found.loader.exec_module(module))
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
+    return module
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Imports modules that define blocks (`--import`); the working directory is searched first. Raises NotAvailable for
+    a module that is not there."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise NotAvailable(f"--import {name}: there is no module {error.name!r}") from error
+        except Exception as error:
+            raise UsageError(f"--import {name}: {type(error).__name__}: {error}") from error
+
+
+def _attempt(path: Path, run: Any) -> Any:
+    """Returns what code of the user's file returns. Raises UsageError with the line of the file at which it failed."""
+    try:
+        return run()
+    except Exception as error:
+        frames = extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+        line = f":{lines[-1]}" if lines else ""
+        raise UsageError(f"{path}{line}: {type(error).__name__}: {error}") from error
