@@ -54,11 +54,13 @@ class Table:
         legend = [*self.legend, *(_swap_notes(self.rows) if self.star_notes else [])]
         if format is Format.md:
             shown = [replace(column, header=column.header.replace("\n", " ")) for column in shown]
-            title, notes = f"### {self.title}", [f"- {line}" for line in legend]
+            title, notes = self.title and f"### {self.title}", [f"- {line}" for line in legend]
+        elif format is Format.latex:
+            title, notes = self.title and f"% {self.title}", [f"% {line}" for line in legend]
         else:
             title, shown = self.title, list(_fitted(rows, shown))
             notes = [textwrap.fill(line, MAX_WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in legend]
-        return "\n\n".join([title, *([render(rows, shown, format)] if shown else []), "\n".join(notes)])
+        return "\n\n".join(filter(None, [title, render(rows, shown, format) if shown else "", "\n".join(notes)]))
 
 
 def _fitted(rows: Rows, columns: Sequence[Column]) -> Sequence[Column]:
@@ -111,7 +113,7 @@ class Report:
     @property
     def for_people(self) -> bool:
         """Whether the format is for people rather than for programs."""
-        return self.format in (Format.table, Format.md)
+        return self.format in (Format.table, Format.md, Format.latex)
 
     @property
     def rows(self) -> list[Row]:

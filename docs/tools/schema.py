@@ -20,6 +20,7 @@ from benchmarks.analytic.params import cost_row, layer_rows, param_row
 from benchmarks.analytic.roofline import device, flop_row
 from benchmarks.analytic.weight_forms import FOUR_BIT, PACKED, PLAIN
 from benchmarks.commands.blocks import of_model
+from benchmarks.commands.table import quantity_row
 from benchmarks.learning.comparison import ALL_TASKS
 from benchmarks.measure import blocks, loading
 from benchmarks.measure.mla import MLAVariants
@@ -43,6 +44,7 @@ TITLES = {  # table -> a description of its rows
     "fit": "kv: the longest context that fits on a card, one row per model",
     "crossing": "kv, compare: the contexts at which each of two caches is smaller",
     "flops": "flops: one row per model, context and phase, for all sequences together; the parts add up to `flops`",
+    "quantities": "table: one row per model, with the value of each chosen column",
     "structure": "compare: one row per structural difference between `against` and the model, as a sentence",
     "differences": "compare: one row per field of the specs that differs",
     "figures": "compare: one row per cost that differs",
@@ -113,6 +115,11 @@ ENDINGS = {
     "_s_max": RATE,
 }
 COLUMNS: dict[str, Kind] = {
+    "values": {
+        "type": "object",
+        "additionalProperties": {"type": ["number", "string", "null"]},
+        "description": "column as it was named, such as kv@32k -> elements, bytes, FLOPs, tokens per second",
+    },
     **_all("mean learn_differences.low learn_differences.high", NUMBER),
     **_all("bits_per_byte_low bits_per_byte_high low high", OPTIONAL_NUMBER),
     **_all("gain reached against_absorbed", OPTIONAL_RATE),
@@ -267,6 +274,7 @@ def examples() -> Iterator[Row]:
     yield from (cost_row(first), param_row(first), *layer_rows(first), cache_row(first, 4096, config))
     yield from (fit_row(first, 10**9, config), crossing_row(first, second, config))
     yield flop_row(first, "decode", 4096, config, device("h100"))
+    yield quantity_row(first, [], config, device("h100"))
     yield from (*structure_rows(first, second), *difference_rows(first, second))
     yield from figure_rows(first, second, 4096, config, device("h100"))
     loaded = {"load_s": 1.0, "ready_s": 1.0, "model_bytes": 1, "peak_bytes": 1, "anonymous_bytes": 1}

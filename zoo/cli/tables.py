@@ -22,6 +22,7 @@ class Format(StrEnum):
 
     table = "table"
     md = "md"
+    latex = "latex"
     csv = "csv"
     json = "json"
     jsonl = "jsonl"
@@ -52,7 +53,21 @@ def render(
         keys = [column.key for column in columns]
         csv.writer(text, lineterminator="\n").writerows([keys, *([row.get(key) for key in keys] for row in rows)])
         return text.getvalue().rstrip("\n")
+    if format is Format.latex:
+        cells = [["" if (cell := row.get(c.key)) is None else c.show(cell) for c in columns] for row in rows]
+        headers = [column.header.replace("\n", " ") for column in columns]
+        align = _alignment(rows, columns)
+        return tabulate(cells, headers, tablefmt="latex_booktabs", colalign=align, disable_numparse=True)
     return _table(rows, columns, plain=format is Format.table)
+
+
+def _alignment(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
+    """Returns the alignment of each column: numbers are on the right."""
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, int | float | None) and not isinstance(value, bool)
+
+    return ["right" if all(is_number(row.get(c.key)) for row in rows) else "left" for c in columns]
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column], plain: bool) -> str:
@@ -64,15 +79,12 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], plain: bool) -> str:
         # Not tabulate's maxcolwidths, which breaks deepseek-v3-671b anywhere instead of at a hyphen.
         return fill(shown, column.width) if column.width and plain else shown
 
-    def is_number(value: Any) -> bool:
-        return isinstance(value, int | float | None) and not isinstance(value, bool)
-
     headers = [column.header for column in columns]
     height = 1 + max((header.count("\n") for header in headers), default=0)
     rule, *lines = tabulate(
         [headers, *([cell(row.get(column.key), column) for column in columns] for row in rows)],
         tablefmt="simple" if plain else "github",
-        colalign=["right" if all(is_number(row.get(c.key)) for row in rows) else "left" for c in columns],
+        colalign=_alignment(rows, columns),
         disable_numparse=True,
     ).split("\n")
     body = lines[height:-1] if plain else lines[height:]  # a plain table without a header ends in a rule

@@ -1,0 +1,201 @@
+"""One table with chosen columns, for a paper: one value per model in each, some of them at a context."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.analytic.kv import InferenceConfig
+from benchmarks.analytic.models import NamedSpec, about
+from benchmarks.analytic.roofline import Device, forward_pass
+from benchmarks.options import DeviceOptions, InferenceOptions, ModelOptions, ReportOptions, flag, parse_tokens
+from benchmarks.output.report import Row, Table, columns, named
+from benchmarks.output.show import format_sequences, format_tokens, on_each, three_in, unit
+from zoo.cli.runner import emit
+from zoo.cli.tables import Column, Format, render
+from zoo.errors import UsageError, unknown
+from zoo.model.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The conditions under which a model's quantities are computed. `context`: tokens, where a quantity has one."""
+
+    model: NamedSpec
+    config: InferenceConfig
+    device: Device
+    context: int = 0
+
+    @property
+    def spec(self) -> Decoder:
+        """The model, or the first card's shard of it."""
+        return self.config.part(self.model.spec)
+
+    def speed(self, phase: str) -> float:
+        """Returns the most tokens per second in a phase, over all sequences."""
+        return forward_pass(self.model.spec, phase, self.context, self.config).tokens_per_s(self.device)
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A quantity: its value, its header and formatter in tables, and a sentence about it for the legend."""
+
+    header: str
+    meaning: str
+    value: Callable[[Conditions], Any]
+    show: Callable[[Any], str] = str
+    at_context: bool = False
+
+
+GB, GIB, MIB, KIB = unit(10**9, 2), unit(2**30, 2), unit(2**20, 1), unit(2**10, 1)
+QUANTITIES = {
+    "released": Quantity("released", "month of release", lambda c: c.model.size and c.model.size.released),
+    "layers": Quantity("layers", "number of layers", lambda c: len(c.spec.layers)),
+    "dim": Quantity("dim", "width of the residual stream, elements", lambda c: c.spec.dim, unit(1, 0)),
+    "vocab": Quantity("vocab", "token ids", lambda c: c.spec.vocab, unit(1, 0)),
+    "context": Quantity("context", "tokens that the model was trained for", lambda c: c.spec.context, format_tokens),
+    "params": Quantity("params\nB", "10^9 parameters, each stored value once", lambda c: c.spec.params(), unit(1e9, 3)),
+    "active": Quantity(
+        "active\nB", "10^9 parameters that one token uses", lambda c: c.spec.active_params(), unit(1e9, 3)
+    ),
+    "weights": Quantity("weights\nGB", "10^9 bytes of weights", lambda c: c.config.form.model_bytes(c.spec), GB),
+    "kv-fixed": Quantity(
+        "KV fixed\nMiB",
+        "2^20 bytes of one sequence's full windows and states",
+        lambda c: c.spec.kv_growth(c.config.cache)[0],
+        MIB,
+    ),
+    "kv/token": Quantity(
+        "KV/token\nKiB",
+        "2^10 bytes that each further token adds to one sequence's cache",
+        lambda c: c.spec.kv_growth(c.config.cache)[1],
+        KIB,
+    ),
+    "kv": Quantity(
+        "KV {}\nGiB",
+        "2^30 bytes of the cache of all sequences",
+        lambda c: c.spec.kv_bytes(c.context, c.config.batch, c.config.cache),
+        GIB,
+        at_context=True,
+    ),
+    "flops": Quantity(
+        "{}\nGFLOPs",
+        "10^9 FLOPs of one decoded token that sees the context, itself included",
+        lambda c: c.spec.flops(c.context - 1, 1),
+        unit(1e9, 2),
+        at_context=True,
+    ),
+    "prefill-flops": Quantity(
+        "prefill {}\nTFLOPs",
+        "10^12 FLOPs of one prompt, with the last token's logits",
+        lambda c: c.spec.flops(0, c.context, logits=1),
+        unit(1e12, 2),
+        at_context=True,
+    ),
+    "tokens/s": Quantity(
+        "{}\ntokens/s",
+        "the most decoded tokens per second on the device, all sequences together",
+        lambda c: c.speed("decode"),
+        three_in(1),
+        at_context=True,
+    ),
+    "prefill-tokens/s": Quantity(
+        "prefill {}\ntokens/s",
+        "the most prompt tokens per second on the device, all sequences together",
+        lambda c: c.speed("prefill"),
+        three_in(1),
+        at_context=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ChosenColumn:
+    """A quantity by its name, at a context (0: it has none). `name` is the column as it was written: kv@32k."""
+
+    name: str
+    quantity: Quantity
+    context: int
+
+    @property
+    def header(self) -> str:
+        """The header of the column."""
+        return self.quantity.header.format(format_tokens(self.context))
+
+
+DEFAULT = "params,active,kv@32k,kv@128k,flops@32k,tokens/s@32k"
+HELP = f"Columns with commas between: {', '.join(name + '@32k' * q.at_context for name, q in QUANTITIES.items())}."
+
+
+def command(
+    *,
+    columns: Annotated[str, typer.Option("--columns", metavar="LIST", help=HELP)] = DEFAULT,
+    quiet: Annotated[bool, flag("Leave the title and the notes out.", "--quiet")] = False,
+    inference: InferenceOptions,
+    device: DeviceOptions,
+    models: ModelOptions,
+    to: ReportOptions,
+) -> None:
+    """One table with chosen columns, for a paper.
+
+    CSV and JSON hold exact values in elements, bytes, FLOPs and tokens per second; CSV has the chosen columns alone.
+
+    \b
+    python -m benchmarks table qwen3-8b gemma3-27b --columns params,kv@32k,kv@128k --batch 64 --format latex
+    """
+    chosen, on = parse_columns(columns), device.device()
+    rows = [quantity_row(model, chosen, inference, on) for model in inference.divisible(models.chosen())]
+    table = quantity_table(rows, chosen, inference, on, quiet)
+    report = to.report()
+    if report.format is Format.csv:
+        shown = [Column("model", "model"), *(Column(each.name, each.name) for each in chosen)]
+        emit(render([row | {"model": named(row)} | row["values"] for row in rows], shown, Format.csv), to.out)
+        return
+    with report:
+        report.add(table)
+
+
+def parse_columns(text: str) -> list[ChosenColumn]:
+    """Parses columns with commas between them: params,kv@32k. Raises UsageError for an unknown one, and for one that
+    lacks its context or has none."""
+    found: dict[str, ChosenColumn] = {}
+    for word in filter(None, (part.strip().lower() for part in text.split(","))):
+        name, at, context = word.partition("@")
+        if name not in QUANTITIES:
+            raise unknown("column", name, QUANTITIES)
+        quantity = QUANTITIES[name]
+        if quantity.at_context and not at:
+            raise UsageError(f"the column {name} needs a context: {name}@32k")
+        if at and not quantity.at_context:
+            raise UsageError(f"the column {name} has no context: write {name}")
+        found[word] = ChosenColumn(word, quantity, parse_tokens(context) if at else 0)
+    if not found:
+        raise UsageError(f"no column is named; known: {', '.join(QUANTITIES)}")
+    return list(found.values())
+
+
+def quantity_row(model: NamedSpec, chosen: Sequence[ChosenColumn], config: InferenceConfig, device: Device) -> Row:
+    """Returns a model's row, with the value of each column by the column's name."""
+    config = config.of(model)
+    conditions = ((each, Conditions(model, config, device, each.context)) for each in chosen)
+    return {
+        "table": "quantities",
+        **about(model),
+        **config.describe(),
+        "weights_dtype": config.form.name,
+        "device": device.name,
+        "values": {each.name: each.quantity.value(given) for each, given in conditions},
+    }
+
+
+def quantity_table(
+    rows: Sequence[Row], chosen: Sequence[ChosenColumn], config: InferenceConfig, device: Device, quiet: bool
+) -> Table:
+    """Returns the table of the chosen columns; `quiet` leaves the title and the legend out."""
+    shown = [*columns(model="model")]
+    shown += [Column(each.name, each.header, each.quantity.show) for each in chosen]
+    meanings = dict.fromkeys(f"{each.name.partition('@')[0]}: {each.quantity.meaning}." for each in chosen)
+    conditions = f"{format_sequences(config.batch)}; weights in {config.form.name}, cache in {rows[0]['cache_dtype']}"
+    legend = [*meanings, f"{conditions}{on_each(config.tp)}; {device.name}. k is 1,024 tokens."]
+    return Table("" if quiet else "Models", shown, [] if quiet else legend, rows, lambda row: row["values"], not quiet)
