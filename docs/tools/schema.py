@@ -117,7 +117,7 @@ ENDINGS = {
 COLUMNS: dict[str, Kind] = {
     "values": {
         "type": "object",
-        "additionalProperties": {"type": ["number", "string", "null"]},
+        "additionalProperties": {"type": ["number", "string", "null"], "pattern": "^[0-9]{4}-[0-9]{2}$"},
         "description": "column as it was named, such as kv@32k -> elements, bytes, FLOPs, tokens per second",
     },
     **_all("mean learn_differences.low learn_differences.high", NUMBER),
