@@ -66,9 +66,14 @@ def find_spec(word: str, ignore_fields: Iterable[str] = ()) -> FoundSpec:
     except UsageError:
         if path.is_dir():
             return _from_path(path, ignore_fields)
+        if word.startswith((".", "/")):
+            raise NotAvailable(f"there is no folder and no file {word}") from None
         if not HUB_ID.fullmatch(word):
             raise
-        config = read_json(download_config(word), CONFIG_LIMIT)
+        try:
+            config = read_json(download_config(word), CONFIG_LIMIT)
+        except NotAvailable as error:
+            raise NotAvailable(f"there is no folder {word}, and as a hub id, {error}") from error
         return FoundSpec(word.rpartition("/")[2], _of_config(config, word, ignore_fields), config=config)
     return FoundSpec(preset, catalog.sizes()[preset].spec, preset)
 

@@ -1,22 +1,19 @@
-"""Models named on a command line: presets, families, hub ids and folders with a config.json."""
+"""Models named on a command line, and the models of a table."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from benchmarks.analytic import weight_forms
 from benchmarks.analytic.weight_forms import WeightForm
-from weights.formats.json_limits import CONFIG_LIMIT, read_json
+from weights.specs import find_spec
 from zoo.architectures import families
-from zoo.catalog import folded, from_hf, resolve, sizes
+from zoo.catalog import folded, sizes
 from zoo.cli.tables import Row
-from zoo.errors import MalformedError, NotAvailable, UsageError
+from zoo.errors import UsageError
 from zoo.hf.config import Size
 from zoo.model.decoder import Decoder
 from zoo.swaps.grammar import apply_swaps
-
-CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -85,24 +82,8 @@ def swapped(model: NamedSpec, swaps: Sequence[str]) -> NamedSpec:
 
 
 def one(name: str, ignore_fields: Iterable[str] = ()) -> NamedSpec:
-    """Returns the model of a preset, a hub id or a folder with a config.json. A family means its smallest preset.
-
-    A folder's model has the folder's name; "./" distinguishes it from a preset.
-    """
-    try:
-        preset = resolve(name)
-        return NamedSpec(preset, sizes()[preset].spec, sizes()[preset])
-    except UsageError:
-        folder = Path(name).parent if Path(name).name == CONFIG else Path(name)
-        if not folder.is_dir() and "/" in name:
-            raise NotAvailable(f"{name} is neither a folder here nor the hub id of a preset") from None
-        if not folder.is_dir():
-            raise
-    if not (folder / CONFIG).is_file():
-        raise NotAvailable(f"{folder}: there is no {CONFIG} in this folder")
-    config, name = read_json(folder / CONFIG, CONFIG_LIMIT), folder.resolve().name
-    try:
-        spec = from_hf(config, ignore_fields)
-        return NamedSpec(f"./{name}" if name in sizes() else name, spec, stored=weight_forms.config_form(config))
-    except MalformedError as error:
-        raise MalformedError(f"{folder}/{error}") from error
+    """Returns the model that a word names (weights.specs). A family means its smallest preset."""
+    found = find_spec(name, ignore_fields)
+    if found.preset:
+        return NamedSpec(found.preset, found.spec, sizes()[found.preset])
+    return NamedSpec(found.name, found.spec, stored=weight_forms.config_form(found.config or {}))

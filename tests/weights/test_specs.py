@@ -97,6 +97,8 @@ def test_a_known_name_precedes_a_folder_and_a_path_precedes_it() -> None:
 
 
 def test_what_a_path_lacks() -> None:
+    with pytest.raises(NotAvailable, match=r"there is no folder and no file \./absent"):
+        find_spec("./absent")
     Path("empty").mkdir()
     with pytest.raises(NotAvailable, match=r"empty: there is no config\.json and no spec\.json in this folder"):
         find_spec("empty")

@@ -80,7 +80,10 @@ def test_a_field_that_is_not_understood_can_be_ignored(folder: Path) -> None:
 def test_the_error_of_a_name_that_is_no_model_says_why(folder: Path) -> None:
     with pytest.raises(NotAvailable, match=r"there is no config\.json"):
         one(str(folder.parent))
-    with pytest.raises(NotAvailable, match="neither a folder here nor the hub id"):
+    with pytest.raises(
+        NotAvailable,
+        match="there is no folder no/such-model, and as a hub id, no/such-model: not in the download cache",
+    ):
         one("no/such-model")
     (folder / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(MalformedError, match=r"config\.json is not JSON"):

@@ -84,9 +84,9 @@ USAGE = {  # a call -> a part of its error
 }
 NOT_AVAILABLE = {
     "--static --out no/such/folder/file": "no folder",
-    "params ./nowhere": "neither a folder here",
+    "params ./nowhere": "there is no folder and no file ./nowhere",
     "blocks --dim 1048576": "a smaller --dim, --tokens or --context needs less",
-    "blocks --variants mla ./nowhere": "neither a folder",
+    "blocks --variants mla ./nowhere": "there is no folder",
     "throughput no.gguf": "no.gguf",
     "learn llama3 --text nowhere": "nowhere",
     "load nowhere": "nowhere",
