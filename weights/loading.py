@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from weights.formats.hf_folder import CONFIG, DTYPES, HFFolder
+from weights.formats.hf_folder import DTYPES, HFFolder
 from weights.formats.zoo_folder import SPEC, ZooFolder
 from weights.matching import HEAD, Part, Source, TensorMapping, check_fit, listed, match, skipped, stored_tensors
 from weights.shards import Shards
-from weights.sources import locate
+from weights.sources import described_by, locate
 from zoo import catalog
 from zoo.core.collectives import Group
 from zoo.errors import MalformedError, UsageError, require_package, unknown
@@ -137,12 +137,10 @@ def load(
 
 def open_source(source: str | Path, revision: str | None = None, offline: bool = False) -> Source:
     """The source of this name, downloaded if need be. Raises NotAvailable where it cannot be had."""
-    path = Path(source)
-    if revision is not None or not path.exists():
-        path = locate(source, revision, offline)
+    path = locate(source, revision, offline)
     if path.is_dir():
-        own = (path / SPEC).exists() and not (path / CONFIG).exists()
-        return ZooFolder(path) if own else HFFolder(path)
+        file = described_by(path)
+        return ZooFolder(file.parent) if file.name == SPEC else HFFolder(file.parent)
     if path.is_file() and path.suffix == ".gguf":
         require_package("gguf", "gguf")
         from weights.formats.gguf_file import GGUFFile  # here, since it imports an extra

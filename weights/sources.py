@@ -13,13 +13,33 @@ from typing import Any
 from weights.formats.fp8_mxfp4 import MODELOPT, check_scheme
 from weights.formats.hf_folder import CONFIG, GENERATION, INDEX, SINGLE, weight_map
 from weights.formats.json_limits import CONFIG_LIMIT, member, read_json
+from weights.formats.zoo_folder import SPEC
 from weights.tokenizer import OLDER_TEMPLATE, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from zoo import catalog
 from zoo.errors import NotAvailable, UsageError, ZooError, enough
 
 SMALL_FILES = (CONFIG, GENERATION, INDEX, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, OLDER_TEMPLATE, MODELOPT)
+SAVED = "model"  # the folder of a finished run that holds its model
 HUB_ID = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
 log = logging.getLogger(__name__)
+
+
+def is_path(word: str | Path) -> bool:
+    """Whether a word names a file or a folder here. A folder without a separator is one only if no preset, family or
+    hub id has its name: qwen3 is the family, and ./qwen3 the folder."""
+    path = Path(word)
+    named = isinstance(word, Path) or len(path.parts) > 1 or word.startswith(".") or not catalog.is_known(word)
+    return path.is_file() or (path.is_dir() and named)
+
+
+def described_by(folder: Path) -> Path:
+    """Returns the file that describes a folder's model: its config.json or spec.json, or that of the model which a
+    finished run of zoo.train holds. Raises NotAvailable if there is none."""
+    files = [parent / name for parent in (folder, folder / SAVED) for name in (CONFIG, SPEC)]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise NotAvailable(f"{folder}: there is no {CONFIG} and no {SPEC}")
+    return found
 
 
 def locate(source: str | Path, revision: str | None = None, offline: bool = False) -> Path:
@@ -28,11 +48,10 @@ def locate(source: str | Path, revision: str | None = None, offline: bool = Fals
     Its name and its resolved commit are logged. `offline` makes no network requests. Raises UsageError for a revision
     of a path, and NotAvailable, with advice, for a source that cannot be found or downloaded.
     """
-    path = Path(source)
-    if path.exists():
+    if is_path(source):
         if revision is not None:
             raise UsageError(f"{source} is a path and has no revisions, got revision={revision!r}")
-        return path
+        return Path(source)
     name, _, at = str(source).partition("@")
     if at and revision not in (None, at):
         raise UsageError(f"{source} asks for revision {at!r}, and the call for {revision!r}")

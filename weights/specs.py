@@ -3,11 +3,9 @@
 The word is one of these, in this order of precedence:
 
 1. FILE.py:NAME: a Decoder, or a function that returns one, in a Python file, which is run
-2. a path that exists and has a separator or a suffix: a folder with config.json or spec.json, one of these files, a
-   run of zoo.train, or a .gguf file
-3. a preset, a family (its smallest size) or the hub id of a preset
-4. a folder in the working directory
-5. a hub id, whose config.json is downloaded or in the download cache
+2. a file: config.json, spec.json, .gguf; or a folder with one of the first two, such as a run of zoo.train
+3. a preset, a family (its smallest size) or the hub id of a preset; ./NAME is a folder of that name
+4. a hub id, whose config.json is downloaded or in the download cache
 """
 
 import importlib
@@ -24,13 +22,12 @@ from weights.formats.hf_folder import CONFIG
 from weights.formats.json_limits import CONFIG_LIMIT, read_json
 from weights.formats.zoo_folder import SPEC
 from weights.loading import open_source
-from weights.sources import HUB_ID, download_config
+from weights.sources import HUB_ID, described_by, download_config, is_path
 from zoo import catalog
 from zoo.errors import MalformedError, NotAvailable, UsageError
 from zoo.model.decoder import Decoder
 from zoo.spec_files import spec_from
 
-SAVED = "model"  # the folder of a finished run that holds its model
 GGUF, PYTHON = ".gguf", ".py:"
 
 
@@ -58,14 +55,11 @@ def find_spec(word: str, ignore_fields: Iterable[str] = ()) -> FoundSpec:
     """
     if PYTHON in word:
         return _from_python(word)
-    path = Path(word)
-    if path.exists() and (path.suffix or len(path.parts) > 1 or word.startswith(".")):
-        return _from_path(path, ignore_fields)
+    if is_path(word):
+        return _from_path(Path(word), ignore_fields)
     try:
         preset = catalog.resolve(word)
     except UsageError:
-        if path.is_dir():
-            return _from_path(path, ignore_fields)
         if word.startswith((".", "/")):
             raise NotAvailable(f"there is no folder and no file {word}") from None
         if not HUB_ID.fullmatch(word):
@@ -92,16 +86,6 @@ def _from_path(path: Path, ignore_fields: Iterable[str]) -> FoundSpec:
         spec = spec_from(read_json(file, CONFIG_LIMIT), str(file))
         return FoundSpec(name if file.name == SPEC else _label(file.stem), spec, path=file.parent)
     raise UsageError(f"{path} is no {CONFIG}, {SPEC} or {GGUF} file")
-
-
-def described_by(folder: Path) -> Path:
-    """Returns the file that describes a folder's model: config.json, spec.json, or that of a finished run's model.
-    Raises NotAvailable if there is none."""
-    files = (folder / CONFIG, folder / SPEC, folder / SAVED / CONFIG, folder / SAVED / SPEC)
-    found = next((file for file in files if file.is_file()), None)
-    if found is None:
-        raise NotAvailable(f"{folder}: there is no {CONFIG} and no {SPEC} in this folder")
-    return found
 
 
 def _of_config(config: dict[str, Any], where: str, ignore_fields: Iterable[str]) -> Decoder:

@@ -79,6 +79,11 @@ def resolve(name: str) -> str:
     return preset
 
 
+def is_known(name: str) -> bool:
+    """Whether a name is that of a preset, a family, or a preset's hub id."""
+    return folded(name) in _presets()
+
+
 @cache
 def _presets() -> dict[str, str]:
     """Maps each folded name of a preset to the preset."""

@@ -100,7 +100,7 @@ def test_what_a_path_lacks() -> None:
     with pytest.raises(NotAvailable, match=r"there is no folder and no file \./absent"):
         find_spec("./absent")
     Path("empty").mkdir()
-    with pytest.raises(NotAvailable, match=r"empty: there is no config\.json and no spec\.json in this folder"):
+    with pytest.raises(NotAvailable, match=r"empty: there is no config\.json and no spec\.json"):
         find_spec("empty")
     Path("notes.txt").touch()
     with pytest.raises(UsageError, match=r"notes\.txt is no config\.json, spec\.json or \.gguf file"):
