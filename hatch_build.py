@@ -6,6 +6,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class BlocksPage(BuildHookInterface):  # type: ignore[type-arg,misc]
+    """Includes the page in a wheel alone."""
+
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if version == "standard":
             build_data["force_include"]["docs/blocks.md"] = "benchmarks/gallery/static/blocks.md"

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from zoo.architectures import families
+from zoo.arguments import find_dtype
 from zoo.core.devices import allocating
 from zoo.core.kernels import active
-from zoo.errors import MalformedError, SpecError, unknown
+from zoo.errors import MalformedError, SpecError, UsageError, unknown
 from zoo.hf.config import About, Size
 from zoo.kernels import decide_for
 from zoo.model.decoder import Decoder
@@ -136,11 +137,11 @@ def build(
     *,
     tiny: bool = False,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Model:
     """Returns a model in eval mode with fresh weights drawn from `seed`; on the meta device it has none."""
-    model = allocate(_decoder(name_or_spec, tiny), device, dtype)
+    model = allocate(_decoder(name_or_spec, tiny), device, find_dtype(dtype, computing=True))
     if torch.device(device).type != "meta":
         initialise(model, seed)
         decide_for(model)
@@ -158,6 +159,8 @@ def allocate(spec: Decoder, device: str | torch.device = "cpu", dtype: torch.dty
 def _decoder(name_or_spec: str | Decoder, tiny: bool) -> Decoder:
     if isinstance(name_or_spec, str):
         return spec(name_or_spec, tiny)
+    if not isinstance(name_or_spec, Decoder):
+        raise UsageError(f"a model is named by a string or described by a Decoder, not a {type(name_or_spec).__name__}")
     return _tiny(name_or_spec) if tiny else name_or_spec
 
 

@@ -18,6 +18,7 @@ from zoo.classes import add_kind
 from zoo.errors import SpecError
 
 BLOCK = 256  # queries per block of sliding-window attention: larger blocks waste pairs, smaller ones need more calls
+Bytes = int | Fraction  # of an element in 4 bits, 1/2
 Breakdown = Mapping[str, int]  # part of the model -> its amount: "attn", "norm", "routed", ...
 
 
@@ -236,7 +237,7 @@ class State:
     shape: tuple[int, ...]
     in_float32: bool = False
 
-    def nbytes(self, itemsize: int) -> int:
+    def nbytes(self, itemsize: Bytes) -> Bytes:
         """The bytes of the state of one sequence, in a model whose elements take `itemsize` bytes."""
         return prod(self.shape) * (max(4, itemsize) if self.in_float32 else itemsize)
 
@@ -286,16 +287,16 @@ class CacheSpec:
         """The number of tokens in the cache after `context` tokens: 0 without per-token streams."""
         return self.reach.tokens(context) if self.per_token else 0
 
-    def state_bytes(self, itemsize: int) -> int:
+    def state_bytes(self, itemsize: Bytes) -> Bytes:
         """Bytes of the states, in a model whose elements take `itemsize` bytes."""
         return sum(state.nbytes(itemsize) for state in self.state)
 
-    def nbytes(self, context: int, itemsize: int) -> int:
+    def nbytes(self, context: int, itemsize: Bytes) -> Bytes:
         """Bytes of one sequence's cache for `context` tokens."""
         streams = self.elements() * self.tokens(context) + sum(e.elements * e.count(context) for e in self.entries)
         return streams * itemsize + self.state_bytes(itemsize)
 
-    def growth(self, itemsize: int) -> tuple[int, Fraction]:
+    def growth(self, itemsize: Bytes) -> tuple[Bytes, Fraction]:
         """Returns (fixed bytes, bytes per token) of one sequence's cache. They are exact once every window is full, and
         with entries, at multiples of `block` tokens."""
         per_token = self.elements() * itemsize
@@ -303,7 +304,7 @@ class CacheSpec:
         fixed = self.state_bytes(itemsize) + per_token * (limit or 0)
         return fixed, self.entry_growth(itemsize) + (per_token if limit is None else 0)
 
-    def entry_growth(self, itemsize: int) -> Fraction:
+    def entry_growth(self, itemsize: Bytes) -> Fraction:
         """Bytes per token of the entries, exact at multiples of `block` tokens."""
         return sum((Fraction(each.elements * itemsize, each.every) for each in self.entries), Fraction())
 
@@ -321,7 +322,7 @@ class CacheSpec:
         return " + ".join([self.reach.describe(), *(f"1/{every}" for every in steps)])
 
 
-def whole(number: Fraction) -> int | float:
+def whole(number: Bytes) -> int | float:
     """Returns the number as an int if it is whole, else as a float."""
     return number.numerator if number.denominator == 1 else float(number)
 

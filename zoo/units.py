@@ -4,6 +4,7 @@ import re
 
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmgb]?)", re.IGNORECASE)
 MONTH = re.compile(r"(?:19|20)[0-9]{2}-(?:0[1-9]|1[0-2])")
+TOKENS = re.compile(r"(\d+(?:\.\d+)?)([km]?)")
 FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 
 
@@ -22,6 +23,15 @@ def parse_count(text: str) -> int:
     if count < 1:
         raise ValueError(f"{text[:80]!r} is not a count above 0; write 200k, 1M or 4096")
     return count
+
+
+def parse_tokens(text: str) -> int:
+    """Parses a number of tokens: 0, 4096, 32k, 1M; k is 1,024 here. Raises ValueError for other text."""
+    match = TOKENS.fullmatch(text.strip().lower().replace("_", "").replace(",", ""))
+    number = float(match[1]) * {"": 1, "k": 2**10, "m": 2**20}[match[2]] if match else 0.5
+    if number != int(number):
+        raise ValueError(f"{text[:80]!r} is not a number of tokens; write 4096 or 4k")
+    return int(number)
 
 
 def parse_month(text: str) -> str:

@@ -123,7 +123,7 @@ def pieces(spec: Decoder, dtype: torch.dtype) -> list[Piece]:
     for entries in (entries for cache in caches for entries in cache.entries):
         kept[entries.every] += entries.elements * dtype.itemsize
     by_block = tuple((nbytes, every) for every, nbytes in sorted(kept.items()))
-    states = sum(cache.state_bytes(dtype.itemsize) for cache in caches)
+    states = int(sum(cache.state_bytes(dtype.itemsize) for cache in caches))
     found = []
     for start in sorted({0, *(limit for _, limit in layers if limit is not None)}):
         full = [(size, limit) for size, limit in layers if limit is not None and limit <= start]

@@ -205,8 +205,8 @@ def _branch_terms(branch: Block, cache: CacheSpec, dim: int) -> CostTerms:
         growing_flops=growing,
         cache_elements=cache.elements(),
         limit=cache.reach.limit,
-        state_elements=cache.state_bytes(1) - cache.state_bytes(0),
-        state_float32_bytes=cache.state_bytes(0),
+        state_elements=int(cache.state_bytes(1) - cache.state_bytes(0)),
+        state_float32_bytes=int(cache.state_bytes(0)),
         entries=tuple((each.elements, each.every) for each in cache.entries),
     )
     flops = branch.flops(dim, CHECK_CONTEXT - 1, 1)

@@ -6,6 +6,7 @@ The machine's ceilings take turns with them. All timed runs, also before an inte
 from bisect import bisect
 from collections.abc import Sequence
 from functools import partial
+from math import ceil
 
 import torch
 
@@ -117,7 +118,7 @@ def needed_bytes(spec: Decoder, dtype: torch.dtype, works: Sequence[Workload], m
     if works[0].phase == "train":
         return max(training_bytes(spec, dtype, work, modes) for work in works)
     caches = sum(spec.kv_bytes(work.capacity, work.batch, dtype) for work in works)
-    snapshots = sum(spec.kv_growth(dtype)[0] * work.batch for work in works if work.depth)
+    snapshots = sum(ceil(spec.kv_growth(dtype)[0]) * work.batch for work in works if work.depth)
     widest = max(work.batch * max(new for _, new in work.passes) for work in works)
     hidden = max(layer.active_params(spec.dim) // spec.dim for layer in spec.layers)  # elements per token, at most
     room = (widest * (hidden + 4 * spec.dim) + works[0].batch * spec.vocab) * dtype.itemsize

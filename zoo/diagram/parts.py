@@ -73,7 +73,7 @@ class Costs:
             kv=layers * cache.elements() * self.dtype.itemsize if cache else 0,
             limit=cache.reach.limit if cache else None,
             entries=layers * cache.entry_growth(self.dtype.itemsize) if cache else Fraction(),
-            state=layers * cache.state_bytes(self.dtype.itemsize) if cache else 0,
+            state=layers * int(cache.state_bytes(self.dtype.itemsize)) if cache else 0,
             flops=layers * block.flops(dim, past, 1),
             scores=layers * sum(parts.get(part, 0) for part in ("scores", "entries")),
         )

@@ -7,10 +7,12 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
+from math import ceil
 from typing import Any, ClassVar, Self
 
 import torch
 
+from zoo.arguments import count, element_bytes, find_dtype, token_count
 from zoo.blocks.hash_router import HashTopK
 from zoo.blocks.hyper_connections import Streams
 from zoo.blocks.layer import Layer
@@ -147,7 +149,8 @@ class Decoder(Spec):
 
     def flop_breakdown(self, past: int, new: int, logits: int | None = None, causal: bool = True) -> Breakdown:
         """Returns `flops` by part: head, and the parts of the blocks."""
-        kept = new if logits is None else logits
+        past, new = token_count(past, "past"), token_count(new, "new", least=1)
+        kept = new if logits is None else count(logits, "logits", least=0)
         outside = {"head": linear_flops(kept, self.dim, self.vocab)}
         if self.per_layer:
             outside["inputs"] = self.per_layer.flops(self.dim, len(self.layers), new)
@@ -156,17 +159,25 @@ class Decoder(Spec):
         layers = ((n, layer.flop_breakdown(self.dim, past, new, causal)) for layer, n in self._counted)
         return sum_breakdowns([*layers, (1, outside)])
 
-    def kv_bytes(self, context: int, batch: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
-        """Bytes of a cache for `batch` sequences of `context` tokens, as `new_cache(batch, context)` allocates it."""
-        caches = ((layer.cache_spec(), n) for layer, n in self._counted)
-        return batch * sum(n * cache.nbytes(context, dtype.itemsize) for cache, n in caches)
+    def kv_bytes(self, context: int | str, batch: int = 1, dtype: str | torch.dtype = torch.bfloat16) -> int:
+        """Bytes of a cache for `batch` sequences of `context` tokens, as `new_cache(batch, context)` allocates it.
 
-    def kv_growth(self, dtype: torch.dtype = torch.bfloat16) -> tuple[int, float]:
+        The context may be a text such as "32k", the dtype a name such as "fp8"; in 4 bits two elements share a byte.
+        """
+        context, batch = token_count(context, "context"), count(batch, "batch")
+        itemsize = element_bytes(find_dtype(dtype))
+        caches = ((layer.cache_spec(), n) for layer, n in self._counted)
+        return ceil(batch * sum(n * cache.nbytes(context, itemsize) for cache, n in caches))
+
+    def kv_growth(self, dtype: str | torch.dtype = torch.bfloat16) -> tuple[float, float]:
         """Returns (fixed bytes, bytes per token) of one sequence's cache. They are exact once every window is full and,
         if entries stand for several tokens, at multiples of their number. States are fixed bytes. Bytes per token are
         an int if whole."""
-        terms = [(n, *layer.cache_spec().growth(dtype.itemsize)) for layer, n in self._counted]
-        return sum(n * fixed for n, fixed, _ in terms), whole(sum((n * slope for n, _, slope in terms), Fraction()))
+        itemsize = element_bytes(find_dtype(dtype))
+        terms = [(n, *layer.cache_spec().growth(itemsize)) for layer, n in self._counted]
+        return whole(sum(n * fixed for n, fixed, _ in terms)), whole(
+            sum((n * slope for n, _, slope in terms), Fraction())
+        )
 
     def facts(self) -> tuple[Fact, ...]:
         optional = (
