@@ -32,7 +32,7 @@ from zoo.blocks import (
 )
 from zoo.hf.checkpoint_layout import GLU_NAMES, Rearranged, Rename, Skipped
 from zoo.hf.config import About, Config, ModelType, Size, layer_types, reads
-from zoo.hf.fields import MAX_INTEGER, Fields, alike
+from zoo.hf.fields import Fields
 from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first
 from zoo.model.decoder import Decoder
 
@@ -154,13 +154,12 @@ KINDS = (
 )
 
 
-@reads(*KINDS, **DEFAULTS)
+@reads(*KINDS, expected=EXPECTED, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(**EXPECTED)
     if config.values.get("use_bidirectional_attention") == "vision":
         config.unused("use_bidirectional_attention")  # only among image tokens
     config.neutral(use_bidirectional_attention=None)
-    shape = config.dense()
+    shape = config.common() | config.integers(hidden="intermediate_size", kv_heads="num_key_value_heads")
     full_layers = _full_layers(config, shape.pop("layers"))
     config.agrees("layer_types", (LAYER_TYPES[is_full] for is_full in full_layers))
     shape |= config.integers(window="sliding_window", head_dim="head_dim") | _full_heads(config, full_layers)
@@ -171,22 +170,17 @@ def from_hf(config: Config) -> Decoder:
     local.neutral(partial_rotary_factor=1.0)
     shape["full"] = ProportionalRoPE(full.number("rope_theta"), fraction=full.number("partial_rotary_factor"))
     shape["local"] = RoPE(local.number("rope_theta"))
-    shape["width"] = _optional(config, "hidden_size_per_layer_input")
+    shape["width"] = config.count("hidden_size_per_layer_input")
     if shape["width"]:
         config.expect(vocab_size_per_layer_input=shape["vocab"])
     config.unused("vocab_size_per_layer_input")
-    shape["sharing"] = _optional(config, "num_kv_shared_layers", len(full_layers) - 1)
+    shape["sharing"] = config.count("num_kv_shared_layers", len(full_layers) - 1)
     if config.flag("use_double_wide_mlp"):
         shape["sharing_hidden"] = 2 * shape["hidden"]
     if config.flag("enable_moe_block"):
         shape["routed"] = mixture(**config.integers(**MIXTURE), eps=shape["eps"])
     config.unused(*MIXTURE.values())
     return decoder(**shape, full_layers=full_layers, cap=config.optional_number("final_logit_softcapping"))
-
-
-def _optional(config: Config, name: str, most: int = MAX_INTEGER) -> int:
-    """Returns an optional integer up to `most`; 0 if the feature is absent."""
-    return 0 if alike(config.get(name), 0) else config.integer(name, most)
 
 
 def _full_layers(config: Config, layers: int) -> tuple[bool, ...]:
@@ -218,8 +212,7 @@ def _full_heads(config: Config, full_layers: tuple[bool, ...]) -> dict[str, int 
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    config: ConfigFields = {"model_type": "gemma4_text"} | EXPECTED | common_fields(spec)
-    config |= fields_of(spec, GLU, hidden="intermediate_size")
+    config = common_fields(spec) | fields_of(spec, GLU, hidden="intermediate_size")
     width = spec.per_layer.width if spec.per_layer else 0
     config |= {"hidden_size_per_layer_input": width, "vocab_size_per_layer_input": spec.vocab}
     sharing = [layer for layer in spec.layers if isinstance(layer.mixer, SharedKV)]

@@ -9,6 +9,7 @@ from functools import partial
 
 from zoo.architectures.qwen3_next import (
     DEFAULTS,
+    EXPECTED,
     EXPERTS,
     SHARED_WEIGHTS,
     expert_fields,
@@ -40,15 +41,16 @@ KINDS = (
     ModelType("qwen3_5_moe_text", "Qwen3_5MoeForCausalLM", defaults=SPARSE),
     ModelType("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", defaults=SPARSE),
 )
-MROPE = ("mrope_section", "mrope_interleaved")  # the pairs of a head that each of the three positions rotates
 
 
-@reads(*KINDS, **DEFAULTS)
+@reads(*KINDS, expected=EXPECTED, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
     # Fields of computations that the reference always does, and of multi-token prediction layers.
     config.neutral(attn_output_gate=True, output_gate_type="swish", mamba_ssm_dtype="float32", mlp_only_layers=[])
     config.unused("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings")
-    shape = read_mixers(config, unread=MROPE)
+    # The pairs of a head that each of the three positions rotates.
+    config.rope_fields.unused("mrope_section", "mrope_interleaved")
+    shape = read_mixers(config)
     if config.model_type in ("qwen3_5_moe_text", "qwen3_5_moe"):
         config.unused("intermediate_size")  # there are no dense layers
         return hybrid(**shape, ffn=mixture(**config.integers(**EXPERTS, k="num_experts_per_tok")))
@@ -57,7 +59,7 @@ def from_hf(config: Config) -> Decoder:
 
 def to_hf(spec: Decoder) -> ConfigFields:
     if not first(spec, MoE):
-        return {"model_type": "qwen3_5_text"} | mixer_fields(spec)
+        return mixer_fields(spec)
     config = {"model_type": "qwen3_5_moe_text"} | mixer_fields(spec) | expert_fields(spec)
     return {name: value for name, value in config.items() if name != "norm_topk_prob"}
 

@@ -167,7 +167,7 @@ def test_a_published_list_of_layers_must_agree_or_is_followed(name: str, field: 
 @pytest.mark.parametrize("name", [name for name in smallest() if "first_k_dense_replace" in older(name)])
 def test_no_more_dense_layers_than_layers(name: str) -> None:
     layers = older(name)["num_hidden_layers"]
-    message = f"first_k_dense_replace must be an integer from 1 to {layers}, got {layers + 1}"
+    message = f"first_k_dense_replace must be an integer from 0 to {layers}, got {layers + 1}"
     assert message in refusal(older(name, first_k_dense_replace=layers + 1))
 
 
