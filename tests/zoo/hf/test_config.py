@@ -236,9 +236,6 @@ def test_a_wrappers_own_fields_are_read_as_strictly(name: str) -> None:
     assert "not understood: surprise=3" in refusal(wrapped(text | {"surprise": 3}))
     assert "text_config must be an object, got [1]" in refusal(wrapped(text, text_config=[1]))
     assert "model_type='t5' is not " in refusal(wrapped(text, text_config=text | {"model_type": "t5"}))
-    untied = {field: value for field, value in text.items() if field != "tie_word_embeddings"}
-    for tied in (True, False):
-        assert zoo.from_hf(wrapped(untied, tie_word_embeddings=tied)).tied is tied
 
 
 def read_or_refused(config: dict[str, Any]) -> None:
