@@ -21,8 +21,7 @@ from benchmarks.measure.blocks import (
     BlockConfig,
     block_list,
 )
-from benchmarks.measure.devices import CPU
-from benchmarks.measure.environment import kernel_summary, recorded, used_kernels
+from benchmarks.measure.environment import CPU, kernel_summary, recorded, used_kernels
 from benchmarks.measure.mla import ABSORBED, EXPANDED, LATENT, MLAVariants
 from benchmarks.measure.sparse import SPARSE, SparseVariants
 from benchmarks.measure.timing import Samples
@@ -77,7 +76,7 @@ def command(
         options.Strings,
         typer.Option(metavar="CHANGE", help="With --variants: change a block first: 'MLA(heads=16)'. Repeatable."),
     ] = None,
-    to: options.ReportOptions,
+    report: Report,
 ) -> None:
     """Each block alone at one width, measured on the CPU.
 
@@ -99,7 +98,10 @@ def command(
         if context and len(context) > 1:
             raise UsageError("--context is given once, or with --variants")
         config = BlockConfig(dim or 1024, tokens or 512, context[0] if context else 4096, dtype, repeat or REPEAT, seed)
-        _measure_blocks(config, to.report())
+        listed, samples = block_list(config.dim), Samples()
+        blocks.require_block_memory(listed, config)
+        with recorded(report, CPU, lambda: tables(blocks.rows(listed, config, samples))):
+            blocks.run(listed, config, samples)
         return
     kind = COMPARISONS[variants]
     model = swapped(one(name or kind.MODEL), swap) if swap else one(name or kind.MODEL)
@@ -108,27 +110,10 @@ def command(
     comparison = of_model(kind, model, tiny, VariantsConfig(contexts, phases, dtype, repeat or VARIANTS_REPEAT, seed))
     comparison.require_weight_memory()
     measured = list[Row]()
-    with to.report() as report:
-        try:
-            with recorded(report, CPU):
-                attention_variants.run(comparison, measured)
-        finally:
-            rows = [{**about(model), "tiny": tiny, **row} for row in measured]
-            report.add(*(tables(rows) if rows else ()))
-    if failed := comparison.failures(rows):
+    with recorded(report, CPU, lambda: tables([{**about(model), "tiny": tiny, **row} for row in measured])):
+        attention_variants.run(comparison, measured)
+    if failed := comparison.failures(measured):
         raise CheckFailed("; ".join(failed))
-
-
-def _measure_blocks(config: BlockConfig, to: Report) -> None:
-    listed, samples = block_list(config.dim), Samples()
-    blocks.require_block_memory(listed, config)
-    with to as report:
-        try:
-            with recorded(report, CPU):
-                blocks.run(listed, config, samples)
-        finally:
-            rows = blocks.rows(listed, config, samples)
-            report.add(*(tables(rows) if rows else ()))
 
 
 def of_model(kind: type[Comparison], model: NamedSpec, tiny: bool, config: VariantsConfig) -> Comparison:
@@ -141,6 +126,8 @@ def of_model(kind: type[Comparison], model: NamedSpec, tiny: bool, config: Varia
 
 def tables(rows: Rows) -> Iterator[Table]:
     """Yields the tables of one measurement."""
+    if not rows:
+        return
     first = rows[0]
     if first["table"] == "blocks":
         yield _costs(f"Blocks at width {first['dim']:,}", rows)

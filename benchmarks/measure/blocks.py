@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure.devices import CPU, require_memory
+from benchmarks.measure.environment import CPU, require_memory
 from benchmarks.measure.timing import Samples, Task, measure
 from benchmarks.output.progress import progress
 from zoo.blocks import (

@@ -10,8 +10,7 @@ import torch
 from benchmarks.analytic.models import about
 from benchmarks.analytic.roofline import Device, Pass
 from benchmarks.measure import ceilings
-from benchmarks.measure.devices import last_cache
-from benchmarks.measure.environment import kernel_summary
+from benchmarks.measure.environment import kernel_summary, last_cache
 from benchmarks.measure.observed import Observed, gemm_key
 from benchmarks.measure.parallel import ONE_PROCESS, exchange_key, parts_of_a_step, steps
 from benchmarks.measure.runners import COMPILED, EAGER, ZOO, Candidate, Key, Results, Workload

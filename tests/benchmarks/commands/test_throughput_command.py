@@ -14,7 +14,7 @@ import torch
 import weights
 import zoo
 from benchmarks.__main__ import app
-from benchmarks.measure import ceilings, devices, runners, throughput
+from benchmarks.measure import ceilings, environment, runners, throughput
 from benchmarks.measure.timing import measure
 from tests.benchmarks.fakes import Ticking
 from tests.benchmarks.schema import validate
@@ -164,7 +164,7 @@ def test_a_baseline_that_computes_something_else_is_not_measured(
     assert call("llama3", *SHORT, "--peer", "transformers") == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert "llama3: the logits of transformers differ by" in err
+    assert "llama3: in transformers, the logits differ by" in err
     assert "nothing was measured" in err
 
 
@@ -216,7 +216,7 @@ def test_training_that_does_not_fit_is_refused(
 ) -> None:
     """Weights that would fit for inference, without the room for gradients and moments."""
     monkeypatch.setattr(throughput, "run", lambda *_: pytest.fail("it ran"))
-    monkeypatch.setattr("benchmarks.measure.devices.free_memory", lambda device: 8 * 2**30)
+    monkeypatch.setattr("benchmarks.measure.environment.free_memory", lambda device: 8 * 2**30)
     assert call("qwen3-0.6b", "--train", "--batch", "1", "--peer", "transformers") == 3
     assert "qwen3-0.6b (596M parameters) in float32 needs" in capsys.readouterr().err
 
@@ -297,7 +297,7 @@ def test_commands_on_the_pages_have_options_that_exist(capsys: pytest.CaptureFix
 def test_on_a_gpu_time_and_memory_are_the_devices(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(throughput, "clock", devices.clock)
+    monkeypatch.setattr(throughput, "clock", environment.clock)
     assert call("gpt-oss", *SHORT, "-d", "30", "--device", "cuda", "--peer", "transformers", "--json") == 0
     document = written(capsys)
     assert document["machine"]["gpu"]
@@ -311,7 +311,7 @@ def test_where_it_does_not_fit_nothing_is_built(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(throughput, "run", lambda *_: pytest.fail("it ran"))
-    monkeypatch.setattr("benchmarks.measure.devices.free_memory", lambda device: 2**30)
+    monkeypatch.setattr("benchmarks.measure.environment.free_memory", lambda device: 2**30)
     assert call("deepseek-v3-671b") == 3
     out, err = capsys.readouterr()
     assert out == ""

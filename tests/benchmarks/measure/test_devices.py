@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.measure import devices
-from benchmarks.measure.devices import CudaClock, _cpu_cache, clock, start_memory_meter
+from benchmarks.measure import environment as devices
+from benchmarks.measure.environment import CudaClock, _cpu_cache, clock, start_memory_meter
 
 
 def tree(root: Path, caches: list[tuple[str, str, str, str, str]]) -> Path:

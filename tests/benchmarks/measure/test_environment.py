@@ -87,7 +87,7 @@ def test_the_machine_says_which_kernels_are_used_and_what_was_set(monkeypatch: p
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt, MalformedError])
 def test_kernels_are_read_when_the_measurement_ends_however_it_ends(error: type[BaseException] | None) -> None:
-    report = Report(Format.json, None)
+    report = Report(Format.json)
     ending = pytest.raises(error) if error else nullcontext()
     with kernels.using(None) as active, ending, recorded(report, CPU):
         assert (report.about["complete"], report.about["machine"]["kernels"]) == (False, {})
@@ -102,7 +102,7 @@ def test_an_unreadable_kernel_setting_is_an_error_before_anything_runs(tmp_path:
     (tmp_path / "choices.json").write_text("[]", encoding="utf-8")
     monkeypatch.setenv("ZOO_KERNELS", str(tmp_path / "choices.json"))
     monkeypatch.setattr(kernels, "current", None)
-    with pytest.raises(MalformedError, match="not a file of kernels"), recorded(Report(Format.json, None), CPU):
+    with pytest.raises(MalformedError, match="not a file of kernels"), recorded(Report(Format.json), CPU):
         pytest.fail("it ran")
 
 
