@@ -211,16 +211,6 @@ def test_tables_of_training(capsys: pytest.CaptureFixture[str]) -> None:
     assert not torch.is_inference_mode_enabled()
 
 
-def test_training_that_does_not_fit_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Weights that would fit for inference, without the room for gradients and moments."""
-    monkeypatch.setattr(throughput, "run", lambda *_: pytest.fail("it ran"))
-    monkeypatch.setattr("benchmarks.measure.environment.free_memory", lambda device: 8 * 2**30)
-    assert call("qwen3-0.6b", "--train", "--batch", "1", "--peer", "transformers") == 3
-    assert "qwen3-0.6b (596M parameters) in float32 needs" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
 @pytest.mark.parametrize("family", ["llama3", "gemma3", "gpt-oss", "deepseek-v3"])
@@ -307,12 +297,20 @@ def test_on_a_gpu_time_and_memory_are_the_devices(
     assert all(row["peak_bytes"] > 2 * row["params"] for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("args", "free", "told"),
+    [
+        (["deepseek-v3-671b"], 1, "what would fit: --tiny"),
+        # Weights that would fit for inference, without the room for gradients and moments.
+        (["qwen3-0.6b", "--train", "--batch", "1", "--peer", "transformers"], 8, "(596M parameters) in float32 needs"),
+    ],
+)
 def test_where_it_does_not_fit_nothing_is_built(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    args: list[str], free: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(throughput, "run", lambda *_: pytest.fail("it ran"))
-    monkeypatch.setattr("benchmarks.measure.environment.free_memory", lambda device: 2**30)
-    assert call("deepseek-v3-671b") == 3
+    monkeypatch.setattr(throughput, "build", lambda *_: pytest.fail("it was built"))
+    monkeypatch.setattr("benchmarks.measure.environment.free_memory", lambda device: free * 2**30)
+    assert call(*args) == 3
     out, err = capsys.readouterr()
     assert out == ""
-    assert "what would fit: --tiny" in err
+    assert told in err
