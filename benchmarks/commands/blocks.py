@@ -11,16 +11,7 @@ from benchmarks import options
 from benchmarks.analytic.models import NamedSpec, about, one, swapped
 from benchmarks.measure import blocks
 from benchmarks.measure import variants as attention_variants
-from benchmarks.measure.blocks import (
-    DECODE,
-    EXPERTS,
-    HEAD_DIM,
-    PREFILL,
-    QUERIES_PER_KEY,
-    WINDOW,
-    BlockConfig,
-    block_list,
-)
+from benchmarks.measure.blocks import DECODE, EXPERTS, HEAD_DIM, PREFILL, QUERIES_PER_KEY, WINDOW
 from benchmarks.measure.environment import CPU, kernel_summary, recorded, used_kernels
 from benchmarks.measure.mla import ABSORBED, EXPANDED, LATENT, MLAVariants
 from benchmarks.measure.sparse import SPARSE, SparseVariants
@@ -97,8 +88,10 @@ def command(
     if variants is None:
         if context and len(context) > 1:
             raise UsageError("--context is given once, or with --variants")
-        config = BlockConfig(dim or 1024, tokens or 512, context[0] if context else 4096, dtype, repeat or REPEAT, seed)
-        listed, samples = block_list(config.dim), Samples()
+        config = blocks.BlockConfig(
+            dim or 1024, tokens or 512, context[0] if context else 4096, dtype, repeat or REPEAT, seed
+        )
+        listed, samples = blocks.block_list(config.dim), Samples()
         blocks.require_block_memory(listed, config)
         with recorded(report, CPU, lambda: tables(blocks.rows(listed, config, samples))):
             blocks.run(listed, config, samples)
@@ -163,11 +156,9 @@ def _costs(title: str, rows: Rows) -> Table:
         f"that sees {format_tokens(first['context'])}, itself included. 2 per multiply-add of matrix products; masked "
         "pairs are not counted.",
     ]
-
-    def sparse(row: Row) -> Row:
-        return {"active_params": None if row["active_params"] == row["params"] else row["active_params"]}
-
-    return Table(title, shown, legend, rows, sparse)
+    # In a block without experts, all parameters are active.
+    dense = {"active_params": None}
+    return Table(title, shown, legend, rows, lambda row: dense if row["active_params"] == row["params"] else {})
 
 
 def _times(title: str, rows: Rows) -> Table:
@@ -278,11 +269,7 @@ def _gain(title: str, rows: Rows) -> Table:
         f"to the largest; the bound is {first['bound']:.0e}.",
         *_method(first, ", taking turns, compiled;", [row["attention_seconds"] for row in rows]),
     ]
-
-    def ranges(row: Row) -> Row:
-        return {"range": min_max(row, "attention_s", MILLISECONDS)}
-
-    return Table(title, shown, legend, rows, ranges)
+    return Table(title, shown, legend, rows, lambda row: {"range": min_max(row, "attention_s", MILLISECONDS)})
 
 
 def _equal(rows: Rows) -> str:

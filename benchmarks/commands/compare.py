@@ -76,11 +76,11 @@ def _structure(first: NamedSpec, second: NamedSpec) -> Table:
     rows = structure_rows(first, second)
     shown = [Column("words", "part", width=14), Column("sentence", second.label, width=62)]
     legend = [f"Compared with {first.label}." if rows else "Their structure is the same."]
-    return Table("How the structure differs", shown if rows else [], legend, rows, _part_in_words)
 
+    def in_words(row: Row) -> Row:
+        return {"words": field_in_words(row["part"])}
 
-def _part_in_words(row: Row) -> Row:
-    return {"words": field_in_words(row["part"])}
+    return Table("How the structure differs", shown if rows else [], legend, rows, in_words)
 
 
 def _differences(first: NamedSpec, second: NamedSpec) -> Table:

@@ -21,10 +21,8 @@ from zoo.sharding import require_same_ranks
 PROMPT, GENERATE = 512, 128  # tokens
 TRAINING_CONTEXT, TRAINING_BATCH = 256, 8  # tokens of a sequence, and sequences
 
-Mode = StrEnum("Mode", ["eager", "compiled"])  # execution modes
-Peer = StrEnum(
-    "Peer", {"transformers": "transformers", "one_process": "one-process"}
-)  # the baseline beside the zoo's model
+Mode = StrEnum("Mode", ["eager", "compiled"])
+Peer = StrEnum("Peer", {"transformers": "transformers", "one_process": "one-process"})  # the baseline
 
 
 def command(

@@ -152,12 +152,7 @@ class MLAVariants(Comparison):
         }
 
     def prepare(self, module: nn.Module, phase: str, context: int) -> dict[str, Prepared]:
-        """Prepares the decoding of one token after `context` - 1 others.
-
-        Their latents are random, as for random activations.
-
-        Outputs are compared with absorbed's.
-        """
+        """Prepares the decoding of one token after `context` - 1 random latents. Compares outputs with absorbed's."""
         config, spec = self.config, self.spec
         refused = self.too_large(context, free_memory(CPU))
         generator = torch.Generator().manual_seed(config.seed)

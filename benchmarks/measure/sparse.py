@@ -109,10 +109,9 @@ class SparseVariants(Comparison):
         }
 
     def prepare(self, module: Any, phase: str, context: int) -> dict[str, Prepared]:
-        """Prepares attention of new tokens, the last of `context`.
+        """Prepares attention of new tokens, after random latents and index keys of the others, `context` in all.
 
-        Latents and index keys of the other tokens are random, as for random activations. Outputs of the last token are
-        compared.
+        Outputs of the last token are compared.
         """
         spec, config, new = self.spec, self.config, self.config.new(phase, context)
         generator = torch.Generator().manual_seed(config.seed)
