@@ -106,9 +106,11 @@ Contexts = Annotated[list[int] | None, tokens_option("--context", help="Context 
 ComputingType = Annotated[torch.dtype, computing_dtype_option(help="Dtype of weights and cache. [float32]")]
 MEMORY = 80 * 10**9  # bytes
 Memory = Annotated[int, memory_option(help="Memory of the card: 24GB, 80GiB. [80GB]")]
-Batch = Annotated[int, typer.Option(min=1, help="Sequences, each of the same context.")]
 Repeat = Annotated[int, typer.Option("--repeat", "-r", min=1, help="Counted runs of each candidate.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of random weights and inputs.")]
+IgnoreField = Annotated[
+    Strings, typer.Option(metavar="NAME", help="Field of a folder's config.json to ignore. Repeatable.")
+]
 Tiny = Annotated[bool, flag("Toy widths, every kind of layer kept.", "--tiny")]
 Layers = Annotated[
     int | None, typer.Option(min=1, help="Number of layers kept: the first of each kind, then the first others.")
@@ -123,9 +125,7 @@ class SwapOptions:
         Strings,
         typer.Option(metavar="CHANGE", help="Add each model changed: 'GQA(window=512)', norm=olmo. Repeatable."),
     ] = None
-    ignore_field: Annotated[
-        Strings, typer.Option(metavar="NAME", help="Field of a folder's config.json to ignore. Repeatable.")
-    ] = None
+    ignore_field: IgnoreField = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class ModelOptions(SwapOptions):
 class InferenceOptions(InferenceConfig):
     """The conditions of a model's inference: the number of sequences, the dtypes, and the number of cards."""
 
-    batch: Batch = 1
+    batch: Annotated[int, typer.Option(min=1, help="Sequences, each of the same context.")] = 1
     weights: Annotated[
         WeightForm,
         weights_option("--dtype", help="Form of the weights: a dtype, released (as published), 4-bit. [bfloat16]"),

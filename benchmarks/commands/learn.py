@@ -59,9 +59,7 @@ class ModelOptions:
     params: Annotated[int, options.count_option(help="Parameters of each small form: 200k, 2M. [200k]")] = 200_000
     match: Annotated[Match, typer.Option(help="Quantity that all small forms share.")] = Match.params
     context: Annotated[int, options.tokens_option(help="Training context.")] = 256
-    ignore_field: Annotated[
-        options.Strings, typer.Option(metavar="NAME", help="Field of a folder's config.json to ignore. Repeatable.")
-    ] = None
+    ignore_field: options.IgnoreField = None
 
     def entries(self, quick: bool) -> list[Entry]:
         """Returns the models in their small forms. Raises UsageError for swaps without names."""

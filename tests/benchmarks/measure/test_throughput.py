@@ -68,14 +68,14 @@ def test_the_table_has_a_line_for_each_model_that_was_timed_in_both_ways() -> No
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
-    [([1.0], "One repetition after 4 rounds of warm-up"), ([1.0] * 5, "Medians of 5 repetitions after 4 rounds")],
+    ("prefill", "decode", "told"),
+    [
+        ([1.0], [1.0], "One repetition after 4 rounds of warm-up"),
+        ([1.0] * 5, [1.0] * 5, "Medians of 5 repetitions after 4 rounds"),
+        ([1.0] * 2, [1.0], "Medians of 1 to 2 repetitions"),  # interrupted in the middle of a round
+    ],
 )
-def test_the_legend_says_how_often_it_was_measured(seconds: list[float], told: str) -> None:
-    assert told in costs.tiny_throughput_table(fake_rows([BenchmarkModel(one("qwen3"))], seconds)).text(Format.table)
-
-
-def test_an_interruption_in_the_middle_of_a_round_is_told() -> None:
-    made = fake_rows([BenchmarkModel(one("qwen3"))], [1.0, 1.0])
-    made[1]["seconds"] = [1.0]
-    assert "Medians of 1 to 2 repetitions" in costs.tiny_throughput_table(made).text(Format.table)
+def test_the_legend_says_how_often_it_was_measured(prefill: list[float], decode: list[float], told: str) -> None:
+    made = fake_rows([BenchmarkModel(one("qwen3"))], prefill)
+    made[1]["seconds"] = decode
+    assert told in costs.tiny_throughput_table(made).text(Format.table)

@@ -128,9 +128,6 @@ def test_a_rate_is_that_of_the_median_with_the_slowest_and_the_fastest() -> None
     found = rate(60, [2.0, 30.0, 3.0, 1.0, 6.0])
     assert (found.median, found.min, found.max) == (20.0, 2.0, 60.0)
     assert rate(60, [2.0, 4.0]) == Spread(median=20.0, std=pytest.approx(112.5**0.5), min=15.0, max=30.0)
-
-
-def test_a_single_sample_has_no_deviation() -> None:
     assert rate(3.0, [1.0]) == Spread(median=3.0, std=0.0, min=3.0, max=3.0)
 
 
