@@ -9,7 +9,7 @@ import torch
 
 from zoo.catalog import allocate, build
 from zoo.core.devices import free_memory
-from zoo.core.equality import BOUND, largest_difference
+from zoo.core.float32 import BOUND, largest_difference
 from zoo.errors import NotAvailable
 from zoo.model.decoder import Decoder
 from zoo.model.module import Model

@@ -23,7 +23,7 @@ from zoo.cli.self_check import (
     tokens_needed,
 )
 from zoo.core.devices import find_device
-from zoo.core.equality import BOUND
+from zoo.core.float32 import BOUND
 from zoo.core.forward_context import visible
 from zoo.costs import Window
 from zoo.errors import NotAvailable, UsageError
