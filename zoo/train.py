@@ -357,4 +357,4 @@ def _count(option: str, text: str) -> int:
 
 
 if __name__ == "__main__":
-    run(app, "python -m zoo.train", may_report=processes.may_report_error)
+    run(app, "python -m zoo.train")

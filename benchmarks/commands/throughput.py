@@ -12,7 +12,7 @@ from benchmarks.measure.runners import Workload, workloads
 from benchmarks.measure.throughput import measure_throughput, throughput_config
 from benchmarks.measure.training import training_workloads
 from benchmarks.output.report import Report
-from zoo.cli.tensor_parallel import ExpertParallel, TensorParallel, quiet_unless_first, tensor_parallel
+from zoo.cli.runner import ExpertParallel, TensorParallel, quiet_unless_first, tensor_parallel
 from zoo.core import processes
 from zoo.errors import UsageError
 from zoo.model.parallel import Ranks

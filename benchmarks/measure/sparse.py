@@ -17,15 +17,14 @@ from benchmarks.measure.variants import NOTHING, Comparison, Measured, Prepared,
 from zoo.blocks.mla import MLA
 from zoo.blocks.sparse_mla import SparseMLA
 from zoo.cli.tables import Row
+from zoo.core import inductor
 from zoo.core.cache import Cache
 from zoo.core.ops.attention import attention
-from zoo.core.ops.indexing import choose_keys, sees
+from zoo.core.ops.indexing import choose_keys, sees, sparse_attention
 from zoo.core.ops.latent_attention import sparse_latent_attention
 from zoo.core.ops.linear import per_head
-from zoo.core.ops.sparse_attention import sparse_attention
 from zoo.costs import linear_flops
 from zoo.errors import UsageError
-from zoo.model.compile import compile_function
 
 FULL, SPARSE = "full", "sparse"
 LONGEST = 2**24  # tokens: if sparse is not cheaper up to here, it never is
@@ -144,7 +143,7 @@ class SparseVariants(Comparison):
             return sparse_attention(q[0], latent, chosen, mask, module.scale, spec.kv_rank)
 
         compiled = {
-            variant: compile_function(each, dynamic=False) for variant, each in ((FULL, full), (SPARSE, sparse))
+            variant: inductor.compiled(each, dynamic=False) for variant, each in ((FULL, full), (SPARSE, sparse))
         }
         last = sees(choose_keys(index, context - new)[:, -1:], context)[0, 0]
         expected = full(*(each[:, :, -1:] for each in parts), mask=last).float()

@@ -12,7 +12,7 @@ from benchmarks.gallery import blocks_page
 from benchmarks.gallery.overview import overview
 from benchmarks.output.documents import DOCS
 from docs.tools import learning, performance, schema, single_blocks
-from zoo.cli.figure import figure
+from zoo.cli.card import figure
 
 FIGURE = "deepseek-v3-671b"  # the model in docs/models.md
 BEGIN, END = "<!-- measured: {} -->\n", "<!-- end -->\n"

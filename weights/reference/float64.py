@@ -1,5 +1,5 @@
 """Makes the reference and the zoo compute in float64, so that one bound decides whether they are equal
-(zoo.core.equality).
+(zoo.core.float32).
 
 The zoo's blocks compute in float32 at least: a model in float64 computes all of it in float64 (zoo.core.float32). The
 reference computes norms, softmax, rotary angles and routers in float32 whatever the dtype of its weights. So inside

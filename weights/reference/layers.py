@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from weights.reference.logits import chunks_of_positions
-from zoo.core.equality import BOUND, largest_difference
+from zoo.core.float32 import BOUND, largest_difference
 from zoo.model.module import Model
 
 

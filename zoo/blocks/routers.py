@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from zoo.blocks.norms import Norm
 from zoo.core.float32 import Float32Parameters, empty, upcast
 from zoo.core.forward_context import ForwardContext, RouterOutput
+from zoo.core.ops.indexing import top_k
 from zoo.core.ops.linear import linear
-from zoo.core.ops.top_k import top_k
 from zoo.costs import linear_params
 from zoo.facts import Fact
 from zoo.registry import Spec
