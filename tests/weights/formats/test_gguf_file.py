@@ -12,8 +12,7 @@ import pytest
 
 import weights
 import zoo
-from weights.formats.gguf_file import GGUFFile
-from weights.formats.gguf_reader import read_gguf
+from weights.formats.gguf_file import GGUFFile, read_gguf
 from zoo.errors import MalformedError, NotAvailable
 
 GEMMA_270M = {
