@@ -122,11 +122,6 @@ def to_hf(spec: Decoder) -> ConfigFields:
     return config | fields_of(spec, InputScaledTopK, k="num_experts_per_tok")
 
 
-def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the metadata that .gguf files of this architecture alone have: one layer of so many has experts."""
-    return {"interleave_moe_layer_step": [*_sparse(spec), len(spec.layers)][0] + 1}
-
-
 _BOTH = dict(dim=5120, layers=48, vocab=202_048)
 _SCOUT = dict(_BOTH, experts=16, rope=RoPE(5e5, Llama3Scaling(16, 8192, low=1.0, high=1.0)), context=10_485_760)
 _MAVERICK = dict(_BOTH, experts=128, step=2, rope=RoPE(5e5), qk_norm=False, context=1_048_576)
