@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from weights.formats.hf_folder import CONFIG, DTYPES, INDEX, SINGLE
-from weights.formats.safetensors_header import DTYPES as SAFETENSORS_DTYPES
+from weights.formats.untrusted import DTYPES as SAFETENSORS_DTYPES
 from weights.matching import StoredTensor, layout, listed, match, stored_tensors
 from zoo import catalog
 from zoo.catalog import to_hf

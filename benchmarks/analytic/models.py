@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.analytic import weight_forms
 from benchmarks.analytic.weight_forms import WeightForm
-from weights.formats.json_limits import CONFIG_LIMIT, read_json
+from weights.formats.untrusted import CONFIG_LIMIT, read_json
 from zoo.architectures import families
 from zoo.catalog import folded, from_hf, resolve, sizes
 from zoo.cli.tables import Row

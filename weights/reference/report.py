@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from weights.reference.layers import Part
-from weights.reference.logits import Difference
+from weights.reference.differences import Difference, Part
 from zoo.core.float32 import BOUND
 from zoo.errors import NotAvailable, UsageError, require_package
 from zoo.units import format_count

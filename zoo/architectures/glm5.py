@@ -63,11 +63,6 @@ def to_hf(spec: Decoder) -> ConfigFields:
     return to_hf_v3_2(spec) | {"indexer_types": kinds}
 
 
-def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the metadata of .gguf files that this architecture alone has: which layers have an indexer."""
-    return {"attention.indexer.types": [not layer.takes() for layer in spec.layers]}
-
-
 def _glm5(theta, **rest):
     widths = dict(heads=64, q_rank=2048, kv_rank=512, nope_dim=192, rope_dim=64, v_dim=256)
     attn = sparse_attention(dict(heads=32, head_dim=128, k=2048), **widths, rope=RoPE(theta), gain=1.0)

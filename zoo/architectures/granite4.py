@@ -127,11 +127,10 @@ def to_hf(spec: Decoder) -> ConfigFields:
 
 
 def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the metadata that .gguf files of this architecture have otherwise: the width is that of a routed expert,
-    and `finetuned` false means that attention has no positions."""
-    moe, branch = first(spec, MoE), first(spec, Branch)
-    width = {"feed_forward_length": moe.expert.width} if moe else {}
-    return width | {"residual_scale": branch and branch.multiplier, "rope.scaling.finetuned": False}
+    """Returns the metadata of .gguf files that this architecture alone has; `finetuned` false means that attention has
+    no positions."""
+    branch = first(spec, Branch)
+    return {"residual_scale": branch and branch.multiplier, "rope.scaling.finetuned": False}
 
 
 def _released(dim, heads, kv_heads, mamba_heads, hidden, experts, k, logits_scaling):

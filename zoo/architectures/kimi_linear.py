@@ -118,12 +118,6 @@ def to_hf(spec: Decoder) -> ConfigFields:
     return config | fields_of(spec, GroupedSigmoidTopK, k=K[0], groups=GROUPS[0], **ROUTER)
 
 
-def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the metadata of .gguf files that this architecture alone has: a width that the config has beside those of
-    latent attention, which no layer uses."""
-    return {"attention.value_length": ...}
-
-
 _LATENT = dict(heads=32, q_rank=None, kv_rank=512, nope_dim=128, rope_dim=64, v_dim=128)
 _MOE = MoE(256, GLU(1024), GroupedSigmoidTopK(k=8, groups=1, keep=1, scale=2.446), shared=GLU(1024))
 _TYPES = ["full_attention" if i % 4 == 3 or i == 26 else "linear_attention" for i in range(27)]

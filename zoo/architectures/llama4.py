@@ -93,11 +93,6 @@ def to_hf(spec: Decoder) -> ConfigFields:
     return config | fields_of(spec, InputScaledTopK, k="num_experts_per_tok")
 
 
-def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the metadata that .gguf files of this architecture alone have: one layer of so many has experts."""
-    return {"interleave_moe_layer_step": [*_sparse(spec), len(spec.layers)][0] + 1}
-
-
 def _released(experts, **rest):
     rest |= dict(dim=5120, layers=48, heads=40, kv_heads=8, head_dim=128, vocab=202_048, eps=1e-5)
     rest |= dict(chunk=8192, temperature=LogTemperature(0.1, 8192, from_one=True), hidden=16_384, interval=4)

@@ -129,10 +129,8 @@ def to_hf(spec: Decoder) -> ConfigFields:
 
 
 def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the metadata that .gguf files of this architecture have otherwise: widths are those of routed experts,
-    the shared expert counts as one, and `finetuned` false means that attention has no positions."""
-    widths = [layer.mixture.expert.width if layer.mixture else 0 for layer in spec.layers]
-    return {"feed_forward_length": widths, "expert_shared_count": 1, "rope.scaling.finetuned": False}
+    """Returns the metadata of .gguf files of this architecture: attention has no positions."""
+    return {"rope.scaling.finetuned": False}
 
 
 def _released(pattern, dim, heads, mamba_heads, hidden, experts, router, latent=None):

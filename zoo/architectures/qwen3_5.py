@@ -19,7 +19,6 @@ from zoo.architectures.qwen3_next import (
     read_mixers,
 )
 from zoo.architectures.qwen3_next import decoder as hybrid
-from zoo.architectures.qwen3_next import gguf_fields as hybrid_fields
 from zoo.blocks import GLU, MoE, RoPE
 from zoo.hf.checkpoint_layout import Rename, Skipped
 from zoo.hf.config import About, Config, ModelType, Size, reads
@@ -65,9 +64,9 @@ def to_hf(spec: Decoder) -> ConfigFields:
 
 
 def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the metadata of .gguf files that hybrids of Qwen alone have. The pairs that each of the three positions
+    """Returns the metadata of .gguf files that this architecture alone has. The pairs that each of the three positions
     rotates may be any: for text, the positions are equal."""
-    return hybrid_fields(spec) | {"rope.dimension_sections": ...}
+    return {"rope.dimension_sections": ...}
 
 
 def decoder(*, layers, key_heads=16, value_heads, head_dim=256, vocab=248_320, context=262_144, **rest):

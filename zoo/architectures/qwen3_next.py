@@ -104,12 +104,6 @@ def to_hf(spec: Decoder) -> ConfigFields:
     return mixer_fields(spec) | expert_fields(spec)
 
 
-def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the metadata of .gguf files that hybrids of Qwen alone have: one layer of so many has attention."""
-    full = [bool(layer.cache_spec().per_token) for layer in spec.layers]
-    return {"full_attention_interval": [*full, True].index(True) + 1}
-
-
 def expert_fields(spec: Decoder) -> ConfigFields:
     """Returns the config fields of the mixture of experts."""
     experts = fields_of(spec, MoE, experts="num_experts") | fields_of(spec, GLU, hidden="moe_intermediate_size")
