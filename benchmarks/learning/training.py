@@ -15,9 +15,8 @@ import zoo
 from benchmarks.learning.runs import TEXT, Outcome, Point, Run
 from benchmarks.learning.tasks import TASKS, Task
 from zoo.model.decoder import Decoder
-from zoo.training.batches import Batch
 from zoo.training.loop import DivergedError, Trainer, TrainingConfig, evaluate
-from zoo.training.losses import IGNORED
+from zoo.training.losses import IGNORED, Batch
 from zoo.training.text.tokens import TokenFile, heldout_batches, training_batch
 
 BITS_PER_BYTE = "bits_per_byte"

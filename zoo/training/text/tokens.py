@@ -18,8 +18,7 @@ import torch
 
 from zoo.errors import MalformedError, NotAvailable, UsageError
 from zoo.new_files import write_new_file
-from zoo.training.batches import Batch
-from zoo.training.losses import IGNORED
+from zoo.training.losses import IGNORED, Batch
 from zoo.training.text.data import Corpus, Piece
 from zoo.training.text.tokenizers import Ids, Tokenizer, id_dtype
 
