@@ -15,7 +15,6 @@ from zoo.blocks.glu import *
 from zoo.blocks.gqa import *
 from zoo.blocks.hash_router import *
 from zoo.blocks.hyper_connections import *
-from zoo.blocks.indexer import *
 from zoo.blocks.kimi_delta_attention import *
 from zoo.blocks.layer import *
 from zoo.blocks.layer_scale import *

@@ -45,12 +45,6 @@ class DenseAndMoE(FeedForward):
         """Returns (count, block) for each inner block."""
         return iter(((1, self.dense), (1, self.routed), (4, self.norm)))
 
-    def active_params(self, dim: int) -> int:
-        return sum(n * part.active_params(dim) for n, part in self._parts())
-
-    def read_params(self, dim: int, tokens: int) -> float:
-        return sum(n * part.read_params(dim, tokens) for n, part in self._parts())
-
     def param_breakdown(self, dim: int) -> Breakdown:
         return sum_breakdowns((n, part.param_breakdown(dim)) for n, part in self._parts())
 

@@ -82,9 +82,6 @@ class _ExpertParallelMoE(MoE):
     def build(self, dim: int) -> nn.Module:
         return _ExpertParallel(self, dim)
 
-    def active_params(self, dim: int) -> int:
-        return self.params(dim) - round((self.experts - self.router.k * self._share) * self.expert_params(dim))
-
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         """Returns the FLOPs of one rank by part. Tokens are spread evenly over ranks and experts."""
         whole = super().flop_breakdown(dim, past, new, causal)

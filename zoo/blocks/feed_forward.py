@@ -51,12 +51,6 @@ class Gated(FeedForward):
     def params(self, dim: int) -> int:
         return self.block.params(dim) + dim
 
-    def active_params(self, dim: int) -> int:
-        return self.block.active_params(dim) + dim
-
-    def read_params(self, dim: int, tokens: int) -> float:
-        return self.block.read_params(dim, tokens) + dim
-
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
         return self.block.flops(dim, past, new, causal) + linear_flops(new, dim, 1)
 

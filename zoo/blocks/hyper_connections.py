@@ -115,12 +115,6 @@ class HyperBranch(Placement):
     def param_breakdown(self, dim: int) -> Breakdown:
         return sum_breakdowns([(1, super().param_breakdown(dim)), (1, self.mixing_params(dim))])
 
-    def active_params(self, dim: int) -> int:
-        return super().active_params(dim) + sum(self.mixing_params(dim).values())
-
-    def read_params(self, dim: int, tokens: int) -> float:
-        return super().read_params(dim, tokens) + sum(self.mixing_params(dim).values())
-
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         mixing = {"streams": self.mixing_flops(dim, new)}
         return sum_breakdowns([(1, super().flop_breakdown(dim, past, new, causal)), (1, mixing)])

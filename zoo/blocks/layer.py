@@ -28,12 +28,6 @@ class Composite(Block, abstract=True):
         """Returns the blocks held directly, in field order."""
         return (child for _, child in self.children() if isinstance(child, Block))
 
-    def active_params(self, dim: int) -> int:
-        return sum(block.active_params(dim) for block in self.blocks())
-
-    def read_params(self, dim: int, tokens: int) -> float:
-        return sum(block.read_params(dim, tokens) for block in self.blocks())
-
     def param_breakdown(self, dim: int) -> Breakdown:
         return sum_breakdowns((1, block.param_breakdown(dim)) for block in self.blocks())
 

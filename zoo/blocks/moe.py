@@ -74,12 +74,9 @@ class MoE(FeedForward):
             "router": self.router.params(dim, self.routed),
         }
 
-    def active_params(self, dim: int) -> int:
-        return self.params(dim) - (self.experts - self.router.k) * self.expert_params(dim)
-
-    def read_params(self, dim: int, tokens: int) -> float:
+    def idle_params(self, dim: int, tokens: int) -> float:
         idle = self.experts * (1 - self.router.k / self.routed) ** tokens  # expected number of experts without a token
-        return self.params(dim) - idle * self.expert_params(dim)
+        return idle * self.expert_params(dim)
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         latent = 2 * linear_flops(new, dim, self.latent) if self.latent else 0

@@ -56,13 +56,17 @@ class RMSNorm(Norm):
         return dim if self.weight else 0
 
     def facts(self) -> tuple[Fact, ...]:
-        optional = [Fact("unit_offset", phrase="weight 1 + w")] if self.unit_offset else []
-        optional += [] if self.weight else [Fact("weight", phrase="no weight")]
-        optional += [Fact("scale_in_fp32", phrase="multiplied in float32")] if self.scale_in_fp32 else []
-        return Fact("kind", "RMSNorm"), Fact("eps", self.eps, phrase="eps {:g}"), *optional
+        return self.in_use(
+            *(Fact("kind", "RMSNorm"), Fact("eps", self.eps, phrase="eps {:g}")),
+            Fact("unit_offset", phrase="weight 1 + w"),
+            Fact("weight", phrase="no weight"),
+            Fact("scale_in_fp32", phrase="multiplied in float32"),
+        )
 
 
 class _RMSNorm(nn.Module):
+    group: Group | None = None  # of the ranks that hold equally many elements of the axis each
+
     def __init__(self, spec: RMSNorm, dim: int) -> None:
         super().__init__()
         self.spec = spec
@@ -80,15 +84,8 @@ class _RMSNorm(nn.Module):
 
     def normed(self, x: Tensor) -> Tensor:
         """x / rms(x)"""
-        return F.rms_norm(x, x.shape[-1:], eps=self.spec.eps)
-
-    def over_ranks(self, group: Group) -> None:
-        """Makes the norm average over the elements of all ranks, which hold equally many each."""
-        self.__class__, self.group = _RMSNormOverRanks, group
-
-
-class _RMSNormOverRanks(_RMSNorm):
-    def normed(self, x: Tensor) -> Tensor:
+        if self.group is None:
+            return F.rms_norm(x, x.shape[-1:], eps=self.spec.eps)
         mean = mean_over_ranks(x.square().mean(-1, keepdim=True), self.group)
         return x * torch.rsqrt(mean + self.spec.eps)
 
@@ -109,11 +106,13 @@ class LayerNorm(Norm):
         return 2 * dim if self.bias else dim
 
     def facts(self) -> tuple[Fact, ...]:
-        unbiased = () if self.bias else (Fact("bias", phrase="no bias", noun="biases"),)
-        return Fact("kind", "LayerNorm"), Fact("eps", self.eps, phrase="eps {:g}"), *unbiased
+        eps, unbiased = Fact("eps", self.eps, phrase="eps {:g}"), Fact("bias", phrase="no bias", noun="biases")
+        return self.in_use(Fact("kind", "LayerNorm"), eps, unbiased)
 
 
 class _LayerNorm(nn.Module):
+    group: Group | None = None  # as in _RMSNorm
+
     def __init__(self, spec: LayerNorm, dim: int) -> None:
         super().__init__()
         self.spec = spec
@@ -122,16 +121,9 @@ class _LayerNorm(nn.Module):
         self.identity = {"weight": 1.0}
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = (part if part is None else part.to(x.dtype) for part in (self.weight, self.bias))
-        return F.layer_norm(x, self.weight.shape, weight, bias, self.spec.eps)
-
-    def over_ranks(self, group: Group) -> None:
-        """Makes the norm average over the elements of all ranks, which hold equally many each."""
-        self.__class__, self.group = _LayerNormOverRanks, group
-
-
-class _LayerNormOverRanks(_LayerNorm):
-    def forward(self, x: Tensor) -> Tensor:
+        if self.group is None:
+            weight, bias = (part if part is None else part.to(x.dtype) for part in (self.weight, self.bias))
+            return F.layer_norm(x, self.weight.shape, weight, bias, self.spec.eps)
         wide = x.to(upcast_dtype(x.dtype))
         centred = wide - mean_over_ranks(wide.mean(-1, keepdim=True), self.group)
         variance = mean_over_ranks(centred.square().mean(-1, keepdim=True), self.group)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from zoo.blocks.gqa import GQA, GQAModule
+from zoo.blocks.parts import Parts
 from zoo.core.forward_context import ForwardContext, LayerCache, Mask
 from zoo.costs import CacheSpec
 from zoo.facts import Fact
@@ -26,7 +27,7 @@ class KVSource(GQA):
     equal heads and reach."""
 
     def build(self, dim: int) -> nn.Module:
-        return _KVSource(self, dim)
+        return _KVSource(self, self.parts(dim))
 
     def hands_on(self) -> tuple[Hashable, ...]:
         return (_key(self),)
@@ -57,14 +58,14 @@ class SharedKV(GQA):
         self.require(not own, "v_norm and keys_as_values are of the layer that hands keys and values on")
 
     def build(self, dim: int) -> nn.Module:
-        return _SharedKV(self, dim)
+        return _SharedKV(self, self.parts(dim))
 
     def takes(self) -> Mapping[Hashable, str]:
         widths = f"{self.kv_heads} x {self.head_dim} and {self.value_dim}"
         return {_key(self): f"keys and values of {widths}, {self.reach.describe()}"}
 
-    def projections(self, dim: int) -> dict[str, tuple[int, int, bool]]:
-        return {name: widths for name, widths in super().projections(dim).items() if name not in ("k", "v")}
+    def parts(self, dim: int) -> Parts:
+        return {name: part for name, part in super().parts(dim).items() if name not in ("k", "v", "k_norm")}
 
     def cache_spec(self) -> CacheSpec:
         return CacheSpec(reach=self.reach)
@@ -73,12 +74,8 @@ class SharedKV(GQA):
         return ["SharedKV", *(name for name in super().names() if name != "SharedKV")]
 
     def facts(self) -> tuple[Fact, ...]:
-        return *super().facts(), Fact(
-            "takes", phrase="keys and values of an earlier layer", noun="K/V of another layer"
-        )
-
-    def norm_widths(self) -> dict[str, int]:
-        return {"q": super().norm_widths()["q"]}
+        taken = Fact("takes", phrase="keys and values of an earlier layer", noun="K/V of another layer")
+        return *super().facts(), taken
 
 
 class _SharedKV(GQAModule):

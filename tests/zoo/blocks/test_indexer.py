@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.exact import in_float64
 from zoo import LayerNorm, NoPE, RoPE
-from zoo.blocks.indexer import Indexer
+from zoo.blocks.sparse_mla import Indexer
 from zoo.core.cache import NoCache, prepare_forward
 from zoo.core.ops.indexing import NOT_CHOSEN, QUERY_BLOCK, choose_keys
 from zoo.costs import CacheSpec
