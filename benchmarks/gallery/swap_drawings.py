@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from benchmarks.gallery.swap_grid import Choice, both, single_choices, swapped
 from zoo.blocks import Layer
 from zoo.blocks.layer import Placement
-from zoo.blocks.layer_scale import LayerScale
+from zoo.blocks.norms import LayerScale
 from zoo.diagram import Fragment, Fragments
 from zoo.diagram.figure import STRIP, STRIP_ABOVE, STRIP_BELOW, folded
 from zoo.diagram.fragments import Shown

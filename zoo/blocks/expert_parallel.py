@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.blocks.glu import LinearFeedForward
+from zoo.blocks.feed_forward import LinearFeedForward
 from zoo.blocks.moe import MoE, MoEModule, StackedExperts
 from zoo.core.collectives import Group, exchanged_counts, exchanged_rows
 from zoo.core.forward_context import ForwardContext

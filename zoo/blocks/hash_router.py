@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.blocks.routers import CorrectedRouter, Float32Router, Router
+from zoo.blocks.routers import CorrectedRouter, Float32Router, ShareTopK
 from zoo.core.forward_context import ForwardContext
 from zoo.errors import UsageError
 from zoo.facts import Fact
@@ -16,24 +16,17 @@ from zoo.facts import Fact
 __all__ = ["HashTopK", "SqrtSoftplusTopK"]
 
 
-class _SqrtSoftplus(Router, abstract=True):
-    """A router with scores sqrt(softplus(logit)), in float32 whatever the model's dtype. The weights are the scores of
-    the chosen experts, divided by their sum, times `scale`."""
-
-    scale: float
+class _SqrtSoftplus(ShareTopK, abstract=True):
+    """A router with scores sqrt(softplus(logit)), in float32 whatever the model's dtype."""
 
     def scores(self, logits: Tensor) -> Tensor:
         return F.softplus(logits).sqrt()
 
-    def weigh(self, top: Tensor) -> Tensor:
-        return top / (top.sum(-1, keepdim=True) + 1e-20) * self.scale
-
 
 @dataclass(frozen=True)
 class SqrtSoftplusTopK(_SqrtSoftplus):
-    """Chooses the k experts with the highest score sqrt(softplus(logit)), in float32 whatever the model's dtype. A
-    learned correction is added for the choice only. The weights are the uncorrected scores of the chosen experts,
-    divided by their sum, times `scale`."""
+    """Chooses the k experts with the highest score. A learned correction is added for the choice only: the weights are
+    computed from uncorrected scores."""
 
     k: int
     scale: float

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple, Self
 from torch import Tensor, nn
 
 from zoo.blocks.feed_forward import FeedForward
-from zoo.blocks.layer_scale import LayerScale
 from zoo.blocks.moe import MoE
-from zoo.blocks.norms import Norm
+from zoo.blocks.norms import LayerScale, Norm
 from zoo.blocks.per_layer import LayerInput
 from zoo.blocks.positions import Position
 from zoo.core.forward_context import ForwardContext, LayerCache, RouterOutput
@@ -105,7 +104,7 @@ class Branch(Placement):
 
     def facts(self) -> tuple[Fact, ...]:
         multiplier = Fact("multiplier", self.multiplier, phrase="residual multiplier {:g}", noun="residual multiplier")
-        return *super().facts(), *(multiplier,) * (self.multiplier != 1)
+        return *super().facts(), *self.in_use(multiplier)
 
     def describe(self) -> str:
         return f"{self.formula}, f: {self.block.describe()}"

@@ -1,5 +1,7 @@
-"""Mixture of experts: many feed-forward blocks, a few of which process each token (Shazeer et al. 2017)."""
+"""Mixture of experts: many feed-forward blocks, a few of which process each token (Shazeer et al. 2017), alone or
+beside a dense feed-forward (Gemma 4)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
@@ -7,17 +9,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from zoo.blocks.feed_forward import FeedForward
-from zoo.blocks.glu import GLU, LinearFeedForward
+from zoo.blocks.feed_forward import GLU, FeedForward, LinearFeedForward
+from zoo.blocks.norms import Norm
 from zoo.blocks.routers import Router
 from zoo.core.forward_context import ForwardContext
 from zoo.core.ops.experts import Linears, expert_outputs, mixture, separate_mixture
 from zoo.core.ops.linear import Linear
-from zoo.costs import Breakdown, linear_flops, linear_params
+from zoo.costs import Breakdown, linear_flops, linear_params, sum_breakdowns
 from zoo.facts import Fact
+from zoo.registry import Block
 from zoo.sharding import Cut, Cuts, FirstRankOnly, Rank, prefixed
 
-__all__ = ["MoE"]
+__all__ = ["DenseAndMoE", "MoE"]
 
 
 @dataclass(frozen=True)
@@ -110,9 +113,11 @@ class MoE(FeedForward):
         return shared | prefixed("experts", stacked)
 
     def facts(self) -> tuple[Fact, ...]:
-        shared = [Fact("shared", phrase="shared expert")] if self.shared else []
-        latent = [Fact("latent", self.latent, phrase="latent of {}", noun="latent of experts")] if self.latent else []
-        return Fact("experts", (self.experts, self.router.k), "experts", "{:,} experts ({:,} active)"), *latent, *shared
+        return self.in_use(
+            Fact("experts", (self.experts, self.router.k), "experts", "{:,} experts ({:,} active)"),
+            Fact("latent", self.latent, phrase="latent of {}", noun="latent of experts"),
+            Fact("shared", phrase="shared expert"),
+        )
 
     def describe(self) -> str:
         shared = f" + shared ({self.shared.describe()})" if self.shared else ""
@@ -187,3 +192,55 @@ def _one_sequence(expert: nn.Module, x: Tensor) -> Tensor:
     """x (n, dim) -> (n, dim), as one sequence of n tokens."""
     y: Tensor = expert(x.unsqueeze(0)).squeeze(0)
     return y
+
+
+@dataclass(frozen=True)
+class DenseAndMoE(FeedForward):
+    """norm(dense(norm(x))) + norm(routed(norm(x))), four norms of one kind. The router sees x itself."""
+
+    dense: FeedForward
+    routed: MoE
+    norm: Norm
+
+    input_norm = "dense_pre"
+
+    def check(self) -> None:
+        self.require(not any(isinstance(part, MoE) for part in self.dense.walk()), "dense must hold no MoE")
+
+    @property
+    def width(self) -> int:
+        return self.dense.width
+
+    def with_width(self, width: int) -> Self:
+        """Returns this block with another dense width. The routed experts' relative width stays."""
+        routed = max(1, round(width * self.routed.width / self.dense.width))
+        return replace(self, dense=self.dense.with_width(width), routed=self.routed.with_width(routed))
+
+    def build(self, dim: int) -> nn.Module:
+        return _DenseAndMoE(self, dim)
+
+    def _parts(self) -> Iterator[tuple[int, Block]]:
+        """Returns (count, block) for each inner block."""
+        return iter(((1, self.dense), (1, self.routed), (4, self.norm)))
+
+    def param_breakdown(self, dim: int) -> Breakdown:
+        return sum_breakdowns((n, part.param_breakdown(dim)) for n, part in self._parts())
+
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
+        return sum_breakdowns((n, part.flop_breakdown(dim, past, new, causal)) for n, part in self._parts())
+
+    def describe(self) -> str:
+        return f"{self.dense.describe()} beside {self.routed.describe()}, each between norms"
+
+
+class _DenseAndMoE(nn.Module):
+    def __init__(self, spec: DenseAndMoE, dim: int) -> None:
+        super().__init__()
+        self.dense_pre, self.dense, self.dense_post = spec.norm.build(dim), spec.dense.build(dim), spec.norm.build(dim)
+        self.routed_pre, self.routed = spec.norm.build(dim), spec.routed.build(dim)
+        self.routed_post = spec.norm.build(dim)
+
+    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
+        """(b, t, dim) -> (b, t, dim)"""
+        dense = self.dense_post(self.dense(self.dense_pre(x), ctx))
+        return dense + self.routed_post(self.routed(self.routed_pre(x), ctx, routed_by=x))

@@ -1,4 +1,5 @@
-"""RMSNorm (Zhang and Sennrich 2019) with the roundings of released models, and LayerNorm (Ba et al. 2016)."""
+"""RMSNorm (Zhang and Sennrich 2019) with the roundings of released models, LayerNorm (Ba et al. 2016), and a scalar
+that multiplies the output of a layer (Gemma 4)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,7 +14,7 @@ from zoo.costs import Breakdown
 from zoo.facts import Fact
 from zoo.registry import Block
 
-__all__ = ["LayerNorm", "Norm", "RMSNorm"]
+__all__ = ["LayerNorm", "LayerScale", "Norm", "RMSNorm"]
 
 
 class Norm(Block, abstract=True):
@@ -129,3 +130,33 @@ class _LayerNorm(nn.Module):
         variance = mean_over_ranks(centred.square().mean(-1, keepdim=True), self.group)
         y = centred * torch.rsqrt(variance + self.spec.eps) * self.weight
         return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class LayerScale(Block):
+    """w * x, with one stored scalar w. It is not trained: the reference keeps it as a buffer. A fresh w is 1."""
+
+    role = "scale"
+
+    def build(self, dim: int) -> nn.Module:
+        return _LayerScale()
+
+    def param_breakdown(self, dim: int) -> Breakdown:
+        return {"norm": 1}
+
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
+        return {}  # no matrix products
+
+    def describe(self) -> str:
+        return "output times a stored number"
+
+
+class _LayerScale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1), requires_grad=False)
+        self.identity = {"weight": 1.0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, t, dim) -> (b, t, dim)"""
+        return (x * self.weight).to(x.dtype)  # as norms do, whatever dtype the scalar was cast to

@@ -168,9 +168,8 @@ class SoftmaxTopK(Router):
         return top.softmax(-1) if self.renormalise else top
 
     def facts(self) -> tuple[Fact, ...]:
-        optional = [] if self.renormalise else [Fact("renormalise", phrase="not renormalised")]
-        optional += [Fact("bias", phrase="router bias")] if self.bias else []
-        return Fact("kind", self.k, phrase="softmax top-{} router"), *optional
+        kind, raw = Fact("kind", self.k, phrase="softmax top-{} router"), Fact("renormalise", phrase="not renormalised")
+        return self.in_use(kind, raw, Fact("bias", phrase="router bias"))
 
 
 class _SoftmaxTopK(LinearRouter):
@@ -238,11 +237,20 @@ class InputScaledTopK(Router):
         return f"{super().describe()}, weights on the experts' input"
 
 
+class ShareTopK(Router, abstract=True):
+    """A router whose weights are the scores of the chosen experts, divided by their sum plus `eps`, times `scale`."""
+
+    scale: float
+    eps: float = 1e-20
+
+    def weigh(self, top: Tensor) -> Tensor:
+        return top / (top.sum(-1, keepdim=True) + self.eps) * self.scale
+
+
 @dataclass(frozen=True)
-class GroupedTopK(Router, abstract=True):
+class GroupedTopK(ShareTopK, abstract=True):
     """Chooses the k experts with the highest scores in the `keep` best of `groups` equal groups. Groups are ranked by
-    the sum of their two best scores. The weights are the scores of the chosen experts, divided by their sum plus
-    `eps`, times `scale`."""
+    the sum of their two best scores."""
 
     k: int
     groups: int
@@ -275,9 +283,6 @@ class GroupedTopK(Router, abstract=True):
             kept = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter_(-1, best, True)
             scores = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(-2)
         return super().choose(scores)
-
-    def weigh(self, top: Tensor) -> Tensor:
-        return top / (top.sum(-1, keepdim=True) + self.eps) * self.scale
 
     def facts(self) -> tuple[Fact, ...]:
         grouped = (Fact("grouped", (self.keep, self.groups), phrase="in {} of {} groups", noun="groups of experts"),)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from zoo.blocks.layer import Placement
-from zoo.blocks.layer_scale import LayerScale
+from zoo.blocks.norms import LayerScale
 from zoo.diagram.blow_ups import BlowUps, Drawn, Places
 from zoo.diagram.canvas import Canvas, Fragment
 from zoo.diagram.figure import LAYOUTS, after_layers, before_layers, draw_pattern

@@ -2,8 +2,7 @@
 layer a frame with its branches. A branch's block is blown up beside it, or below it if the page is narrow."""
 
 from zoo.blocks.layer import Placement
-from zoo.blocks.layer_scale import LayerScale
-from zoo.blocks.norms import Norm
+from zoo.blocks.norms import LayerScale, Norm
 from zoo.diagram.blow_ups import BlowUps
 from zoo.diagram.canvas import stretch, typeset, wrap_text
 from zoo.diagram.flow import Flow, branch_name, norm_name
