@@ -68,6 +68,9 @@ class Placement(Composite, abstract=True):
     def facts(self) -> tuple[Fact, ...]:
         return Fact("kind", self.placement), Fact("pre", ""), Fact("post", "")  # norms are part of a placement
 
+    def describe(self) -> str:
+        return f"{self.formula}, f: {self.block.describe()}"
+
     def norms(self) -> tuple[Norm, ...]:
         """Returns the norms of this placement, in the order they are applied."""
         return tuple(child for name, child in self.children() if isinstance(child, Norm) and name != "block")
@@ -105,9 +108,6 @@ class Branch(Placement):
     def facts(self) -> tuple[Fact, ...]:
         multiplier = Fact("multiplier", self.multiplier, phrase="residual multiplier {:g}", noun="residual multiplier")
         return *super().facts(), *self.in_use(multiplier)
-
-    def describe(self) -> str:
-        return f"{self.formula}, f: {self.block.describe()}"
 
 
 class ResidualBranch(nn.Module):
@@ -147,9 +147,6 @@ class PostNorm(Placement):
     @property
     def formula(self) -> str:
         return "norm(x + f(x))"
-
-    def describe(self) -> str:
-        return f"{self.formula}, f: {self.block.describe()}"
 
 
 class _PostNorm(ResidualBranch):
