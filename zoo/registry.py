@@ -13,7 +13,7 @@ from reprlib import repr as brief
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
 from zoo.classes import add_kind, allowed_values, field_tests
-from zoo.costs import Breakdown, CacheSpec, Reach
+from zoo.costs import Breakdown, CacheSpec, Reach, sum_breakdowns
 from zoo.errors import SpecError
 from zoo.facts import Fact, fact_of_field
 from zoo.sharding import Cut, Cuts, Divide, Exchange, Rank, Section, prefixed
@@ -277,7 +277,11 @@ class Block(Spec, abstract=True):
     def idle_params(self, dim: int, tokens: int) -> float:
         """The expected number of parameters that a forward pass of `tokens` tokens does not read, here those of the
         inner blocks."""
-        return sum(block.idle_params(dim, tokens) for _, block in self.children() if isinstance(block, Block))
+        return sum(block.idle_params(dim, tokens) for block in self.blocks())
+
+    def blocks(self) -> Iterator[Block]:
+        """Returns the blocks held directly, in field order."""
+        return (child for _, child in self.children() if isinstance(child, Block))
 
     def param_breakdown(self, dim: int) -> Breakdown:
         """Returns `params` by part: attn, norm, ffn, routed, shared, router. A block of one part is named by its
@@ -292,6 +296,16 @@ class Block(Spec, abstract=True):
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         """Returns `flops` by part: projections, scores (with the weighted values), ffn, routed, shared, router."""
         return {self.role: self.flops(dim, past, new, causal)}
+
+
+class Composite(Block, abstract=True):
+    """A block made of inner blocks of the same `dim`. Each cost is the sum over the inner blocks."""
+
+    def param_breakdown(self, dim: int) -> Breakdown:
+        return sum_breakdowns((1, block.param_breakdown(dim)) for block in self.blocks())
+
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
+        return sum_breakdowns((1, block.flop_breakdown(dim, past, new, causal)) for block in self.blocks())
 
 
 class FlopGrowth(NamedTuple):

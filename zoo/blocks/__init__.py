@@ -11,7 +11,6 @@ from zoo.blocks.compressor import *
 from zoo.blocks.feed_forward import *
 from zoo.blocks.gated_delta_net import *
 from zoo.blocks.gqa import *
-from zoo.blocks.hash_router import *
 from zoo.blocks.hyper_connections import *
 from zoo.blocks.kimi_delta_attention import *
 from zoo.blocks.layer import *

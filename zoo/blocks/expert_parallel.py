@@ -43,6 +43,7 @@ class _ExpertParallelMoE(MoE):
     routed: int = 1
 
     divides: ClassVar = {"experts": Divide.EVENLY}
+    sums_over_ranks = True
 
     @classmethod
     def of(cls, moe: MoE) -> Self:
@@ -52,10 +53,6 @@ class _ExpertParallelMoE(MoE):
         super().check()
         self.require(isinstance(self.expert, LinearFeedForward), "ranks divide experts that are stacked linear maps")
         self.require(self.shared is None or bool(self.shared.cuts()), "ranks cannot divide its shared expert")
-
-    @property
-    def sums_over_ranks(self) -> bool:
-        return True
 
     def shard(self, rank: Rank) -> Self:
         shared = self.shared and self.shared.shard(rank)

@@ -79,20 +79,15 @@ class HyperBranch(Placement):
     streams: Streams = Streams()
     iterations: int = 20
 
+    placement = "hyper"
+    reads_x_by = "weights"
+
     def build(self, dim: int) -> nn.Module:
         return _HyperBranch(self, dim)
 
     @property
     def stream_spec(self) -> Spec | None:
         return self.streams
-
-    @property
-    def reads_x_by(self) -> str | None:
-        return "weights"
-
-    @property
-    def placement(self) -> str:
-        return "hyper"
 
     @property
     def formula(self) -> str:

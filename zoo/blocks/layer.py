@@ -13,25 +13,11 @@ from zoo.blocks.norms import LayerScale, Norm
 from zoo.blocks.per_layer import LayerInput
 from zoo.blocks.positions import Position
 from zoo.core.forward_context import ForwardContext, LayerCache, RouterOutput
-from zoo.costs import Breakdown, CacheSpec, sum_breakdowns
+from zoo.costs import CacheSpec
 from zoo.facts import Fact
-from zoo.registry import Block, Mixer, Spec
+from zoo.registry import Block, Composite, Mixer, Spec
 
 __all__ = ["Branch", "Layer", "PostNorm", "olmo", "post", "pre", "sandwich"]
-
-
-class Composite(Block, abstract=True):
-    """A block made of inner blocks of the same `dim`. Each cost is the sum over the inner blocks."""
-
-    def blocks(self) -> Iterator[Block]:
-        """Returns the blocks held directly, in field order."""
-        return (child for _, child in self.children() if isinstance(child, Block))
-
-    def param_breakdown(self, dim: int) -> Breakdown:
-        return sum_breakdowns((1, block.param_breakdown(dim)) for block in self.blocks())
-
-    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        return sum_breakdowns((1, block.flop_breakdown(dim, past, new, causal)) for block in self.blocks())
 
 
 class Placement(Composite, abstract=True):
@@ -137,16 +123,11 @@ class PostNorm(Placement):
     block: Block
     norm: Norm
 
+    placement = "post"
+    formula = "norm(x + f(x))"
+
     def build(self, dim: int) -> nn.Module:
         return _PostNorm(self, dim)
-
-    @property
-    def placement(self) -> str:
-        return "post"
-
-    @property
-    def formula(self) -> str:
-        return "norm(x + f(x))"
 
 
 class _PostNorm(ResidualBranch):

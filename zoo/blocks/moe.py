@@ -15,9 +15,9 @@ from zoo.blocks.routers import Router
 from zoo.core.forward_context import ForwardContext
 from zoo.core.ops.experts import Linears, expert_outputs, mixture, separate_mixture
 from zoo.core.ops.linear import Linear
-from zoo.costs import Breakdown, linear_flops, linear_params, sum_breakdowns
+from zoo.costs import Breakdown, linear_flops, linear_params
 from zoo.facts import Fact
-from zoo.registry import Block
+from zoo.registry import Block, Composite
 from zoo.sharding import Cut, Cuts, FirstRankOnly, Rank, prefixed
 
 __all__ = ["DenseAndMoE", "MoE"]
@@ -195,7 +195,7 @@ def _one_sequence(expert: nn.Module, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DenseAndMoE(FeedForward):
+class DenseAndMoE(Composite, FeedForward):
     """norm(dense(norm(x))) + norm(routed(norm(x))), four norms of one kind. The router sees x itself."""
 
     dense: FeedForward
@@ -219,15 +219,8 @@ class DenseAndMoE(FeedForward):
     def build(self, dim: int) -> nn.Module:
         return _DenseAndMoE(self, dim)
 
-    def _parts(self) -> Iterator[tuple[int, Block]]:
-        """Returns (count, block) for each inner block."""
-        return iter(((1, self.dense), (1, self.routed), (4, self.norm)))
-
-    def param_breakdown(self, dim: int) -> Breakdown:
-        return sum_breakdowns((n, part.param_breakdown(dim)) for n, part in self._parts())
-
-    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        return sum_breakdowns((n, part.flop_breakdown(dim, past, new, causal)) for n, part in self._parts())
+    def blocks(self) -> Iterator[Block]:
+        return iter((self.dense, self.routed, *(self.norm,) * 4))
 
     def describe(self) -> str:
         return f"{self.dense.describe()} beside {self.routed.describe()}, each between norms"
