@@ -260,7 +260,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.blocks.glu import LinearFeedForward
+from zoo.blocks.feed_forward import LinearFeedForward
 from zoo.blocks.routers import LinearRouter, Router
 from zoo.core.float32 import upcast
 from zoo.core.ops.experts import Apply

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from benchmarks.gallery.swap_grid import Choice, both, single_choices, swapped
 from zoo.blocks import Layer
 from zoo.blocks.layer import Placement
-from zoo.blocks.layer_scale import LayerScale
+from zoo.blocks.norms import LayerScale
 from zoo.diagram.blow_ups import LAYOUTS
 from zoo.diagram.canvas import Fragment
 from zoo.diagram.figure import (

@@ -82,7 +82,8 @@ def _sparse(spec):
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    config = dense_fields(spec) | window_fields(spec) | position_fields(spec) | gguf_fields(spec)
+    config = dense_fields(spec) | window_fields(spec) | position_fields(spec)
+    config |= {"interleave_moe_layer_step": [*_sparse(spec), len(spec.layers)][0] + 1}
     attn = first(spec, GQA)
     config |= {"use_qk_norm": bool(attn and attn.qk_norm), "attention_chunk_size": attn and attn.chunk}
     config["attn_temperature_tuning"] = first(spec, LogTemperature) is not None

@@ -120,7 +120,7 @@ class ForwardContext:
     `routing`: the list to which routers add their RouterOutput; None without a recording. `shared`: tensors from
     earlier layers, by key. `handed_on`: the dict for this layer's own tensors; if None, they go to `shared`.
     `layer_input` (b, t, width): this layer's own input (zoo.blocks.per_layer). `tokens` (b, t): the token ids, in
-    layers that read them (zoo.blocks.hash_router).
+    layers that read them (zoo.blocks.routers).
     """
 
     positions: Tensor

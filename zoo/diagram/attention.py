@@ -47,7 +47,7 @@ def grouped_query_attention(block: GQA, region: Region) -> float:
 def _heads_of_columns(lanes: Lanes, block: GQA) -> set[str]:
     """Draws the heads of queries, keys and values. Returns those of q, k and v that the block projects itself."""
     region = lanes.region
-    own = {"q", "k", "v"} & {*block.projections(region.dim)}
+    own = {"q", "k", "v"} & {name for name, part in block.parts(region.dim).items() if part}
     for column, (letter, label) in enumerate({"q": "queries", "k": "keys", "v": "values"}.items()):
         x, width = lanes.columns[column]
         shown = label if letter in own else "= keys" if "k" in own else "shared"

@@ -4,8 +4,7 @@ layer a frame with its branches. A branch's block is blown up beside it, or belo
 from collections.abc import Iterable
 
 from zoo.blocks.layer import Placement
-from zoo.blocks.layer_scale import LayerScale
-from zoo.blocks.norms import Norm
+from zoo.blocks.norms import LayerScale, Norm
 from zoo.diagram.blow_ups import BAR, GAP, PANEL_TOP, TABLE, BlowUps
 from zoo.diagram.canvas import LINE, SMALL, stretch, typeset, wrap_text
 from zoo.diagram.flow import Flow, branch_name, norm_name

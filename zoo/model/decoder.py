@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from zoo.blocks.hash_router import HashTopK
 from zoo.blocks.hyper_connections import Streams
 from zoo.blocks.layer import Layer
 from zoo.blocks.norms import Norm
 from zoo.blocks.per_layer import PerLayerInputs
 from zoo.blocks.positions import LearnedPositions
+from zoo.blocks.routers import HashTopK
 from zoo.costs import Breakdown, linear_flops, sum_breakdowns, whole
 from zoo.errors import SpecError
 from zoo.facts import Fact

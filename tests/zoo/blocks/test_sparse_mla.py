@@ -21,8 +21,7 @@ from tests.exact import assert_equal, differs, in_float64
 from tests.models import has_compiler
 from tests.presets import split
 from zoo import MLA, Decoder, Layer, LayerNorm, RMSNorm, RoPE, pre
-from zoo.blocks.indexer import Indexer
-from zoo.blocks.sparse_mla import SparseMLA
+from zoo.blocks.sparse_mla import Indexer, SparseMLA
 from zoo.core import inductor
 from zoo.core.cache import Cache, NoCache, prepare_forward
 from zoo.core.ops.indexing import choose_keys, sees
