@@ -149,14 +149,14 @@ class GQA(TableMixer):
         if kind != "GQA":
             heads = Fact("heads", (self.heads, self.head_dim), "heads", "{} heads of {}")
         qk_norm = f"QK-norm{_weightless(self.qk_norm)} per {{}}"
+        seen = "window" if self.window else "chunk" if self.chunk else "reach"
         return self.in_use(
             Fact("kind", kind),
             heads,
             Fact("v_dim", self.v_dim, phrase="values of {}", noun="value width"),
             Fact("keys_as_values", phrase="values are the raw keys", noun="keys reused as values"),
             Fact("rope", self.rope),
-            Fact("window", self.reach.describe()),
-            Fact("chunk", self.reach.describe()),
+            *([] if self.reach == Full() else [Fact(seen, self.reach.describe())]),
             Fact("qk_norm", self.qk_norm_over, phrase=qk_norm, noun=f"QK-norm per {self.qk_norm_over}"),
             Fact("v_norm", phrase=f"V-norm{_weightless(self.v_norm)}", noun="V-norm"),
             Fact("scale", (self.scale or 1) ** -2, phrase="scale {:.4g}^-1/2", noun="attention scale"),
