@@ -8,6 +8,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, is_dataclass, replace
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
@@ -21,9 +22,6 @@ from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.models import NamedSpec, chosen, representatives
 from benchmarks.analytic.selection import Found, every_size, matching, one_each, smallest_each
 from benchmarks.analytic.weight_forms import BFLOAT16, FOUR_BIT, PLAIN, RELEASED, WeightForm
-from benchmarks.output.report import Report
-from zoo.cli.runner import Debug, Json, Out
-from zoo.cli.tables import Format
 from zoo.errors import IndivisibleError, SpecError, UsageError
 from zoo.units import parse_count, parse_month
 
@@ -37,77 +35,65 @@ DTYPES = {
 
 def parse_tokens(text: str) -> int:
     """Parses a number of tokens: 4096, 32k (k is 1,024), 1M."""
-    match = re.fullmatch(r"(\d+)([km]?)", str(text).strip().lower().replace(",", "").replace("_", ""))
+    match = re.fullmatch(r"(\d+)([km]?)", text.strip().lower().replace(",", "").replace("_", ""))
     if not match or not int(match[1]):
-        raise typer.BadParameter(f"{text!r} is not a number of tokens; write 4096 or 4k")
+        raise ValueError(f"{text!r} is not a number of tokens; write 4096 or 4k")
     return int(match[1]) * TOKENS[match[2]]
 
 
-def parse_tokens_or_none(text: str | int) -> int:
-    """Parses a number of tokens that may be 0. An int, the default, is returned as it is."""
-    return int(text) if str(text).strip() == "0" or isinstance(text, int) else parse_tokens(text)
-
-
-def parse_count_option(text: str | int) -> int:
-    """Parses a count: 200k, 0.6M, 2_000_000; k is 1,000 here. An int, the default, is returned as it is."""
-    try:
-        return text if isinstance(text, int) else parse_count(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-def parse_memory(text: str | int) -> int:
-    """Parses bytes: 24GB, 80GiB. A bare number is GB, as cards are sold. An int, the default, is returned as it is."""
-    if isinstance(text, int):
-        return text
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(text).strip().lower())
+def parse_memory(text: str) -> int:
+    """Parses bytes: 24GB, 80GiB. A bare number is GB, as cards are sold."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
     if not match or match[2] not in BYTES or not float(match[1]):
-        raise typer.BadParameter(f"{text!r} is not an amount of memory; write 24GB or 80GiB")
+        raise ValueError(f"{text!r} is not an amount of memory; write 24GB or 80GiB")
     return int(float(match[1]) * BYTES[match[2]])
 
 
 def parse_dtype(text: str) -> torch.dtype:
     """Parses a dtype by its name or its usual abbreviation."""
-    word = str(text).lower().removeprefix("torch.")
+    word = text.lower().removeprefix("torch.")
     if word not in DTYPES:
-        raise typer.BadParameter(f"{text!r} is none of {', '.join(DTYPES)}")
+        raise ValueError(f"{text!r} is none of {', '.join(DTYPES)}")
     return DTYPES[word]
-
-
-def parse_weights(text: str | WeightForm) -> WeightForm:
-    """Parses a dtype, or another form of weights: released, or 4-bit. A form, the default, is returned as it is."""
-    if isinstance(text, WeightForm):
-        return text
-    word = str(text).lower()
-    if word in ("4bit", FOUR_BIT.name):
-        return FOUR_BIT
-    return RELEASED if word == RELEASED.name else PLAIN[parse_dtype(text)]
 
 
 def parse_computing_dtype(text: str) -> torch.dtype:
     """Parses a dtype that layers compute in."""
     found = parse_dtype(text)
     if found.itemsize < 2:
-        raise typer.BadParameter(f"{text!r} is for storing only; choose float32, bfloat16 or float16")
+        raise ValueError(f"{text!r} is for storing only; choose float32, bfloat16 or float16")
     return found
 
 
-tokens_option = partial(typer.Option, parser=parse_tokens, metavar="TOKENS")
-count_option = partial(typer.Option, parser=parse_count_option, metavar="COUNT", show_default=False)
-tokens_or_none_option = partial(typer.Option, parser=parse_tokens_or_none, metavar="TOKENS")
-# Their help states the default, which typer would show as torch.float32 or in bytes.
-dtype_option = partial(typer.Option, parser=parse_dtype, metavar="DTYPE", show_default=False)
-weights_option = partial(dtype_option, parser=parse_weights, metavar="FORM")
-computing_dtype_option = partial(dtype_option, "--dtype", parser=parse_computing_dtype)
-memory_option = partial(typer.Option, parser=parse_memory, metavar="SIZE", show_default=False)
+def parse_weights(text: str) -> WeightForm:
+    """Parses a dtype, or another form of weights: released, or 4-bit."""
+    word = text.lower()
+    if word in ("4bit", FOUR_BIT.name):
+        return FOUR_BIT
+    return RELEASED if word == RELEASED.name else PLAIN[parse_dtype(text)]
 
 
-def parse_month_option(text: str) -> str:
-    """Parses a month: 2025-06."""
-    try:
-        return parse_month(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+def parsed_option(parse: Callable[[str], Any], metavar: str, **fixed: Any) -> partial[Any]:
+    """Returns `typer.Option` for values that `parse` reads. A default that is no text is kept as it is."""
+
+    def read(value: Any) -> Any:
+        try:
+            return parse(value) if isinstance(value, str) else value
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return partial(typer.Option, parser=read, metavar=metavar, **fixed)
+
+
+tokens_option = parsed_option(parse_tokens, "TOKENS")
+tokens_or_none_option = parsed_option(lambda text: 0 if text.strip() == "0" else parse_tokens(text), "TOKENS")
+# The help of these states the default, which typer would show as torch.float32 or in bytes.
+count_option = parsed_option(parse_count, "COUNT", show_default=False)
+weights_option = parsed_option(parse_weights, "FORM", show_default=False)
+dtype_option = parsed_option(parse_dtype, "DTYPE", show_default=False)
+computing_dtype_option = partial(parsed_option(parse_computing_dtype, "DTYPE", show_default=False), "--dtype")
+memory_option = parsed_option(parse_memory, "SIZE", show_default=False)
+month_option = parsed_option(parse_month, "MONTH")
 
 
 def flag(help: str, *names: str) -> Any:
@@ -120,9 +106,11 @@ Contexts = Annotated[list[int] | None, tokens_option("--context", help="Context 
 ComputingType = Annotated[torch.dtype, computing_dtype_option(help="Dtype of weights and cache. [float32]")]
 MEMORY = 80 * 10**9  # bytes
 Memory = Annotated[int, memory_option(help="Memory of the card: 24GB, 80GiB. [80GB]")]
-Batch = Annotated[int, typer.Option(min=1, help="Sequences, each of the same context.")]
 Repeat = Annotated[int, typer.Option("--repeat", "-r", min=1, help="Counted runs of each candidate.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of random weights and inputs.")]
+IgnoreField = Annotated[
+    Strings, typer.Option(metavar="NAME", help="Field of a folder's config.json to ignore. Repeatable.")
+]
 Tiny = Annotated[bool, flag("Toy widths, every kind of layer kept.", "--tiny")]
 Layers = Annotated[
     int | None, typer.Option(min=1, help="Number of layers kept: the first of each kind, then the first others.")
@@ -137,9 +125,7 @@ class SwapOptions:
         Strings,
         typer.Option(metavar="CHANGE", help="Add each model changed: 'GQA(window=512)', norm=olmo. Repeatable."),
     ] = None
-    ignore_field: Annotated[
-        Strings, typer.Option(metavar="NAME", help="Field of a folder's config.json to ignore. Repeatable.")
-    ] = None
+    ignore_field: IgnoreField = None
 
 
 @dataclass(frozen=True)
@@ -154,9 +140,7 @@ class ModelOptions(SwapOptions):
         ),
     ] = None
     all_sizes: Annotated[bool, flag("Every published size of every family.", "--all-sizes")] = False
-    since: Annotated[
-        str | None, typer.Option(parser=parse_month_option, metavar="MONTH", help="Only sizes of 2025-06 or later.")
-    ] = None
+    since: Annotated[str | None, month_option(help="Only sizes of 2025-06 or later.")] = None
     with_: Annotated[
         Strings,
         typer.Option(
@@ -185,7 +169,7 @@ class ModelOptions(SwapOptions):
 class InferenceOptions(InferenceConfig):
     """The conditions of a model's inference: the number of sequences, the dtypes, and the number of cards."""
 
-    batch: Batch = 1
+    batch: Annotated[int, typer.Option(min=1, help="Sequences, each of the same context.")] = 1
     weights: Annotated[
         WeightForm,
         weights_option("--dtype", help="Form of the weights: a dtype, released (as published), 4-bit. [bfloat16]"),
@@ -243,34 +227,20 @@ class DeviceOptions:
             raise UsageError("--link (GB/s) is above 0")
         if self.bandwidth is None and self.flops is None:
             device = roofline.device(self.device_spec)
-            return device if self.link is None else replace(device, link=self.link * 1e9)
-        bandwidth, flops = self.bandwidth or 0, self.flops or 0
-        if not (0 < bandwidth < math.inf and 0 < flops < math.inf):
-            raise UsageError("--bandwidth (GB/s) and --flops (TFLOPS) go together, and both are above 0")
-        return roofline.Device(
-            f"{flops:g} TFLOPS and {bandwidth:g} GB/s",
-            flops * 1e12,
-            bandwidth * 1e9,
-            link=self.link and self.link * 1e9,
-        )
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """The format and the destination of the rows."""
-
-    format: Annotated[Format, typer.Option(help="Format of the rows.")] = Format.table
-    json: Json = False
-    out: Out = None
-    debug: Debug = False
-
-    def report(self) -> Report:
-        """Returns an empty report."""
-        return Report(Format.json if self.json else self.format, self.out)
+        else:
+            bandwidth, flops = self.bandwidth or 0, self.flops or 0
+            if not (0 < bandwidth < math.inf and 0 < flops < math.inf):
+                raise UsageError("--bandwidth (GB/s) and --flops (TFLOPS) go together, and both are above 0")
+            name = f"{flops:g} TFLOPS and {bandwidth:g} GB/s"
+            device = roofline.Device(name, flops * 1e12, bandwidth * 1e9)
+        return device if self.link is None else replace(device, link=self.link * 1e9)
 
 
 def with_groups(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the command as typer takes it: with one parameter for each field of the groups of options."""
+    """Returns the command as typer takes it: with one parameter for each field of the groups of options.
+
+    The group `report` is finished when the command ends, however it ends.
+    """
     groups, parameters = dict[str, Any](), list[Parameter]()
     for given in signature(command, eval_str=True).parameters.values():
         if is_dataclass(given.annotation):
@@ -284,7 +254,8 @@ def with_groups(command: Callable[..., Any]) -> Callable[..., Any]:
     def call(**values: Any) -> Any:
         for name, group in groups.items():
             values[name] = group(**{field: values.pop(field) for field in signature(group).parameters})
-        return command(**values)
+        with values.get("report", nullcontext()):
+            return command(**values)
 
     call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {each.name: each.annotation for each in parameters}

@@ -8,11 +8,12 @@ from functools import cache
 from typing import Any
 
 import zoo
-from tests.families import wrappers
+from tests.families import FAMILIES
 from tests.reference import family_of, published
 from zoo.hf.config import PARTIAL
 
-WRAPPERS = wrappers()  # text model_type -> that of the wrapper around it
+# Text model_type -> that of the wrapper around it.
+WRAPPERS = {text: wrapper for family in FAMILIES.values() for text, wrapper in family.wrappers.items()}
 
 
 def smallest() -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from weights.reference.float64 import in_float64, rms_error
-from zoo.core.equality import BOUND, largest_difference
+from zoo.core.float32 import BOUND, largest_difference
 
 __all__ = [
     "BOUND",

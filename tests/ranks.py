@@ -56,7 +56,7 @@ def command(module: str, *args: str) -> tuple[int, str, str]:
     with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err, warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)  # another test may have imported it
         app = runpy.run_module(module)["app"]
-        code = exit_code(app, f"python -m {module}", args, processes.may_report_error)
+        code = exit_code(app, f"python -m {module}", args)
     return code, out.getvalue(), err.getvalue()
 
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.exact import in_float64
-from tests.families import Family, family
+from tests.families import FAMILIES, Family
 
 DATA = Path(__file__).parent / "data"
-# Config field -> its largest toy value. What one family alone has is in tests/families.
+# Config field -> its largest toy value. What one family alone has is in tests/families.py.
 TOY = {
     "vocab_size": 512,
     "hidden_size": 64,
@@ -69,7 +69,8 @@ def kv_reference() -> dict[str, dict[str, Any]]:
 
 def family_of(name: str) -> Family:
     """What the tests know of the family of a preset."""
-    return family(next(stem for stem, presets in facts("published").items() if name in presets))
+    stem = next(stem for stem, presets in facts("published").items() if name in presets)
+    return FAMILIES.get(stem, Family())
 
 
 def toy_config(name: str, layers: int) -> dict[str, Any]:
@@ -171,5 +172,5 @@ def family_of_type(model_type: str | None) -> Family:
     """What the tests know of the family that has this model_type."""
     for stem, presets in facts("published").items():
         if any(said["config"]["model_type"] == model_type for said in presets.values()):
-            return family(stem)
+            return FAMILIES.get(stem, Family())
     return Family()

@@ -32,6 +32,7 @@ DESCRIBABLE: dict[str, tuple[str, zoo.Decoder]] = {
     "raw probabilities": ("qwen3_moe", change(MIXED, zoo.SoftmaxTopK, renormalise=False)),
     "queries without a latent": ("deepseek_v3", change(LATENT, zoo.MLA, q_rank=None)),
     "dense layers alone": ("deepseek_v3", replace(LATENT, layers=LATENT.layers[:3])),
+    "experts in every layer": ("deepseek_v3", replace(LATENT, layers=LATENT.layers[3:] * 4)),
     "latents for Llama": ("deepseek_v3", zoo.swap(LLAMA, zoo.GQA, LATENT.layers[0].mixer)),
     "a shared expert of two": ("deepseek_v3", change(LATENT, zoo.MoE, shared=zoo.GLU(192))),
     "another gain on the scores": ("deepseek_v3", change(LATENT, zoo.MLA, scale=48**-0.5 * GAIN * GAIN)),
@@ -66,11 +67,6 @@ INDESCRIBABLE: dict[str, tuple[zoo.Decoder, str, str]] = {
         "layers[0]: Layer.attn is PostNorm here, Branch there",
     ),
     "another activation": (change(DENSE, zoo.GLU, act=zoo.GeGLU()), "qwen3", "GLU.act is GeGLU here, SwiGLU there"),
-    "experts in every layer": (
-        replace(LATENT, layers=LATENT.layers[3:] * 4),
-        "deepseek_v3",
-        "layers[0].ffn: Branch.block is MoE here, GLU there",
-    ),
     "half a shared expert": (
         change(LATENT, zoo.MoE, shared=zoo.GLU(48)),
         "deepseek_v3",

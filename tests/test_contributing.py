@@ -260,7 +260,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.blocks.glu import LinearFeedForward
+from zoo.blocks.feed_forward import LinearFeedForward
 from zoo.blocks.routers import LinearRouter, Router
 from zoo.core.float32 import upcast
 from zoo.core.ops.experts import Apply
@@ -323,14 +323,14 @@ def decoder(*, layers, heads, kv_heads, head_dim, hidden, eps=1e-5, **rest):
     return Decoder(layers=tuple(plan), norm=norm, **rest)
 
 
-@reads("hybrid", head_dim=None, rms_norm_eps=1e-5, tie_word_embeddings=False)
+@reads("hybrid", expected=dict(hidden_act="bilinear"), rms_norm_eps=1e-5, tie_word_embeddings=False)
 def from_hf(config: Config) -> Decoder:
-    config.expect(hidden_act="bilinear")
-    return decoder(**config.dense(), head_dim=config.head_dim())
+    widths = config.integers(hidden="intermediate_size", kv_heads="num_key_value_heads", head_dim="head_dim")
+    return decoder(**config.common(), **widths)
 
 
 def to_hf(spec):
-    return {"model_type": "hybrid", "hidden_act": "bilinear", "intermediate_size": 1} | dense_fields(spec)
+    return {"intermediate_size": 1} | dense_fields(spec)
 
 
 ABOUT = About("Hybrid", "a test", came_from="llama3", licence="none", report="https://example.org")

@@ -16,8 +16,7 @@ import typer
 
 from weights.loading import fill, open_source
 from weights.tokenizer import decoder, encode
-from zoo.cli.runner import Debug, run
-from zoo.cli.tensor_parallel import ExpertParallel, TensorParallel, quiet_unless_first, tensor_parallel
+from zoo.cli.runner import Debug, ExpertParallel, TensorParallel, quiet_unless_first, run, tensor_parallel
 from zoo.core import processes
 from zoo.errors import UsageError
 from zoo.model.parallel import Ranks
@@ -112,4 +111,4 @@ def _ids(tokens: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    run(app, "python -m weights.generate", may_report=processes.may_report_error)
+    run(app, "python -m weights.generate")

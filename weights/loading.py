@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,21 @@ from torch import Tensor
 
 from weights.formats.hf_folder import DTYPES, HFFolder
 from weights.formats.zoo_folder import SPEC, ZooFolder
-from weights.matching import HEAD, Part, Source, TensorMapping, check_fit, listed, match, skipped, stored_tensors
-from weights.shards import Shards
+from weights.matching import (
+    HEAD,
+    Part,
+    Source,
+    StoredTensor,
+    TensorMapping,
+    check_fit,
+    listed,
+    match,
+    skipped,
+    stored_tensors,
+)
 from weights.sources import described_by, locate
 from zoo import catalog
+from zoo.blocks.layer import Layer
 from zoo.core.collectives import Group
 from zoo.errors import MalformedError, UsageError, require_package, unknown
 from zoo.hf.checkpoint_layout import Rename, Stacked
@@ -26,6 +38,7 @@ from zoo.model.decoder import Decoder
 from zoo.model.initialisation import fill_buffers
 from zoo.model.module import Model
 from zoo.model.parallel import Ranks, allocate_part
+from zoo.sharding import Cut, Cuts, FirstRankOnly, cut_of
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -51,6 +64,59 @@ class LazyTensors(Sequence[Tensor]):
         if self.part is not None:
             return self.source.get_part(self.names[i], self.part, self.device, self.dtype)
         return self.source.get(self.names[i], self.device, self.dtype)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A rank's part of a model with the spec `whole`, which has these `parameters`, on the meta device."""
+
+    whole: Decoder
+    group: Group
+    parameters: Mapping[str, Tensor]
+
+    @cached_property
+    def _cuts(self) -> Cuts:
+        return self.whole.cuts()
+
+    def layer(self, mapping: TensorMapping) -> Layer | None:
+        """Returns the rank's part of a mapping's layer: with it a rule makes parameters of the part that the rank
+        reads."""
+        return None if mapping.layer is None else mapping.layer.shard(self.group.rank)
+
+    def names(self, mapping: TensorMapping) -> tuple[str, ...]:
+        """Returns the stored tensors that a rank reads: of experts that are stored one by one, those that it holds."""
+        cut = cut_of(mapping.module_names[0], self._cuts)
+        if isinstance(mapping.rule, Stacked) and isinstance(cut, Cut) and cut.dim == 0:
+            (held,) = cut.slices(len(mapping.checkpoint_names), self.group.rank)
+            return mapping.checkpoint_names[held.start : held.stop]
+        return mapping.checkpoint_names
+
+    def is_absent(self, parameter: str) -> bool:
+        """Whether only the first rank has the values of a parameter, and this rank has zeros."""
+        return self.group.rank.index > 0 and isinstance(cut_of(parameter, self._cuts), FirstRankOnly)
+
+    def part(self, mapping: TensorMapping, stored: Mapping[str, StoredTensor]) -> Part | None:
+        """Returns the part of each stored tensor in a mapping that the rank reads; None: all of it."""
+        shape = stored[mapping.checkpoint_names[0]].shape
+        dims, rows = set(), []
+        for i, name in enumerate(mapping.module_names):
+            cut = cut_of(name, self._cuts)
+            if not isinstance(cut, Cut) or (isinstance(mapping.rule, Stacked) and cut.dim == 0):
+                return None
+            size = self.parameters[name].shape[cut.dim]
+            own = torch.cat([torch.arange(each.start, each.stop) for each in cut.slices(size, self.group.rank)])
+            dim, found = mapping.rule.stored_rows(i, cut.dim, own, shape, mapping.layer)
+            dims.add(dim)
+            rows.append(found)
+        (dim,) = dims
+        return Part(dim, tuple(_ranges(torch.cat(rows).unique())))
+
+
+def _ranges(rows: Tensor) -> Iterator[range]:
+    """Yields the ranges without gaps in sorted rows."""
+    ends = (rows.diff() != 1).nonzero().flatten() + 1
+    for run in rows.tensor_split(ends.tolist()):
+        yield range(int(run[0]), int(run[-1]) + 1)
 
 
 @dataclass(frozen=True)

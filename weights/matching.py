@@ -196,9 +196,8 @@ def _bind(spec: Decoder, rule: Rule, parameter: str, layers: str) -> TensorMappi
         return None
     checkpoint_name = (f"{layers}{in_layer[1]}." if in_layer else "") + checkpoint_name + suffix
     stored = [checkpoint_name]
-    if layer and "{e}" in checkpoint_name:  # its feed-forward, of whichever kind, may have no experts
-        counts = (getattr(part, "experts", None) for part in layer.walk())
-        experts = next((count for count in counts if isinstance(count, int)), 0)
+    if layer and "{e}" in checkpoint_name:
+        experts = layer.mixture.experts if layer.mixture else 0
         stored = [checkpoint_name.replace("{e}", str(e)) for e in range(experts)]
     return TensorMapping(rule, layer, tuple(f"{prefix}{name}{suffix}" for name in module_names), tuple(stored))
 

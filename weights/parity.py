@@ -9,9 +9,17 @@ import typer
 from weights.reference.comparison import parity
 from weights.reference.report import check_plot, write_plot
 from zoo.callable_module import make_callable
-from zoo.cli.runner import Debug, Out, emit, run
+from zoo.cli.runner import (
+    Debug,
+    ExpertParallel,
+    Out,
+    TensorParallel,
+    emit,
+    quiet_unless_first,
+    run,
+    tensor_parallel,
+)
 from zoo.cli.tables import document
-from zoo.cli.tensor_parallel import ExpertParallel, TensorParallel, quiet_unless_first, tensor_parallel
 from zoo.core import processes
 from zoo.model.parallel import Ranks
 from zoo.sharding import require_same_ranks
@@ -89,4 +97,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(app, "python -m weights.parity", may_report=processes.may_report_error)
+    run(app, "python -m weights.parity")

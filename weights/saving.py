@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from weights.formats.hf_folder import CONFIG, DTYPES, INDEX, SINGLE
-from weights.formats.safetensors_header import DTYPES as SAFETENSORS_DTYPES
+from weights.formats.untrusted import DTYPES as SAFETENSORS_DTYPES
 from weights.formats.zoo_folder import SPEC, own_layout
 from weights.matching import StoredTensor, listed, match, stored_tensors
 from weights.matching import layout as hf_layout

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from weights.formats.hf_folder import CONFIG
-from weights.formats.json_limits import CONFIG_LIMIT, read_json
+from weights.formats.untrusted import CONFIG_LIMIT, read_json
 from weights.formats.zoo_folder import SPEC
 from weights.loading import open_source
 from weights.sources import HUB_ID, described_by, download_config, is_path

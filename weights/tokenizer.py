@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from weights.formats.json_limits import CONFIG_LIMIT, MB, member, read_json
+from weights.formats.untrusted import CONFIG_LIMIT, MB, member, read_json
 from zoo.errors import MalformedError, NotAvailable, UsageError, require_package
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"

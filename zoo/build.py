@@ -12,8 +12,7 @@ from zoo import diagram
 from zoo.callable_module import make_callable
 from zoo.catalog import build, resolve
 from zoo.cli import listing
-from zoo.cli.card import build_report, report_text
-from zoo.cli.figure import figure
+from zoo.cli.card import build_report, figure, report_text
 from zoo.cli.runner import Debug, emit, run
 from zoo.cli.tables import document
 from zoo.core.devices import find_device

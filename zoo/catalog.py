@@ -223,7 +223,7 @@ def to_hf(spec: Decoder) -> dict[str, Any]:
 def config_of(family: ModuleType, spec: Decoder) -> dict[str, Any]:
     """Returns the family's config that is nearest to a spec. Fields of blocks that the spec lacks come from the
     family's first size of this model_type, or else from its first size."""
-    own, sizes = family.to_hf(spec), _released_configs(family)
+    own, sizes = _fields(family, spec), _released_configs(family)
     alike = (size for size in sizes if size["model_type"] == own["model_type"])
     fields = deepcopy(next(alike, sizes[0])) | own
     return {"architectures": [family.from_hf.classes[fields["model_type"]]], **TOKENS, **fields}
@@ -244,7 +244,13 @@ def _released_kinds(family: ModuleType) -> frozenset[type[Spec]]:
 @cache
 def _released_configs(family: ModuleType) -> list[dict[str, Any]]:
     """Returns the config that the family writes for each of its sizes."""
-    return [family.to_hf(size.spec) for size in family.SIZES.values()]
+    return [_fields(family, size.spec) for size in family.SIZES.values()]
+
+
+def _fields(family: ModuleType, spec: Decoder) -> dict[str, Any]:
+    """Returns the config fields that the family writes for a spec."""
+    fields: dict[str, Any] = {"model_type": family.from_hf.model_types[0], **family.from_hf.expected}
+    return fields | family.to_hf(spec)
 
 
 def _described(family: ModuleType, config: dict[str, Any]) -> Decoder | None:

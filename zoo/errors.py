@@ -1,6 +1,7 @@
 """Errors that are raised on purpose. Each is one line and has the exit code of a command that ends with it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
@@ -51,6 +52,15 @@ class MalformedError(ZooError, ValueError):
     """An input file is malformed or contradicts itself (exit 4)."""
 
     exit_code = 4
+
+
+@contextmanager
+def accessing(what: object, done: str = "read") -> Iterator[None]:
+    """Turns an OSError within the block into NotAvailable: "FILE cannot be read: No such file or directory"."""
+    try:
+        yield
+    except OSError as error:
+        raise NotAvailable(f"{what} cannot be {done}: {error.strerror or error}") from error
 
 
 def enough(lines: Iterable[str], most: int = 100) -> str:

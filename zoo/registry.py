@@ -13,7 +13,7 @@ from reprlib import repr as brief
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
 from zoo.classes import add_kind, allowed_values, field_tests
-from zoo.costs import Breakdown, CacheSpec, Reach
+from zoo.costs import Breakdown, CacheSpec, Reach, sum_breakdowns
 from zoo.errors import SpecError
 from zoo.facts import Fact, fact_of_field
 from zoo.sharding import Cut, Cuts, Divide, Exchange, Rank, Section, prefixed
@@ -95,6 +95,11 @@ class Spec(ABC):
         """Statements about this spec, in the order in which a description makes them: its kind alone by default, which
         `stated` completes from the fields."""
         return (Fact("kind", self.names()[0]),)
+
+    def in_use(self, *facts: Fact) -> tuple[Fact, ...]:
+        """Returns the facts except those about an optional field that has its default."""
+        unused = _defaults(type(self)).keys() - fields_in_use(self)
+        return tuple(fact for fact in facts if fact.key not in unused)
 
     def describe(self) -> str:
         """One line of text for cards, tables and pictures: the facts by default."""
@@ -262,12 +267,21 @@ class Block(Spec, abstract=True):
 
     def active_params(self, dim: int) -> int:
         """The number of parameters that one token uses: all except those of experts that it is not routed to."""
-        return self.params(dim)
+        return round(self.read_params(dim, 1))
 
     def read_params(self, dim: int, tokens: int) -> float:
         """The expected number of parameters that a forward pass of `tokens` tokens reads: all except those of experts
-        that no token is routed to. Every expert is equally likely. For one token, this equals the active parameters."""
-        return self.params(dim)
+        that no token is routed to. Every expert is equally likely."""
+        return self.params(dim) - self.idle_params(dim, tokens)
+
+    def idle_params(self, dim: int, tokens: int) -> float:
+        """The expected number of parameters that a forward pass of `tokens` tokens does not read, here those of the
+        inner blocks."""
+        return sum(block.idle_params(dim, tokens) for block in self.blocks())
+
+    def blocks(self) -> Iterator[Block]:
+        """Returns the blocks held directly, in field order."""
+        return (child for _, child in self.children() if isinstance(child, Block))
 
     def param_breakdown(self, dim: int) -> Breakdown:
         """Returns `params` by part: attn, norm, ffn, routed, shared, router. A block of one part is named by its
@@ -282,6 +296,25 @@ class Block(Spec, abstract=True):
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         """Returns `flops` by part: projections, scores (with the weighted values), ffn, routed, shared, router."""
         return {self.role: self.flops(dim, past, new, causal)}
+
+
+class Composite(Block, abstract=True):
+    """A block made of inner blocks of the same `dim`. Each cost is the sum over the inner blocks."""
+
+    def param_breakdown(self, dim: int) -> Breakdown:
+        return sum_breakdowns((1, block.param_breakdown(dim)) for block in self.blocks())
+
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
+        return sum_breakdowns((1, block.flop_breakdown(dim, past, new, causal)) for block in self.blocks())
+
+
+class FlopGrowth(NamedTuple):
+    """The growth of one token's FLOPs with the tokens in `reach`. Up to `start` visible tokens they stay those of the
+    first token; then they grow after every `every` tokens, as where one entry stands for several."""
+
+    reach: Reach
+    start: int = 0
+    every: int = 1
 
 
 class Mixer(Block, abstract=True):
@@ -320,18 +353,9 @@ class Mixer(Block, abstract=True):
         """The number of query heads with a learned sink in their scores."""
         return 0
 
-    def flop_reach(self, part: str) -> Reach:
-        """Returns the reach with which one token's FLOPs of a part (of `flop_breakdown`) grow."""
-        return self.cache_spec().reach
-
-    def flop_start(self, part: str) -> int:
-        """The number of visible tokens up to which a part's FLOPs do not grow: they stay those of the first token."""
-        return 0
-
-    def flop_every(self, part: str) -> int:
-        """The number of tokens after which a part's FLOPs grow: more than 1 where one entry stands for several
-        tokens."""
-        return 1
+    def flop_growth(self, part: str) -> FlopGrowth:
+        """Returns the growth of one token's FLOPs of a part of `flop_breakdown`."""
+        return FlopGrowth(self.cache_spec().reach)
 
     def tables(self) -> tuple[tuple[Spec, int], ...]:
         """Returns (spec, width) for each table that a forward pass looks up: `spec.table(positions, width, dtype)`."""

@@ -4,7 +4,7 @@ import logging
 import sys
 from collections import deque
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from functools import partial
 from math import ceil
@@ -23,7 +23,8 @@ from weights.tokenizer import OLDER_TEMPLATE, TEMPLATE, TOKENIZER, TOKENIZER_CON
 from zoo import catalog
 from zoo.architectures import families
 from zoo.cli.runner import Debug, emit, run
-from zoo.cli.training import minutes, shown, summary
+from zoo.cli.training import minutes as in_minutes
+from zoo.cli.training import shown, summary
 from zoo.core import kernels, processes
 from zoo.core.devices import free_memory
 from zoo.errors import NotAvailable, SpecError, UsageError, ZooError
@@ -31,14 +32,24 @@ from zoo.model.decoder import Decoder
 from zoo.model.module import Model
 from zoo.new_files import new_folder
 from zoo.training import distributed
-from zoo.training.checkpoints import best_checkpoint, read_state, remove_leftovers
-from zoo.training.fresh_spec import fresh_spec
-from zoo.training.locking import locked
+from zoo.training.checkpoints import best_checkpoint, locked, read_state, remove_leftovers
 from zoo.training.loop import Trainer
-from zoo.training.material import described, find_tokens, make_tokens, material
+from zoo.training.material import Material
 from zoo.training.options import PUBLISHED, Options
-from zoo.training.run import CHECKPOINTS, LOG, Run, facts, last_checkpoint, same_sums, time_steps
-from zoo.training.speed import EVALUATIONS, matmul_rate, seconds, steps_within, training_flops_per_token
+from zoo.training.run import (
+    CHECKPOINTS,
+    EVALUATIONS,
+    LOG,
+    Run,
+    evaluation,
+    last_checkpoint,
+    matmul_rate,
+    same_sums,
+    seconds,
+    steps_within,
+    time_steps,
+    training_flops_per_token,
+)
 from zoo.units import format_bytes, format_count, parse_count
 
 BYTES_PER_PARAMETER = 16  # weight, gradient and AdamW's two moments, in float32
@@ -59,6 +70,7 @@ class Schedule(StrEnum):
 
 @app.command()
 def main(
+    call: typer.Context,
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="A size or an architecture.")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder of the run; it must not hold another run.")
@@ -85,9 +97,7 @@ def main(
         int | None, typer.Option(min=1, help="Pieces that a step is computed in. Default: 1.")
     ] = None,
     tokens: Annotated[str | None, typer.Option(help="Budget in tokens: 600k, 2M.")] = None,
-    minutes_: Annotated[
-        float | None, typer.Option("--minutes", help="Budget in minutes, instead of tokens. Default: 10.")
-    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Budget in minutes, instead of tokens. Default: 10.")] = None,
     lr: Annotated[
         float | None,
         typer.Option(help="Peak learning rate. Default: 4e-3; published sizes 3e-4; with --from 1e-4."),
@@ -132,44 +142,47 @@ def main(
         raise UsageError("--compile is for one process: the layers of a sharded model have hooks and run uncompiled")
     if out is None:
         raise UsageError("where is the run kept? Give a new folder: --out run")
-    given: dict[str, Any] = dict(name=name, params=params, tiny=tiny, swap=tuple(swap or ()) or None, source=source)
-    given |= dict(text=None if text is None else str(text.absolute()), vocab=vocab, context=context, batch=batch)
-    given |= dict(
-        accumulate=accumulate, tokens=None if tokens is None else _count("--tokens", tokens), minutes=minutes_
-    )
-    given |= dict(
-        lr=lr, schedule=schedule and schedule.value, warmup=warmup, clip=clip, weight_decay=weight_decay, seed=seed
-    )
-    given |= dict(autocast=autocast, compile=compile, checkpoint_activations=checkpoint_activations)
-    given |= dict(eval_every=eval_every, sample=sample)
+    names = {each.name for each in fields(Options)}
+    given = {name: value for name, value in call.params.items() if name in names and value not in (None, ())}
+    given |= {"text": str(text.absolute())} if text else {}
+    given |= {"swap": tuple(swap)} if swap else {}
+    given |= {"tokens": _count("--tokens", tokens)} if tokens is not None else {}
     if params is not None and params != PUBLISHED:
         _count("--params", params)
-    given = {option: value for option, value in given.items() if value is not None}
     with (
         processes.joined(device, "; go on from its checkpoints") as place,
         nullcontext() if processes.rank() else locked(out),
     ):
         last = processes.from_first(lambda: _checkpoint(out, resume, given))
-        training, session = _resume(out, given, Path(last), place) if last else _start(out, given, place, began)
+        if last:
+            state = read_state(Path(last))
+            session = _session(Options.resumed(given, state.get("options")), place)
+            training = _resumed(out, session, Path(last), state, check_text="text" in given)
+        else:
+            session = _session(Options.fresh(given), place)
+            training = _started(out, session, began)
         _train(training, session)
 
 
 @dataclass(frozen=True)
 class Session:
-    """The model of a run: its spec, the source of its first weights (if any), and whether it can be saved for
-    others."""
+    """The options of a run, its device, the spec of its model, the source of its first weights (if any), and whether
+    the model can be saved for others."""
 
+    options: Options
+    place: torch.device
     spec: Decoder
     opened: Source | None
     saves: bool
 
-    def build(self, options: Options, place: torch.device, fresh: bool = True) -> Model:
+    def build(self, fresh: bool = True) -> Model:
         """Returns the model, set up as the options say: with its first weights if `fresh`, otherwise uninitialised."""
+        options = self.options
         if processes.ranks() > 1:
-            first = partial(self._fresh, options, torch.device("cpu")) if fresh else None
-            model = distributed.sharded(self.spec, place, first)
+            first = partial(self._fresh, torch.device("cpu")) if fresh else None
+            model = distributed.sharded(self.spec, self.place, first)
         else:
-            model = self._fresh(options, place) if fresh else catalog.allocate(self.spec, place)
+            model = self._fresh(self.place) if fresh else catalog.allocate(self.spec, self.place)
         model.activation_checkpointing = options.checkpoint_activations
         if options.compile and processes.ranks() > 1:
             _say("note: the run was compiled, and is not in several processes")
@@ -177,10 +190,10 @@ class Session:
             model.compile()
         return model
 
-    def _fresh(self, options: Options, place: torch.device) -> Model:
+    def _fresh(self, place: torch.device) -> Model:
         if self.opened is not None:
             return fill(self.spec, self.opened, place, "float32")
-        return catalog.build(self.spec, device=place, seed=options.seed)
+        return catalog.build(self.spec, device=place, seed=self.options.seed)
 
     def save(self, out: Path, model: Model | None) -> None:
         """Saves the trained model and its tokenizer files, for `weights.load` and `weights.generate`. A process without
@@ -212,68 +225,60 @@ def _checkpoint(out: Path, resume: bool, given: dict[str, Any]) -> str | None:
     return str(last) if last else None
 
 
-def _start(out: Path, given: dict[str, Any], place: torch.device, began: float) -> tuple[Run, Session]:
-    """Returns a new run with its number of steps, and its session."""
-    options = Options.fresh(given)
-    session = _session(options, place)
+def _started(out: Path, session: Session, began: float) -> Run:
+    """Returns a new run, with the number of steps that its budget allows."""
+    options, spec = session.options, session.spec
     source = session.opened.folder if session.opened else None
-    data = processes.from_first(lambda: described(make_tokens(options, out, source)[0]))
-    tokens, tokenizer = find_tokens(data, out, options)
+    data = processes.from_first(lambda: Material.make(options, out, source).facts)
+    material = Material.find(data, out, options)
+    tokens = material.tokens
     _say(f"text: {tokens.name}, {format_count(len(tokens.train))} tokens ({tokens.tokenizer}), hash {tokens.hash}")
-    if tokens.vocab > session.spec.vocab:
-        raise UsageError(f"the tokenizer has {tokens.vocab} tokens, and the model's vocabulary is {session.spec.vocab}")
-    model = session.build(options, place)
-    learns = material(model, tokens, tokenizer, options)
-    rehearsed = Run(out, Trainer(model, replace(options, warmup=0.0).config(1)), learns, {}, 1)
-    step = time_steps(rehearsed.trainer, learns.batch, 60 * (options.minutes or 0.0))
-    evaluation = seconds(rehearsed.evaluate, place)
-    steps, every = processes.from_first(lambda: _budget(options, step, evaluation, perf_counter() - began))
-    trainer, options = Trainer(model, options.config(steps)), replace(options, eval_every=every)
+    if tokens.vocab > spec.vocab:
+        raise UsageError(f"the tokenizer has {tokens.vocab} tokens, and the model's vocabulary is {spec.vocab}")
+    model = session.build()
+    rehearsal = Trainer(model, replace(options, warmup=0.0).config(1))
+    step = time_steps(rehearsal, material.batch, 60 * (options.minutes or 0.0))
+    evaluates = seconds(partial(evaluation, model, material), session.place)
+    steps, every = processes.from_first(lambda: _budget(options, step, evaluates, perf_counter() - began))
+    trainer = Trainer(model, options.config(steps))
+    took = in_minutes(steps * step + (steps / every + 1) * evaluates)
     _say(
-        f"{format_count(session.spec.params())} parameters on {place}: {steps:,} steps of "
-        f"{trainer.config.tokens_per_step:,} tokens, about {minutes(steps * step + (steps / every + 1) * evaluation)}"
+        f"{format_count(spec.params())} parameters on {session.place}: {steps:,} steps of "
+        f"{trainer.config.tokens_per_step:,} tokens, about {took}"
     )
-    recorded = facts(session.spec, trainer, described(tokens), options=options.recorded())
-    training = Run(out, trainer, learns, recorded, every)
-    return training, session
+    return Run(out, trainer, replace(material, options=replace(options, eval_every=every)))
 
 
 def _budget(options: Options, step: float, evaluation: float, spent: float) -> tuple[int, int]:
     """Returns the number of steps of a run, and the number of steps between two evaluations."""
     if options.minutes is not None:
         return steps_within(60 * options.minutes - spent, step, evaluation, options.eval_every)
-    steps = ceil((options.tokens or 0) / options.config(1).tokens_per_step)
+    steps = ceil((options.tokens or 0) / (options.batch * options.context))
     return steps, options.eval_every or max(1, round(steps / EVALUATIONS))
 
 
-def _resume(out: Path, given: dict[str, Any], last: Path, place: torch.device) -> tuple[Run, Session]:
-    """Returns the run in a folder, restored from its last checkpoint, and its session."""
-    state = read_state(last)
-    options = Options.resumed(given, state.get("options"))
-    session = _session(options, place)
-    tokens, tokenizer = find_tokens(state["data"], out, options, check_text="text" in given)
-    model = session.build(options, place, fresh=False)
-    trainer = Trainer(model, options.config(state["config"]["steps"]))
-    recorded = facts(session.spec, trainer, described(tokens), options=options.recorded())
-    learns = material(model, tokens, tokenizer, options)
-    training = Run(out, trainer, learns, recorded, options.eval_every or 1)
+def _resumed(out: Path, session: Session, last: Path, state: dict[str, Any], check_text: bool) -> Run:
+    """Returns the run in a folder, restored from its last checkpoint."""
+    material = Material.find(state["data"], out, session.options, check_text)
+    trainer = Trainer(session.build(fresh=False), session.options.config(state["config"]["steps"]))
+    training = Run(out, trainer, material)
     training.restore(last, state)
     _say(f"resumed after step {trainer.step:,} of {trainer.config.steps:,}")
     if not same_sums(state):
         _say(
             "note: other threads, processes or kernels than before: losses differ in the last digits from an uncut run"
         )
-    return training, session
+    return training
 
 
 def _session(options: Options, place: torch.device) -> Session:
-    """Returns the model that the options ask for. Reports dropped features, and a model that cannot be saved."""
+    """Returns the session that the options ask for. Reports dropped features, and a model that cannot be saved."""
     opened = None
     if options.source is not None:
         opened = open_source(_finished_model(Path(options.source)) or options.source)
         spec, dropped = opened.spec(), list[str]()
     else:
-        spec, dropped = fresh_spec(options)
+        spec, dropped = options.fresh_spec()
     if dropped:
         _say(f"dropped: {', '.join(dropped)}")
     try:
@@ -292,7 +297,7 @@ def _session(options: Options, place: torch.device) -> Session:
             f"training {format_count(spec.params())} parameters needs {format_bytes(needed)} on {place} and more for "
             f"activations, and {format_bytes(free)} is free; --params scales the model down"
         )
-    return Session(spec, opened, config is not None)
+    return Session(options, place, spec, opened, config is not None)
 
 
 def _finished_model(source: Path) -> Path | None:
@@ -326,7 +331,7 @@ def _train(training: Run, session: Session) -> None:
 
 def _figures(training: Run, session: Session, row: dict[str, Any], seconds_per_token: float) -> dict[str, str]:
     """Returns the figures of the summary. `seconds_per_token` is the time at the measured arithmetic rate."""
-    config, data, out = training.trainer.config, training.facts["data"], training.folder
+    config, data, out = training.trainer.config, training.material.facts, training.folder
     tokens = config.steps * config.tokens_per_step
     best = best_checkpoint(out / CHECKPOINTS)
     assert best is not None  # the last step was evaluated
@@ -336,7 +341,7 @@ def _figures(training: Run, session: Session, row: dict[str, Any], seconds_per_t
     return {
         "model": f"{format_count(spec.params())} parameters, {format_count(spec.active_params())} active",
         "text": f"{data['name']}, hash {data['hash']}",
-        "trained": f"{config.steps:,} steps, {format_count(tokens)} tokens in {minutes(training.seconds)}",
+        "trained": f"{config.steps:,} steps, {format_count(tokens)} tokens in {in_minutes(training.seconds)}",
         "speed": f"{format_count(speed)} tokens/s, MFU {speed * seconds_per_token:.0%}",
         "held out": f"{row['bits_per_byte']:.3f} bits per byte, best {lowest:.3f} in {best.name}",
         "log": str(out / LOG),
@@ -357,4 +362,4 @@ def _count(option: str, text: str) -> int:
 
 
 if __name__ == "__main__":
-    run(app, "python -m zoo.train", may_report=processes.may_report_error)
+    run(app, "python -m zoo.train")

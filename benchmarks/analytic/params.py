@@ -105,9 +105,7 @@ def _hub() -> dict[str, dict[str, Any]]:
 def claims(preset: str) -> tuple[int | None, int | None]:
     """Returns the (total, active) parameters that a name claims (None: no claim).
 
-    "qwen3-30b-a3b" claims 30 billion and 3 billion.
-
-    "mixtral-8x7b" claims eight times seven billion, though experts share everything but the feed-forward.
+    "qwen3-30b-a3b" claims 30 and 3 billion; "mixtral-8x7b" 56 billion, though experts share all but the feed-forward.
     """
     found = re.findall(r"(?<![a-z0-9.])(a?)(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", preset.lower())
     sizes = {prefix: round(int(times or 1) * float(size) * NAME_UNITS[unit]) for prefix, times, size, unit in found}

@@ -73,10 +73,8 @@ class Pass:
 
     def seconds(self, device: Device) -> float:
         """Returns the least time on this device. Sending adds to it, since the next block waits for what is sent."""
-        return self._computing(device) + self.sending(device)
-
-    def _computing(self, device: Device) -> float:
-        return max(self.flops / device.flops, (self.weight_bytes + self.kv_bytes) / device.bandwidth)
+        moving = (self.weight_bytes + self.kv_bytes) / device.bandwidth
+        return max(self.flops / device.flops, moving) + self.sending(device)
 
     def sending(self, device: Device) -> float:
         """Returns the seconds in which a card sends to the others; 0 where its link is unknown."""
@@ -113,12 +111,7 @@ def forward_pass(spec: Decoder, phase: str, context: int, config: InferenceConfi
 
 
 def _sent_bytes(spec: Decoder, config: InferenceConfig, tokens: int) -> float:
-    """Returns the bytes that one card sends in a pass of `tokens` tokens.
-
-    One position of each sequence passes through the head.
-
-    Activations have 16 bits where weights have 8.
-    """
+    """Returns the bytes that one card sends in a pass of `tokens` tokens, of which one per sequence enters the head."""
     itemsize, tp = config.form.activation_itemsize, config.tp
     sent = (each.sent(tokens, itemsize, tp) for each in spec.exchanges(spec.dim, tp))
     return sum(sent) + spec.head_exchange(tp).sent(config.batch, itemsize, tp)

@@ -1,6 +1,6 @@
-"""The verbs of `python -m benchmarks`: each file with a `command` is a verb, and holds the tables that it shows.
+"""The verbs of `python -m benchmarks`: each file is a verb, with its `command` and the tables that it shows.
 
-The folder is scanned, so a new file is a new verb. Without a verb the main job runs.
+The folder is scanned, so a new file is a new verb. `all` shows the tables of several. Without a verb the main job runs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,11 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from benchmarks.options import with_groups
+from benchmarks.analytic.models import one
+from benchmarks.analytic.params import cost_row
+from benchmarks.commands import costs, flops, kv, params
+from benchmarks.options import MEMORY, DeviceOptions, InferenceOptions, Memory, ModelOptions, with_groups
+from benchmarks.output.report import Report
 from zoo.catalog import names
 from zoo.errors import UsageError
 
@@ -33,9 +37,28 @@ python -m benchmarks throughput qwen3-0.6b -d 0 -d 4096
 
 
 def verbs() -> dict[str, Callable[..., None]]:
-    """Returns the `command` of each file of this folder that has one, by the file's name."""
-    files = {name: import_module(f"{__name__}.{name}") for name in sorted(info.name for info in iter_modules(__path__))}
-    return {name: file.command for name, file in files.items() if hasattr(file, "command")}
+    """Returns the function of each verb: `all`, and the `command` of each file of this folder, by the file's name."""
+    files = sorted(info.name for info in iter_modules(__path__))
+    return {"all": every_table} | {name: import_module(f"{__name__}.{name}").command for name in files}
+
+
+def every_table(
+    *,
+    inference: InferenceOptions,
+    peak: DeviceOptions,
+    memory: Memory = MEMORY,
+    models: ModelOptions,
+    report: Report,
+) -> None:
+    """Every static table: costs, params, kv and flops.
+
+    Each table uses the contexts of its verb; call a verb by itself to choose them.
+    """
+    chosen, device, against = models.chosen(), peak.device(), one(kv.AGAINST)
+    report.add(*costs.static_tables([*map(cost_row, chosen)]))
+    report.add(*params.tables(chosen))
+    report.add(*kv.tables(chosen, [kv.DEFAULT_CONTEXT], against, memory, inference))
+    report.add(*flops.tables(chosen, flops.DEFAULT_CONTEXT, inference, device))
 
 
 class Verbs(TyperGroup):

@@ -11,18 +11,8 @@ from benchmarks import options
 from benchmarks.analytic.models import NamedSpec, about, one, swapped
 from benchmarks.measure import blocks
 from benchmarks.measure import variants as attention_variants
-from benchmarks.measure.blocks import (
-    DECODE,
-    EXPERTS,
-    HEAD_DIM,
-    PREFILL,
-    QUERIES_PER_KEY,
-    WINDOW,
-    BlockConfig,
-    block_list,
-)
-from benchmarks.measure.devices import CPU
-from benchmarks.measure.environment import kernel_summary, recorded, used_kernels
+from benchmarks.measure.blocks import DECODE, EXPERTS, HEAD_DIM, PREFILL, QUERIES_PER_KEY, WINDOW
+from benchmarks.measure.environment import CPU, kernel_summary, recorded, used_kernels
 from benchmarks.measure.mla import ABSORBED, EXPANDED, LATENT, MLAVariants
 from benchmarks.measure.sparse import SPARSE, SparseVariants
 from benchmarks.measure.timing import Samples
@@ -77,7 +67,7 @@ def command(
         options.Strings,
         typer.Option(metavar="CHANGE", help="With --variants: change a block first: 'MLA(heads=16)'. Repeatable."),
     ] = None,
-    to: options.ReportOptions,
+    report: Report,
 ) -> None:
     """Each block alone at one width, measured on the CPU.
 
@@ -98,8 +88,13 @@ def command(
     if variants is None:
         if context and len(context) > 1:
             raise UsageError("--context is given once, or with --variants")
-        config = BlockConfig(dim or 1024, tokens or 512, context[0] if context else 4096, dtype, repeat or REPEAT, seed)
-        _measure_blocks(config, to.report())
+        config = blocks.BlockConfig(
+            dim or 1024, tokens or 512, context[0] if context else 4096, dtype, repeat or REPEAT, seed
+        )
+        listed, samples = blocks.block_list(config.dim), Samples()
+        blocks.require_block_memory(listed, config)
+        with recorded(report, CPU, lambda: tables(blocks.rows(listed, config, samples))):
+            blocks.run(listed, config, samples)
         return
     kind = COMPARISONS[variants]
     model = swapped(one(name or kind.MODEL), swap) if swap else one(name or kind.MODEL)
@@ -108,27 +103,10 @@ def command(
     comparison = of_model(kind, model, tiny, VariantsConfig(contexts, phases, dtype, repeat or VARIANTS_REPEAT, seed))
     comparison.require_weight_memory()
     measured = list[Row]()
-    with to.report() as report:
-        try:
-            with recorded(report, CPU):
-                attention_variants.run(comparison, measured)
-        finally:
-            rows = [{**about(model), "tiny": tiny, **row} for row in measured]
-            report.add(*(tables(rows) if rows else ()))
-    if failed := comparison.failures(rows):
+    with recorded(report, CPU, lambda: tables([{**about(model), "tiny": tiny, **row} for row in measured])):
+        attention_variants.run(comparison, measured)
+    if failed := comparison.failures(measured):
         raise CheckFailed("; ".join(failed))
-
-
-def _measure_blocks(config: BlockConfig, to: Report) -> None:
-    listed, samples = block_list(config.dim), Samples()
-    blocks.require_block_memory(listed, config)
-    with to as report:
-        try:
-            with recorded(report, CPU):
-                blocks.run(listed, config, samples)
-        finally:
-            rows = blocks.rows(listed, config, samples)
-            report.add(*(tables(rows) if rows else ()))
 
 
 def of_model(kind: type[Comparison], model: NamedSpec, tiny: bool, config: VariantsConfig) -> Comparison:
@@ -141,6 +119,8 @@ def of_model(kind: type[Comparison], model: NamedSpec, tiny: bool, config: Varia
 
 def tables(rows: Rows) -> Iterator[Table]:
     """Yields the tables of one measurement."""
+    if not rows:
+        return
     first = rows[0]
     if first["table"] == "blocks":
         yield _costs(f"Blocks at width {first['dim']:,}", rows)
@@ -176,11 +156,9 @@ def _costs(title: str, rows: Rows) -> Table:
         f"that sees {format_tokens(first['context'])}, itself included. 2 per multiply-add of matrix products; masked "
         "pairs are not counted.",
     ]
-
-    def sparse(row: Row) -> Row:
-        return {"active_params": None if row["active_params"] == row["params"] else row["active_params"]}
-
-    return Table(title, shown, legend, rows, sparse)
+    # In a block without experts, all parameters are active.
+    dense = {"active_params": None}
+    return Table(title, shown, legend, rows, lambda row: dense if row["active_params"] == row["params"] else {})
 
 
 def _times(title: str, rows: Rows) -> Table:
@@ -291,11 +269,7 @@ def _gain(title: str, rows: Rows) -> Table:
         f"to the largest; the bound is {first['bound']:.0e}.",
         *_method(first, ", taking turns, compiled;", [row["attention_seconds"] for row in rows]),
     ]
-
-    def ranges(row: Row) -> Row:
-        return {"range": min_max(row, "attention_s", MILLISECONDS)}
-
-    return Table(title, shown, legend, rows, ranges)
+    return Table(title, shown, legend, rows, lambda row: {"range": min_max(row, "attention_s", MILLISECONDS)})
 
 
 def _equal(rows: Rows) -> str:

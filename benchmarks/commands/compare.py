@@ -11,9 +11,9 @@ from benchmarks.analytic.kv import InferenceConfig, crossing_row
 from benchmarks.analytic.models import NamedSpec, one, swapped
 from benchmarks.analytic.roofline import Device
 from benchmarks.measure.benchmark_models import BenchmarkModel, Variant
-from benchmarks.measure.runners import EAGER, workloads
+from benchmarks.measure.runners import workloads
 from benchmarks.measure.throughput import measure_throughput, throughput_config
-from benchmarks.output.report import Row, Table, columns
+from benchmarks.output.report import Report, Row, Table, columns
 from benchmarks.output.show import describe_crossing, format_sequences, format_tokens
 from zoo.cli.tables import Column
 from zoo.errors import UsageError
@@ -35,7 +35,7 @@ def command(
     ] = False,
     tiny: options.Tiny = False,
     layers: options.Layers = None,
-    to: options.ReportOptions,
+    report: Report,
 ) -> None:
     """Two architectures: blocks and costs that differ.
 
@@ -44,14 +44,12 @@ def command(
     """
     device = peak.device()
     models = pair(names or [], changes.swap or [], changes.ignore_field or [])
-    with to.report() as report:
-        report.add(*tables(*models, context, inference, device))
-        if measure:
-            once = {model.label: model for model in models}
-            measured = [Variant(tiny, layers).of(BenchmarkModel(model)) for model in once.values()]
-            works = workloads(512, 128, [0], inference.batch)
-            throughput = throughput_config(works, inference.dtype(), tiny=tiny)
-            measure_throughput(report, measured, throughput, [EAGER])
+    report.add(*tables(*models, context, inference, device))
+    if measure:
+        once = {model.label: model for model in models}
+        measured = [Variant(tiny, layers).of(BenchmarkModel(model)) for model in once.values()]
+        works = workloads(512, 128, [0], inference.batch)
+        measure_throughput(report, measured, throughput_config(works, inference.dtype(), tiny=tiny))
 
 
 def pair(names: Sequence[str], swaps: Sequence[str], ignore_fields: Sequence[str]) -> tuple[NamedSpec, NamedSpec]:
@@ -78,11 +76,11 @@ def _structure(first: NamedSpec, second: NamedSpec) -> Table:
     rows = structure_rows(first, second)
     shown = [Column("words", "part", width=14), Column("sentence", second.label, width=62)]
     legend = [f"Compared with {first.label}." if rows else "Their structure is the same."]
-    return Table("How the structure differs", shown if rows else [], legend, rows, _part_in_words)
 
+    def in_words(row: Row) -> Row:
+        return {"words": field_in_words(row["part"])}
 
-def _part_in_words(row: Row) -> Row:
-    return {"words": field_in_words(row["part"])}
+    return Table("How the structure differs", shown if rows else [], legend, rows, in_words)
 
 
 def _differences(first: NamedSpec, second: NamedSpec) -> Table:

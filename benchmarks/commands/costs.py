@@ -3,13 +3,12 @@
 from typing import Annotated
 
 from benchmarks.analytic.params import FLOPS_CONTEXT, cost_row
-from benchmarks.measure import throughput
-from benchmarks.measure.environment import kernel_summary, recorded, used_kernels
-from benchmarks.measure.throughput import TINY_DECODE, TINY_PREFILL
+from benchmarks.measure.benchmark_models import BenchmarkModel, Variant
+from benchmarks.measure.environment import kernel_summary, used_kernels
+from benchmarks.measure.throughput import TINY_DECODE, TINY_PREFILL, measure_throughput, tiny_config
 from benchmarks.measure.throughput_rows import repetitions
-from benchmarks.measure.throughput_rows import rows as throughput_rows
-from benchmarks.options import ModelOptions, ReportOptions, Seed, flag
-from benchmarks.output.report import Row, Rows, Table, columns
+from benchmarks.options import ModelOptions, Seed, flag
+from benchmarks.output.report import Report, Row, Rows, Table, columns
 from benchmarks.output.show import format_tokens, measured_on, min_max, unit
 from zoo.units import format_count
 
@@ -19,7 +18,7 @@ def command(
     static: Annotated[bool, flag("Only what follows from the specs; build nothing.", "--static", "--no-run")] = False,
     seed: Seed = 0,
     models: ModelOptions,
-    to: ReportOptions,
+    report: Report,
 ) -> None:
     """The main job: all costs, then the speed of tiny models.
 
@@ -27,18 +26,11 @@ def command(
     Ctrl-C during the measurement prints the results so far. csv, json and jsonl hold all rows, each with the name of
     its table.
     """
-    chosen = models.chosen()
-    with to.report() as report:
-        report.add(*static_tables([cost_row(model) for model in chosen]))
-        if static:
-            return
-        results = throughput.prepare_tiny(models.representatives(), seed)
-        try:
-            with recorded(report, results.config.device):
-                throughput.run(results)
-        finally:  # after an interruption, too
-            if rows := throughput_rows(results):
-                report.add(tiny_throughput_table(rows))
+    report.add(*static_tables([cost_row(model) for model in models.chosen()]))
+    if static:
+        return
+    measured = [Variant(tiny=True).of(BenchmarkModel(model)) for model in models.representatives()]
+    measure_throughput(report, measured, tiny_config(seed), lambda rows, *_: [tiny_throughput_table(rows)])
 
 
 def static_tables(rows: Rows) -> tuple[Table, ...]:

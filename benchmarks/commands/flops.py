@@ -7,8 +7,8 @@ from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.models import NamedSpec
 from benchmarks.analytic.params import FFN_PARTS, ffn_cells
 from benchmarks.analytic.roofline import PHASES, Device, flop_row
-from benchmarks.options import Contexts, DeviceOptions, InferenceOptions, ModelOptions, ReportOptions
-from benchmarks.output.report import Row, Rows, Table, columns, columns_in_use, named
+from benchmarks.options import Contexts, DeviceOptions, InferenceOptions, ModelOptions
+from benchmarks.output.report import Report, Row, Rows, Table, columns, columns_in_use, named
 from benchmarks.output.show import format_tokens, on_each, three, three_in, unless_zero
 from zoo.units import format_count
 
@@ -21,16 +21,15 @@ def command(
     inference: InferenceOptions,
     peak: DeviceOptions,
     models: ModelOptions,
-    to: ReportOptions,
+    report: Report,
 ) -> None:
     """FLOPs by part, and ceilings on tokens per second.
 
     A ceiling is the roofline of a device, chosen by --device-spec or by --bandwidth and --flops.
     """
     chosen, device = inference.divisible(models.chosen()), peak.device()
-    with to.report() as report:
-        for tokens in context or [DEFAULT_CONTEXT]:
-            report.add(*tables(chosen, tokens, inference, device))
+    for tokens in context or [DEFAULT_CONTEXT]:
+        report.add(*tables(chosen, tokens, inference, device))
 
 
 def tables(models: Sequence[NamedSpec], context: int, config: InferenceConfig, device: Device) -> Iterator[Table]:

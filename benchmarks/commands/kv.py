@@ -8,8 +8,8 @@ import typer
 
 from benchmarks.analytic.kv import InferenceConfig, cache_row, crossing_row, fit_row
 from benchmarks.analytic.models import NamedSpec, one
-from benchmarks.options import MEMORY, Contexts, InferenceOptions, Memory, ModelOptions, ReportOptions
-from benchmarks.output.report import Row, Rows, Table, columns, columns_in_use, named
+from benchmarks.options import MEMORY, Contexts, InferenceOptions, Memory, ModelOptions
+from benchmarks.output.report import Report, Row, Rows, Table, columns, columns_in_use, named
 from benchmarks.output.show import format_decimal_bytes, format_sequences, format_tokens, on_each, smaller_at, unit
 
 DEFAULT_CONTEXT, AGAINST = 32 * 1024, "llama3.1-8b"
@@ -22,7 +22,7 @@ def command(
     memory: Memory = MEMORY,
     against: Annotated[str, typer.Option(metavar="NAME", help="Model that all others are compared with.")] = AGAINST,
     models: ModelOptions,
-    to: ReportOptions,
+    report: Report,
 ) -> None:
     """Cache bytes, contexts that fit, and crossings.
 
@@ -30,8 +30,7 @@ def command(
     crossing, the smaller of two models' caches changes.
     """
     chosen, other = inference.divisible(models.chosen()), one(against, models.ignore_field or [])
-    with to.report() as report:
-        report.add(*tables(chosen, context or [DEFAULT_CONTEXT], other, memory, inference))
+    report.add(*tables(chosen, context or [DEFAULT_CONTEXT], other, memory, inference))
 
 
 def tables(

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from benchmarks import options
@@ -20,8 +19,9 @@ from benchmarks.learning.runs import Outcome, Run, RunStore
 from benchmarks.learning.sweep import DEFAULT_RATES, parse_rates
 from benchmarks.learning.tables import tables
 from benchmarks.learning.workers import Workers, available_cores
-from benchmarks.measure.environment import recorded
+from benchmarks.measure.environment import CPU, recorded
 from benchmarks.output.progress import progress
+from benchmarks.output.report import Report
 from zoo.errors import CheckFailed, UsageError, require_package
 from zoo.new_files import write_file
 from zoo.training.text.data import read_text, standard_library
@@ -59,9 +59,7 @@ class ModelOptions:
     params: Annotated[int, options.count_option(help="Parameters of each small form: 200k, 2M. [200k]")] = 200_000
     match: Annotated[Match, typer.Option(help="Quantity that all small forms share.")] = Match.params
     context: Annotated[int, options.tokens_option(help="Training context.")] = 256
-    ignore_field: Annotated[
-        options.Strings, typer.Option(metavar="NAME", help="Field of a folder's config.json to ignore. Repeatable.")
-    ] = None
+    ignore_field: options.IgnoreField = None
 
     def entries(self, quick: bool) -> list[Entry]:
         """Returns the models in their small forms. Raises UsageError for swaps without names."""
@@ -147,7 +145,7 @@ class FileOptions:
         return token_file(self.runs, corpus, ByteTokenizer())
 
 
-def command(*, models: ModelOptions, training: TrainingOptions, files: FileOptions, to: options.ReportOptions) -> None:
+def command(*, models: ModelOptions, training: TrainingOptions, files: FileOptions, report: Report) -> None:
     """Learning of models at an equal budget, in small forms.
 
     Text (bits per byte) and synthetic tasks (accuracy): the same data in the same order, each model at its own learning
@@ -165,7 +163,7 @@ def command(*, models: ModelOptions, training: TrainingOptions, files: FileOptio
     tokens, jobs = files.tokens(), files.jobs or available_cores()
     check_text(tokens, config.context)
     results = Results(entries, config, tokens)
-    with to.report() as report, recorded(report, torch.device("cpu")):
+    with recorded(report, CPU):
         failed = make_runs(results, store, jobs)
         report.add(*tables(results))
         if files.curves is not None:

@@ -5,15 +5,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from benchmarks.measure import loading
-from benchmarks.measure.environment import kernel_summary, merged, recorded
+from benchmarks.measure.environment import CPU, kernel_summary, merged, recorded
 from benchmarks.measure.loading import PASS_TOKENS, Sample
 from benchmarks.measure.runners import BASELINE, ZOO
-from benchmarks.options import ReportOptions, flag
-from benchmarks.output.report import Row, Rows, Table, columns
+from benchmarks.options import flag
+from benchmarks.output.report import Report, Row, Rows, Table, columns
 from benchmarks.output.show import three, three_in, unit
 from weights.loading import open_source, resolve_dtype
 from zoo.units import format_bytes
@@ -27,31 +26,30 @@ def command(
     ] = "auto",
     repeat: Annotated[int, typer.Option(min=1, help="Counted loads of each loader.")] = 5,
     alone: Annotated[bool, flag("Only the zoo's loader, without transformers.", "--alone")] = False,
-    to: ReportOptions,
+    report: Report,
 ) -> None:
     """Seconds and memory of loading, next to transformers.
 
     Each load runs in a process of its own, the two loaders take turns, and the medians are shown. The first load of
     each loader does not count: it brings the files into memory.
     """
-    report, opened = to.report(), open_source(source)
+    opened = open_source(source)
     opened.spec()
     resolve_dtype(dtype, opened)  # errors of the source or the dtype come before anything runs
     beside = not alone and find_spec("transformers") is not None
     if not alone and not beside:
         print("without transformers beside it: pip install 'zoo-llm[parity]'", file=sys.stderr)
     found: dict[str, list[Sample]] = {}
-    try:
-        with recorded(report, torch.device("cpu")):
-            failed = loading.run(opened.path, dtype, [ZOO, BASELINE] if beside else [ZOO], repeat, found)
-        for loader, why in failed.items():
-            print(f"{loader} does not load it: {why}", file=sys.stderr)
-    finally:
-        if found:
-            machine = report.about["machine"]
-            machine["kernels"] = merged(sample.get("kernels", {}) for sample in found.get(ZOO, []))
-            report.add(table(loading.rows(opened.path, dtype, found), machine))
-            report.finish()
+
+    def measured() -> list[Table]:
+        machine = report.about["machine"]
+        machine["kernels"] = merged(sample.get("kernels", {}) for sample in found.get(ZOO, []))
+        return [table(loading.rows(opened.path, dtype, found), machine)] if found else []
+
+    with recorded(report, CPU, measured):
+        failed = loading.run(opened.path, dtype, [ZOO, BASELINE] if beside else [ZOO], repeat, found)
+    for loader, why in failed.items():
+        print(f"{loader} does not load it: {why}", file=sys.stderr)
 
 
 def table(rows: Rows, machine: Row) -> Table:

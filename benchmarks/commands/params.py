@@ -4,21 +4,19 @@ from collections.abc import Sequence
 
 from benchmarks.analytic.models import NamedSpec
 from benchmarks.analytic.params import ffn_cells, layer_rows, param_row
-from benchmarks.options import ModelOptions, ReportOptions
-from benchmarks.output.report import Row, Rows, Table, columns, columns_in_use, named
+from benchmarks.options import ModelOptions
+from benchmarks.output.report import Report, Row, Rows, Table, columns, columns_in_use, named
 from benchmarks.output.show import unless_zero
 from zoo.cli.tables import Column
 from zoo.units import format_count
 
 
-def command(*, models: ModelOptions, to: ReportOptions) -> None:
+def command(*, models: ModelOptions, report: Report) -> None:
     """Parameters by part, beside the Hub's total and the name.
 
     The parts add up to the total, and the lines below them add up to the Hub's total.
     """
-    chosen = models.chosen()
-    with to.report() as report:
-        report.add(*tables(chosen))
+    report.add(*tables(models.chosen()))
 
 
 def tables(models: Sequence[NamedSpec]) -> list[Table]:

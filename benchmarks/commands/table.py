@@ -9,8 +9,8 @@ import typer
 from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.models import NamedSpec, about
 from benchmarks.analytic.roofline import Device, forward_pass
-from benchmarks.options import DeviceOptions, InferenceOptions, ModelOptions, ReportOptions, flag, parse_tokens
-from benchmarks.output.report import Row, Table, columns, named
+from benchmarks.options import DeviceOptions, InferenceOptions, ModelOptions, flag, parse_tokens
+from benchmarks.output.report import Report, Row, Table, columns, named
 from benchmarks.output.show import format_sequences, format_tokens, on_each, three_in, unit
 from zoo.cli.runner import emit
 from zoo.cli.tables import Column, Format, render
@@ -135,7 +135,7 @@ def command(
     inference: InferenceOptions,
     device: DeviceOptions,
     models: ModelOptions,
-    to: ReportOptions,
+    report: Report,
 ) -> None:
     """One table with chosen columns, for a paper.
 
@@ -147,13 +147,11 @@ def command(
     chosen, on = parse_columns(columns), device.device()
     rows = [quantity_row(model, chosen, inference, on) for model in inference.divisible(models.chosen())]
     table = quantity_table(rows, chosen, inference, on, quiet)
-    report = to.report()
     if report.format is Format.csv:
         shown = [Column("model", "model"), *(Column(each.name, each.name) for each in chosen)]
-        emit(render([row | {"model": named(row)} | row["values"] for row in rows], shown, Format.csv), to.out)
+        emit(render([row | {"model": named(row)} | row["values"] for row in rows], shown, Format.csv), report.out)
         return
-    with report:
-        report.add(table)
+    report.add(table)
 
 
 def parse_columns(text: str) -> list[ChosenColumn]:

@@ -12,8 +12,7 @@ from benchmarks.measure.runners import Workload, workloads
 from benchmarks.measure.throughput import measure_throughput, throughput_config
 from benchmarks.measure.training import training_workloads
 from benchmarks.output.report import Report
-from zoo.cli.tables import Format
-from zoo.cli.tensor_parallel import ExpertParallel, TensorParallel, quiet_unless_first, tensor_parallel
+from zoo.cli.runner import ExpertParallel, TensorParallel, quiet_unless_first, tensor_parallel
 from zoo.core import processes
 from zoo.errors import UsageError
 from zoo.model.parallel import Ranks
@@ -22,10 +21,8 @@ from zoo.sharding import require_same_ranks
 PROMPT, GENERATE = 512, 128  # tokens
 TRAINING_CONTEXT, TRAINING_BATCH = 256, 8  # tokens of a sequence, and sequences
 
-Mode = StrEnum("Mode", ["eager", "compiled"])  # execution modes
-Peer = StrEnum(
-    "Peer", {"transformers": "transformers", "one_process": "one-process"}
-)  # the baseline beside the zoo's model
+Mode = StrEnum("Mode", ["eager", "compiled"])
+Peer = StrEnum("Peer", {"transformers": "transformers", "one_process": "one-process"})  # the baseline
 
 
 def command(
@@ -77,7 +74,7 @@ def command(
     tp: TensorParallel = 1,
     ep: ExpertParallel = 1,
     changes: options.SwapOptions,
-    to: options.ReportOptions,
+    report: Report,
 ) -> None:
     """Measured tokens per second, and their ceilings.
 
@@ -101,12 +98,16 @@ def command(
     _require_peer(tp, train, peer, peer_compiled)
     variant = Variant(tiny, layers, tuple(changes.swap or ()), released)
     models = benchmark_models(names or [], variant, changes.ignore_field or [])
+    beside = {
+        "modes": mode,
+        "baseline": peer is Peer.transformers or peer_compiled,
+        "baseline_compiled": peer_compiled,
+        "one_process": peer is Peer.one_process,
+    }
     with tensor_parallel(device, tp, "benchmarks throughput") as (place, group), quiet_unless_first():
-        ranks = Ranks(group, whole_experts=ep > 1)
-        config = throughput_config(works, dtype, str(place), threads, seed, repeat, tiny, ranks)
-        with to.report() if processes.rank() == 0 else Report(Format.table, None) as report:
-            beside = peer is Peer.transformers, peer_compiled, peer is Peer.one_process
-            measure_throughput(report, models, config, mode, *beside)
+        settings = {"seed": seed, "repetitions": repeat, "ranks": Ranks(group, whole_experts=ep > 1), **beside}
+        config = throughput_config(works, dtype, place, threads, tiny, **settings)
+        measure_throughput(report if processes.rank() == 0 else Report(), models, config)
 
 
 def _require_peer(tp: int, train: bool, peer: Peer | None, peer_compiled: bool) -> None:

@@ -1,35 +1,27 @@
-"""The charts in Vega-Lite; compiled to Vega for the page, which fills in rows and parameters; and as pictures."""
+"""The charts of costs and of measured speeds."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import altair as alt
-import vl_convert
 
-from benchmarks.gallery.chart_style import (
-    AXIS,
+from benchmarks.gallery.chart import (
     COUNT_LABEL,
     DECADES,
     HEIGHT,
     HUES,
     LEGEND,
-    LIGHT,
     ONE_TWO_FIVE,
-    OTHER,
-    PAGE,
     PART_COLOURS,
     WIDTH,
+    Chart,
+    Tables,
+    images,
     log_axis,
-    model_colours,
-    styled,
 )
 from zoo.cli.tables import Row
 
-Json = dict[str, Any]
-FORMATS = ("png", "svg")  # formats of a chart as a picture
 ROW, MEASURED_ROW = 22, 46  # pixels of a model's row
 RINGS = "rings"  # the parameter that shows the rings of crossings: 0 or 1
 MOST_RINGED = 8  # models whose crossings are marked in the chart
@@ -57,62 +49,15 @@ def model_colour(orient: str = "bottom") -> alt.Color:
     return alt.Color("model:N", sort=None).legend(**LEGEND | {"orient": orient}, symbolType="stroke")
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A chart of the rows of `tables`.
-
-    `by_model`: whether its colours distinguish models. `row`: the pixels of each model's row, in a chart of rows.
-    """
-
-    title: str
-    caption: str
-    tables: tuple[str, ...]
-    draw: Callable[[], alt.TopLevelMixin]
-    by_model: bool = True
-    row: int | None = None
-
-    def size(self) -> dict[str, int]:
-        """Returns the chart's height on the page, in pixels: of the plot or of each row, and of the axis below."""
-        return ({"row": self.row} if self.row else {"height": HEIGHT}) | {"axis": AXIS}
-
-
-@cache
-def javascript() -> str:
-    """Returns the Vega runtime, which draws compiled charts in a page."""
-    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    return bundle.replace("</script", "<\\/script")
-
-
-@cache
-def compiled(name: str) -> Json:
-    """Returns a chart compiled to Vega, with empty tables and the page's colours."""
-    spec: Json = vl_convert.vegalite_to_vega(styled(CHARTS[name].draw(), PAGE))
-    return spec
-
-
-def image(name: str, tables: Mapping[str, Sequence[Row]], params: Mapping[str, float], format: str) -> bytes:
-    """Returns a chart of the tables' rows as PNG (two pixels per point) or SVG, in light colours.
-
-    `params` sets the chart's parameters.
-    """
-    chart = CHARTS[name]
-    spec = styled(chart.draw(), LIGHT) | {"title": chart.title}
-    spec["datasets"] = {table: list(tables[table]) for table in chart.tables}
-    if "measured" in spec["datasets"]:  # rows of the most frequent workload
-        rows = spec["datasets"]["measured"]
-        workload, _ = Counter(row["workload"] for row in rows).most_common(1)[0]
-        spec["title"] = f"{chart.title}: {workload}"
-        spec["datasets"]["measured"] = [row for row in rows if row["workload"] == workload]
-    for param in spec.get("params", []):
-        param["value"] = params.get(param["name"], param["value"])
-        if param["name"] == RINGS:
-            param["value"] = int(len({row["model"] for row in tables[chart.tables[0]]}) <= MOST_RINGED)
-    spec = vl_convert.vegalite_to_vega(spec)
-    if chart.by_model:
-        models = list(dict.fromkeys(row["model"] for row in tables[chart.tables[0]]))
-        colour = next(scale for scale in spec["scales"] if scale["name"] == "color")
-        colour |= {"domain": models, "range": [model_colours().get(model, OTHER) for model in models]}
-    return vl_convert.vega_to_svg(spec).encode() if format == "svg" else vl_convert.vega_to_png(spec, scale=2)
+def pictures(tables: Tables, params: Mapping[str, float]) -> dict[str, bytes]:
+    """Returns {file name: image} of each chart with data: of the most frequent workload, and with rings if there are
+    few models. `params`: the parameters that the page sets."""
+    charts, models = dict(CHARTS), {row["model"] for row in tables["kv"]}
+    if measured := tables["measured"]:
+        workload, _ = Counter(row["workload"] for row in measured).most_common(1)[0]
+        tables = {**tables, "measured": [row for row in measured if row["workload"] == workload]}
+        charts["measured"] = replace(charts["measured"], title=f"{charts['measured'].title}: {workload}")
+    return images(charts, tables, {**params, RINGS: len(models) <= MOST_RINGED})
 
 
 def _sized(chart: alt.LayerChart, params: Mapping[str, float] = {}, rows: bool = False) -> alt.LayerChart:
@@ -137,7 +82,7 @@ def _lines(table: str, y: alt.Y, tip: alt.Tooltip, **calculated: str) -> alt.Lay
 KV_BYTES = "(datum.elements * itemsize + datum.float32_bytes) * batch"
 
 
-def _kv() -> alt.LayerChart:
+def _kv(_: Sequence[Row]) -> alt.LayerChart:
     y = log_axis(alt.Y("bytes:Q"), BYTE_TICKS, BYTES_LABEL, "bytes of cache", base=2)
     lines = _lines("kv", y, alt.Tooltip("GiB:Q", format=".4~r"), bytes=KV_BYTES, GiB=f"{KV_BYTES} / pow(2, 30)")
     rings = alt.Chart(alt.NamedData("crossings")).transform_calculate(bytes=KV_BYTES)
@@ -149,12 +94,12 @@ def _kv() -> alt.LayerChart:
     return _sized(alt.layer(lines, rings), {"batch": 1, "itemsize": 2, RINGS: 1})
 
 
-def _flops() -> alt.LayerChart:
+def _flops(_: Sequence[Row]) -> alt.LayerChart:
     y = log_axis(alt.Y("flops:Q"), ONE_TWO_FIVE, COUNT_LABEL, "FLOPs per token")
     return _sized(_lines("flops", y, alt.Tooltip("flops:Q", format=".4s")))
 
 
-def _params() -> alt.LayerChart:
+def _params(_: Sequence[Row]) -> alt.LayerChart:
     """Returns bars of the parts' shares, stacked in the order of PART_COLOURS."""
     parts = list(PART_COLOURS)
     base = alt.Chart(alt.NamedData("params")).transform_joinaggregate(total="sum(params)", groupby=["model"])
@@ -173,7 +118,7 @@ def _params() -> alt.LayerChart:
     return _sized(alt.layer(stacked, labels), rows=True)
 
 
-def _active() -> alt.LayerChart:
+def _active(_: Sequence[Row]) -> alt.LayerChart:
     tips = ["model:N", alt.Tooltip("params:Q", format=","), alt.Tooltip("active:Q", format=",")]
     x = log_axis(alt.X("active:Q"), DECADES, COUNT_LABEL, "parameters", grid=True, padding=12)
     base = alt.Chart(alt.NamedData("active")).encode(y=model_rows(), color=model_colour().legend(None))
@@ -205,7 +150,7 @@ def _pass_points(**channels: object) -> alt.Chart:
     return points.encode(shape=shape, tooltip=["model:N", "pass:N", *tips, bound], **channels)
 
 
-def _roofline() -> alt.LayerChart:
+def _roofline(_: Sequence[Row]) -> alt.LayerChart:
     x = log_axis(alt.X("intensity:Q"), DECADES, COUNT_LABEL, "FLOPs per byte", domain=[0.5, 20_000])
     y = log_axis(alt.Y("reached:Q"), DECADES, COUNT_LABEL, "FLOPs per second")
     roof = alt.Chart(alt.sequence(-1, 14.5, 0.1, as_="i")).mark_line(color="@faint", strokeWidth=1.5).encode(x, y)
@@ -214,7 +159,7 @@ def _roofline() -> alt.LayerChart:
     return _sized(alt.layer(roof, points), DEVICE_RATES)
 
 
-def _ceilings() -> alt.LayerChart:
+def _ceilings(_: Sequence[Row]) -> alt.LayerChart:
     x = log_axis(alt.X("tokens_per_s:Q"), DECADES, COUNT_LABEL, "tokens per second", grid=True, padding=12)
     colour = model_colour().legend(None)
     span = _passes().transform_aggregate(low="min(tokens_per_s)", high="max(tokens_per_s)", groupby=["model"])
@@ -222,7 +167,7 @@ def _ceilings() -> alt.LayerChart:
     return _sized(alt.layer(lines, _pass_points(x=x, y=model_rows(), color=colour)), DEVICE_RATES, rows=True)
 
 
-def _measured() -> alt.LayerChart:
+def _measured(_: Sequence[Row]) -> alt.LayerChart:
     """Returns the speeds of one workload: a row for each model, a colour for each implementation and mode."""
     colour = alt.Color("how:N", sort=None).scale(range=list(HUES)).legend(**LEGEND)
     base = alt.Chart(alt.NamedData("measured")).encode(y=model_rows(), yOffset=alt.YOffset("how:N", sort=None))

@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.weight_forms import WeightForm
 from zoo.blocks import Layer
-from zoo.costs import Breakdown, CacheSpec, Full, Reach, seen_tokens, sum_breakdowns
+from zoo.costs import Breakdown, CacheSpec, Full, seen_tokens, sum_breakdowns
 from zoo.errors import CheckFailed, SpecError
 from zoo.model.decoder import Decoder
-from zoo.registry import Block, Mixer
+from zoo.registry import Block, FlopGrowth, Mixer
 
 BATCHES = tuple(
     2**i for i in range(9)
@@ -218,10 +218,7 @@ def _branch_terms(branch: Block, cache: CacheSpec, dim: int) -> CostTerms:
 def _growth(branch: Block, part: str, dim: int) -> GrowingFlops:
     """Returns the growth of a part's FLOPs, from the first token and from two tokens that are one step apart."""
     mixer = next((each for each in branch.walk() if isinstance(each, Mixer)), None)
-    reach: Reach = Full()
-    start, every = 0, 1
-    if mixer:
-        reach, start, every = mixer.flop_reach(part), mixer.flop_start(part), mixer.flop_every(part)
+    reach, start, every = mixer.flop_growth(part) if mixer else FlopGrowth(Full())
     step = every * reach.stride
     fixed, first, second = (branch.flop_breakdown(dim, past, 1)[part] for past in (0, start, start + step))
     entry = first - fixed - (second - first) * ((start + 1) // every) if start else 0

@@ -22,10 +22,9 @@ from benchmarks.analytic.kv import InferenceConfig, crossing_row
 from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.analytic.roofline import device, devices
 from benchmarks.analytic.weight_forms import FOUR_BIT
-from benchmarks.gallery import blocks_page, chart_style, charts, cost_terms, learning_curves, swap_grid, timeline
+from benchmarks.gallery import blocks_page, chart, charts, cost_terms, learning_curves, swap_grid, timeline
 from benchmarks.gallery.blocks_page import STYLE_SHEET, without_style
 from benchmarks.gallery.chart_tables import tables
-from benchmarks.gallery.charts import FORMATS
 from benchmarks.gallery.cost_terms import BATCHES, Terms
 from benchmarks.gallery.learning_tables import learning_tables, section
 from benchmarks.gallery.overview import groups, overview, typical
@@ -68,16 +67,12 @@ def page(
     """
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True, keep_trailing_newline=True)
     machine = "Measured on {cpu}, {platform}, torch {torch}.".format_map(measured["machine"]) if measured else ""
+    shown = all_tables(models, measured, learned)
+    curves = learning_curves.drawable(shown)
     specs = {  # every chart in Vega, the tables it reads, whether its colours distinguish models, and its height
-        name: {"vega": charts.compiled(name), "tables": chart.tables, "by_model": chart.by_model} | chart.size()
-        for name, chart in charts.CHARTS.items()
+        name: {"vega": each.compiled(shown), "tables": each.tables, "by_model": each.by_model} | each.size(shown)
+        for name, each in {**charts.CHARTS, **curves}.items()
     }
-    learning = learning_tables(learned or [])
-    curves = learning_curves.drawable(learning)
-    for name, chart in curves.items():
-        vega = learning_curves.compiled(name, learning)
-        size = learning_curves.size(name, learning)
-        specs[name] = {"vega": vega, "tables": (chart.table,), "by_model": False} | size
     return environment.from_string(_read("page.html")).render(
         style=_read("style.css") + "".join(STYLE_SHEET.findall(svg(models[0].spec, models[0].name))),
         families=len(groups(models)),
@@ -96,11 +91,11 @@ def page(
         loader=_read("load.js"),
         packed=_packed(
             {
-                "data": data(models, measured, learning),
+                "data": data(models, shown),
                 "specs": specs,
                 "diagrams": {model.name: _drawings(model) for model in models},
                 "swaps": _swaps(models),
-                "vega": charts.javascript(),
+                "vega": chart.javascript(),
                 "script": "\n".join(_read(f"{name}.js") for name in SCRIPTS),
             }
         ),
@@ -129,10 +124,15 @@ def _index(values: Interned, value: Any) -> int:
     return values.setdefault(repr(value), (len(values), value))[0]
 
 
-def data(
-    models: Sequence[NamedSpec], measured: Mapping[str, Any] | None = None, learning: Mapping[str, list[Row]] = {}
-) -> Json:
-    """Returns the data that the page's scripts look up or add up. `learning`: the tables of `learning_tables`."""
+def all_tables(
+    models: Sequence[NamedSpec], measured: Mapping[str, Any] | None, learned: Sequence[Row] | None
+) -> dict[str, list[Row]]:
+    """Returns the tables of all charts, some of them without rows."""
+    return tables(models, measured["rows"] if measured else ()) | learning_tables(learned or [])
+
+
+def data(models: Sequence[NamedSpec], shown: Mapping[str, Sequence[Row]]) -> Json:
+    """Returns the data that the page's scripts look up or add up. `shown`: the tables of the charts."""
     terms: Interned = {}
     names = {model.name for model in models}
     return {
@@ -153,7 +153,7 @@ def data(
         "comparisons": _comparisons(models),
         "tables": {
             name: {"columns": list(rows[0]) if rows else [], "rows": [list(row.values()) for row in rows]}
-            for name, rows in {**tables(models, measured["rows"] if measured else ()), **learning}.items()
+            for name, rows in shown.items()
         },
     }
 
@@ -240,7 +240,7 @@ def _model(model: NamedSpec, terms: Interned) -> Json:
         "stored": stored(spec),
         "facts": timeline.facts(model),
         "code": f'spec = zoo.spec("{model.name}")' if model.size else from_config,
-        "colour": chart_style.model_colours().get(model.name, chart_style.OTHER),
+        "colour": chart.model_colours().get(model.name, chart.OTHER),
         "cards": {str(cards): on_cards(cards) for cards in CARDS if cards > 1},
         "outside": indexed(((1, cost_terms.outside_terms(spec)),)),
         "attention": grid(swap_grid.attention_grid(spec)),
@@ -291,23 +291,16 @@ def write_gallery(
     """
     progress("drawing and adding up")
     files = {folder / "index.html": page(models, measured, learned).encode()}
-    speeds = measured["rows"] if measured else ()
-    for name, rows in (tables(models, speeds) | learning_tables(learned or [])).items():
+    for name, rows in all_tables(models, measured, learned).items():
         if rows:
             text = render(rows, columns(**{key: key for key in rows[0]}), Format.csv)
             files[folder / "data" / f"{name}.csv"] = f"{text}\n".encode()
-    if images:
+    if images:  # of one size per architecture, with the page's defaults
         progress("drawing charts")
-        images_by_name = chart_images(models, speeds) | learning_curves.pictures(learned or [])
-        files |= {folder / "charts" / name: image for name, image in images_by_name.items()}
+        card, shown = device(DEVICE), all_tables(typical(models), measured, learned)
+        drawn = charts.pictures(shown, {"rate": card.flops, "bandwidth": card.bandwidth})
+        drawn |= chart.images(learning_curves.CHARTS, shown)
+        files |= {folder / "charts" / name: image for name, image in drawn.items()}
     for path, content in files.items():
         write_file(path, content)
     return list(files)
-
-
-def chart_images(models: Sequence[NamedSpec], speeds: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
-    """Returns {file name: image} of each chart with data, for one size per architecture and the page's defaults."""
-    card, data = device(DEVICE), tables(typical(models), speeds)
-    params = {"rate": card.flops, "bandwidth": card.bandwidth}
-    names = [name for name, chart in charts.CHARTS.items() if data[chart.tables[0]]]
-    return {f"{name}.{kind}": charts.image(name, data, params, kind) for name in names for kind in FORMATS}

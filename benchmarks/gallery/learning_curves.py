@@ -5,30 +5,25 @@ They are drawn from the rows of `python -m benchmarks learn`, as pictures or for
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import cycle
-from math import ceil
-from typing import Any
+from math import log
+from typing import Literal, NamedTuple
 
 import altair as alt
-import vl_convert
 
-from benchmarks.gallery.chart_style import (
-    AXIS,
+from benchmarks.gallery.chart import (
     COUNT_LABEL,
     DECADES,
     HEIGHT,
     HUES,
     LEGEND,
-    LIGHT,
-    PAGE,
     WIDTH,
+    Chart,
+    Tables,
+    images,
     log_axis,
-    styled,
 )
-from benchmarks.gallery.label_places import Place, label_places
 from benchmarks.gallery.learning_tables import learning_tables
 from benchmarks.learning.comparison import LENGTH
 from benchmarks.learning.rows import size_word
@@ -43,81 +38,35 @@ Y_TITLE = "bits per byte, held-out text"
 SIZE_TITLE = "size of the task"
 PANEL = 230  # pixels: the height of one of several panels
 NARROW = 480  # pixels; below this width, a page shows its legend instead of names in the chart
+PLOT_WIDTH, PLOT_HEIGHT = 560, 340  # pixels: the narrowest plot that shows names; their places are chosen for it
+LETTER, LINE, POINT = 6.6, 13, 7  # pixels: the width of a letter, the height of a line, half a point
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 
-@dataclass(frozen=True)
-class LearningChart:
-    """A chart of a table of `learning_tables`.
-
-    `wanted` selects its rows. `panels`: whether it has several panels, one above the other.
-    """
-
-    title: str
-    caption: str
-    table: str
-    wanted: Callable[[Row], bool]
-    draw: Callable[[Sequence[Row]], alt.TopLevelMixin]
-    panels: bool = False
-
-    def data(self, tables: Mapping[str, Sequence[Row]]) -> list[Row]:
-        """Returns the rows that the chart shows."""
-        return [row for row in tables[self.table] if self.wanted(row)]
-
-
-def drawable(tables: Mapping[str, Sequence[Row]]) -> dict[str, LearningChart]:
+def drawable(tables: Tables) -> dict[str, Chart]:
     """Returns the charts that have data, by name."""
-    return {name: chart for name, chart in CHARTS.items() if chart.data(tables)}
-
-
-def compiled(name: str, tables: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """Returns a chart compiled to Vega, with the page's colours and an empty table that the page fills."""
-    chart = CHARTS[name]
-    spec: dict[str, Any] = vl_convert.vegalite_to_vega(styled(chart.draw(chart.data(tables)), PAGE))
-    return spec
-
-
-def size(name: str, tables: Mapping[str, Sequence[Row]]) -> dict[str, int]:
-    """Returns the height of a chart on the page, without its legend, in pixels: of the plot, and of the axis below.
-
-    A chart with a panel for each task is drawn to find its height.
-    """
-    chart = CHARTS[name]
-    if not chart.panels:
-        return {"height": HEIGHT, "axis": AXIS}
-    spec = styled(chart.draw(chart.data(tables)), LIGHT) | {"datasets": {chart.table: tables[chart.table]}}
-    vega = vl_convert.vegalite_to_vega(spec) | {"legends": []}
-    height = re.search(r'height="([\d.]+)"', vl_convert.vega_to_svg(vega))
-    return {"height": ceil(float(height[1])) if height else HEIGHT, "axis": 0}
+    return {name: chart for name, chart in CHARTS.items() if chart.rows(tables)}
 
 
 def pictures(rows: Sequence[Row]) -> dict[str, bytes]:
-    """Returns {file name: image} of every chart that has data, in light colours: PNG (two pixels per point) and SVG."""
-    tables = learning_tables(rows)
-    images = dict[str, bytes]()
-    for name, chart in drawable(tables).items():
-        spec = styled(chart.draw(chart.data(tables)), LIGHT)
-        spec |= {"title": chart.title, "datasets": {chart.table: tables[chart.table]}, "background": LIGHT["paper"]}
-        vega = vl_convert.vegalite_to_vega(spec)
-        images |= {
-            f"{name}.png": vl_convert.vega_to_png(vega, scale=2),
-            f"{name}.svg": vl_convert.vega_to_svg(vega).encode(),
-        }
-    return images
+    """Returns {file name: image} of every chart that has data."""
+    return images(CHARTS, learning_tables(rows))
 
 
-def _colours(names: Sequence[str], field: str, legend: alt.Legend | None) -> alt.Color:
-    """Returns a colour channel with a hue for each name, in their order."""
+def _colours(data: Sequence[Row], legend: alt.Legend | None) -> alt.Color:
+    """Returns a colour channel with a hue for each model, in their order."""
+    names = list(dict.fromkeys(row["model"] for row in data))
     hues = [hue for _, hue in zip(names, cycle(HUES), strict=False)]
-    return alt.Color(f"{field}:N", sort=None, scale=alt.Scale(domain=list(names), range=hues), legend=legend)
+    return alt.Color("model:N", sort=None, scale=alt.Scale(domain=names, range=hues), legend=legend)
 
 
 def _base(table: str, data: Sequence[Row], x: alt.X, legend: alt.Legend | None, *tips: alt.Tooltip) -> alt.Chart:
     """Returns a chart of bits per byte by `x`, with a colour for each model."""
     y = alt.Y("bits_per_byte:Q").scale(zero=False, padding=12).title(Y_TITLE)
-    colour = _colours(list(dict.fromkeys(row["model"] for row in data)), "model", legend)
     shown = [alt.Tooltip("model:N"), alt.Tooltip("bits_per_byte:Q", format=".3f", title="bits per byte"), *tips]
     chart = alt.Chart(alt.NamedData(table)).transform_filter("isValid(datum.bits_per_byte)")
-    return chart.encode(x=x, y=y, color=colour, tooltip=shown)
+    return chart.encode(x=x, y=y, color=_colours(data, legend), tooltip=shown)
 
 
 def _curves(x: alt.X) -> Callable[[Sequence[Row]], alt.LayerChart]:
@@ -143,21 +92,11 @@ def _by_cache(data: Sequence[Row]) -> alt.LayerChart:
     intervals = base.transform_filter("isValid(datum.bits_per_byte_low)").mark_rule(strokeWidth=2)
     intervals = intervals.encode(y=alt.Y("bits_per_byte_low:Q"), y2="bits_per_byte_high:Q")
     points = base.mark_point(filled=True, size=90, opacity=1)
-    labels = [_labels(base, place, models) for place, models in _by_place(data, domain).items()]
+    names, bits = [row["model"] for row in data], [row["bits_per_byte"] for row in data]
+    places = label_places(names, sizes, bits, domain)
+    at = {place: [name for name, each in zip(names, places, strict=True) if each == place] for place in places}
+    labels = [_labels(base, *each) for each in at.items()]
     return alt.layer(intervals, points, *labels).properties(width=WIDTH, height=HEIGHT)
-
-
-def _by_place(data: Sequence[Row], domain: Sequence[float]) -> dict[Place, list[str]]:
-    places = label_places(
-        [row["model"] for row in data],
-        [row["kv_bytes_per_token"] for row in data],
-        [row["bits_per_byte"] for row in data],
-        domain,
-    )
-    by_place = dict[Place, list[str]]()
-    for row, place in zip(data, places, strict=True):
-        by_place.setdefault(place, []).append(row["model"])
-    return by_place
 
 
 def _labels(base: alt.Chart, place: Place, models: Sequence[str]) -> alt.Chart:
@@ -167,16 +106,63 @@ def _labels(base: alt.Chart, place: Place, models: Sequence[str]) -> alt.Chart:
     return chosen.mark_text(align=place.align, dx=place.dx, dy=place.dy, fontSize=size).encode(text="model:N")
 
 
+class Place(NamedTuple):
+    """The place of a name beside its point: to the right (align "left") or left, with an offset in pixels."""
+
+    align: Literal["left", "right"]
+    dx: int
+    dy: int
+
+
+PLACES = [place for dy in (0, -13, 13, -26, 26) for place in (Place("left", 10, dy), Place("right", -10, dy))]
+
+
+def label_places(names: Sequence[str], x: Sequence[float], y: Sequence[float], domain: Sequence[float]) -> list[Place]:
+    """Returns a place for the name of each point: the first of PLACES with the least overlap.
+
+    Overlap counts with other points, with names placed before, and with the edges. `x` is on a logarithmic scale that
+    shows `domain`, `y` on a linear one.
+    """
+    left, right = map(log, domain)
+    low, high = min(y), max(y)
+    across = [(log(value) - left) / (right - left) * PLOT_WIDTH for value in x]
+    down = [(high - value) / ((high - low) or 1) * PLOT_HEIGHT for value in y]
+    points = [(i - POINT, j - POINT, i + POINT, j + POINT) for i, j in zip(across, down, strict=True)]
+    taken, chosen = list[Box](), list[Place]()
+    for k, name in enumerate(names):
+        others = [*points[:k], *points[k + 1 :], *taken]
+        boxes = {place: _box(name, across[k], down[k], place) for place in PLACES}
+        best = min(PLACES, key=lambda place: _cost(boxes[place], others))
+        taken.append(boxes[best])
+        chosen.append(best)
+    return chosen
+
+
+def _box(name: str, x: float, y: float, place: Place) -> Box:
+    start = x + place.dx - (len(name) * LETTER if place.align == "right" else 0)
+    return start, y + place.dy - LINE / 2, start + len(name) * LETTER, y + place.dy + LINE / 2
+
+
+def _cost(box: Box, others: Sequence[Box]) -> float:
+    """Returns the square pixels of a box that overlap others, or exceed the left and right edges."""
+    left, top, right, bottom = box
+    shared = sum(
+        max(min(right, other[2]) - max(left, other[0]), 0) * max(min(bottom, other[3]) - max(top, other[1]), 0)
+        for other in others
+    )
+    return shared + (max(-left, 0) + max(right - PLOT_WIDTH, 0)) * LINE
+
+
 def _accuracy(data: Sequence[Row]) -> alt.TopLevelMixin:
     """Returns accuracy by the size of a task, such as the number of pairs in a recall.
 
     It has a line for each model and a panel for each task.
     """
-    names, sizes = (list(dict.fromkeys(row[key] for row in data)) for key in ("model", "size"))
-    tasks = {task: max(row["size"] for row in data if row["task"] == task) for task in dict.fromkeys(map(_task, data))}
-    colour = _colours(names, "model", alt.Legend(**LEGEND, symbolType="stroke"))
-    x = alt.X("size:Q").scale(type="log", base=2, domain=[min(sizes) / 1.1, max(sizes) * 1.1])
-    x = x.axis(values=sorted(sizes), format="d").title(SIZE_TITLE if len(tasks) > 1 else _size_title(_task(data[0])))
+    sizes, tasks = sorted({row["size"] for row in data}), list(dict.fromkeys(row["task"] for row in data))
+    colour = _colours(data, alt.Legend(**LEGEND, symbolType="stroke"))
+    known = len(tasks) == 1 and (tasks[0] in TASKS or tasks[0] == LENGTH)
+    x = alt.X("size:Q").scale(type="log", base=2, domain=[sizes[0] / 1.1, sizes[-1] * 1.1])
+    x = x.axis(values=sizes, format="d").title(size_word(tasks[0]) if known else SIZE_TITLE)
     y = alt.Y("mean:Q").scale(domain=[0, 1], clamp=True).axis(format=".0%").title("accuracy")
     tips = [alt.Tooltip(f"{name}:N") for name in ("model", "measure")]
     tips += [alt.Tooltip(f"{name}:Q", format=".1%") for name in ("mean", "low", "high", "chance")]
@@ -190,64 +176,49 @@ def _accuracy(data: Sequence[Row]) -> alt.TopLevelMixin:
     layers = alt.layer(bars, lines, chance).properties(width=WIDTH, height=HEIGHT if len(tasks) == 1 else PANEL)
     if len(tasks) == 1:
         return layers
-    header = alt.Row("task:N", sort=list(tasks)).header(
-        title=None, labelOrient="top", labelAnchor="start", labelPadding=2
-    )
+    header = alt.Row("task:N", sort=tasks).header(title=None, labelOrient="top", labelAnchor="start", labelPadding=2)
     return layers.facet(row=header, data=alt.NamedData("learning_accuracy"))
-
-
-def _size_title(task: str) -> str:
-    """Returns the unit of a task's sizes ("pairs" for recall), or a general title for an unknown task."""
-    return size_word(task) if task in TASKS or task == LENGTH else SIZE_TITLE
-
-
-def _task(row: Row) -> str:
-    name: str = row["task"]
-    return name
-
-
-def _has_bits(row: Row) -> bool:
-    return row["bits_per_byte"] is not None
 
 
 _BAND = "Means over the seeds; the band reaches from the lowest seed to the highest."
 CHARTS = {
-    "learning-by-cache": LearningChart(
+    "learning-by-cache": Chart(
         "Bits per byte by KV cache",
         "Lower is better. Bars: 95 % intervals over seeds. The cache is that of one sequence as long as the trained "
         "context, in bfloat16.",
-        "learning",
-        _has_bits,
+        ("learning",),
         _by_cache,
+        "bits_per_byte",
+        by_model=False,
     ),
-    "learning-by-tokens": LearningChart(
+    "learning-by-tokens": Chart(
         "Bits per byte by training tokens",
         _BAND,
-        "learning_curves",
-        _has_bits,
+        ("learning_curves",),
         _curves(log_axis(alt.X("tokens:Q"), TICKS, COUNT_LABEL, "training tokens (bytes)")),
+        by_model=False,
     ),
-    "learning-by-flops": LearningChart(
+    "learning-by-flops": Chart(
         "Bits per byte by training FLOPs",
         f"{_BAND} A training step takes three times the FLOPs of a forward pass.",
-        "learning_curves",
-        _has_bits,
+        ("learning_curves",),
         _curves(log_axis(alt.X("flops:Q"), TICKS, COUNT_LABEL, "training FLOPs")),
+        by_model=False,
     ),
-    "learning-by-seconds": LearningChart(
+    "learning-by-seconds": Chart(
         "Bits per byte by training time",
         f"{_BAND} Training steps alone, one thread.",
-        "learning_curves",
-        _has_bits,
+        ("learning_curves",),
         _curves(log_axis(alt.X("seconds:Q"), TICKS, SECONDS_LABEL, "seconds of training")),
+        by_model=False,
     ),
-    "learning-accuracy": LearningChart(
+    "learning-accuracy": Chart(
         "Accuracy by the size of a task",
         "Of a recall: the pairs among which it looks, and so its distance. Points: means over the seeds. Bars: 95 % "
         "intervals. Grey ticks: a guess.",
-        "learning_accuracy",
-        lambda row: True,
+        ("learning_accuracy",),
         _accuracy,
+        by_model=False,
         panels=True,
     ),
 }

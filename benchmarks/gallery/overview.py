@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.analytic.models import NamedSpec
 from zoo.architectures import families
-from zoo.blocks import GQA, MoE, NoPE
+from zoo.blocks import GQA, NoPE
 from zoo.catalog import best_known, title
 from zoo.diagram.canvas import Canvas, stretch, text_width, typeset
 from zoo.diagram.looks import draw_legend, draw_strip, look
@@ -131,13 +131,13 @@ def _is_recurrent(mixer: Mixer) -> bool:
 
 def _feed_forward(spec: Decoder) -> tuple[str, str]:
     """Returns the last layer's experts or activation (the kind of block if it has neither), and its norm placement."""
-    branch = next(layer.ffn for layer in reversed(spec.layers) if layer.ffn)
-    block = branch.block
-    mixture = next((part for part in block.walk() if isinstance(part, MoE)), None)
+    layer = next(layer for layer in reversed(spec.layers) if layer.ffn)
+    assert layer.ffn
+    block, formula = layer.ffn.block, layer.ffn.formula
     act = next((node.describe() for node in block.walk() if node.role == "act"), type(block).__name__)
-    if mixture:
-        return f"{mixture.router.k} of {mixture.experts} experts", f"{act}, {branch.formula}"
-    return act, branch.formula
+    if mixture := layer.mixture:
+        return f"{mixture.router.k} of {mixture.experts} experts", f"{act}, {formula}"
+    return act, formula
 
 
 def _describe(model: NamedSpec) -> str:

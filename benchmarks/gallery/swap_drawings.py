@@ -8,25 +8,35 @@ names, as all numbers of KV heads do.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import groupby
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.gallery.swap_grid import Choice, both, single_choices, swapped
 from zoo.blocks import Layer
 from zoo.blocks.layer import Placement
-from zoo.blocks.layer_scale import LayerScale
-from zoo.diagram import Fragment, Fragments
-from zoo.diagram.figure import STRIP, STRIP_ABOVE, STRIP_BELOW, folded
-from zoo.diagram.fragments import Shown
-from zoo.diagram.layout import NARROW
+from zoo.blocks.norms import LayerScale
+from zoo.diagram.blow_ups import LAYOUTS
+from zoo.diagram.canvas import Fragment
+from zoo.diagram.figure import (
+    STRIP,
+    STRIP_ABOVE,
+    STRIP_BELOW,
+    Shown,
+    after_layers,
+    before_layers,
+    branch_fragment,
+    folded,
+    fragments,
+)
 from zoo.diagram.looks import Look, look
+from zoo.diagram.rows import Rows
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import aspects, labels
 
-LAYOUT: Literal["narrow"] = "narrow"  # two diagrams stand side by side, or on a phone one above the other
+NARROW = LAYOUTS["narrow"]  # two diagrams stand side by side, or on a phone one above the other
 STRIP_PLACE = {  # place of the strip of layers, which the page draws: its box, its margins, the width of a drawing
     "page": NARROW.width,
     "left": NARROW.left,
@@ -38,6 +48,7 @@ STRIP_PLACE = {  # place of the strip of layers, which the page draws: its box, 
 SHOWN: tuple[Shown, ...] = ("here", "above", "below")
 
 Intern = Callable[[Fragment], int]  # a part -> its index among the parts that all drawings share
+Drawn = Callable[[Callable[[Rows], None]], list[int]]  # a function that draws parts -> their indices
 Json = dict[str, Any]
 Branches = Sequence[Placement | None]  # branches of all layers, in one role
 Cell = tuple[int | None, ...]  # for each layer the index of its branch, None if it has none
@@ -82,20 +93,24 @@ def swap_drawings(spec: Decoder, intern: Intern) -> Json:
     indices of frames, and the `runs` of layers are [number, index of a kind]. The `pattern` stands below the strip. A
     structure is None for an invalid model.
     """
-    choices, drawn = single_choices(spec), Fragments(spec, layout=LAYOUT)
+
+    def drawn(draw: Callable[[Rows], None]) -> list[int]:
+        return list(map(intern, fragments(spec, draw, "narrow")))
+
+    choices = single_choices(spec)
     attention = _Role(spec, "attn", _attention(spec, choices))
     feed_forward = _Role(spec, "ffn", _feed_forward(spec, choices))
-    structures = _Structures(spec, drawn, intern, attention, feed_forward)
+    structures = _Structures(spec, drawn, attention, feed_forward)
     table = [
         [_rows(structures.of(i, j), len(choices["positions"])) for j in range(len(feed_forward.groups))]
         for i in range(len(attention.groups))
     ]
     return {
-        "before": list(map(intern, drawn.before())),
-        "after": list(map(intern, drawn.after())),
-        "attention": attention.parts(drawn, intern),
-        "feed_forward": _rows(feed_forward.parts(drawn, intern), len(choices["k"])),
-        "rests": structures.rest_parts(),
+        "before": drawn(before_layers),
+        "after": drawn(after_layers),
+        "attention": attention.parts(intern),
+        "feed_forward": _rows(feed_forward.parts(intern), len(choices["k"])),
+        "rests": structures.rest_parts(intern),
         "frames": [frame._asdict() for frame in structures.frames],
         "structures": table,
     }
@@ -166,24 +181,25 @@ class _Role:
     """
 
     def __init__(self, spec: Decoder, name: str, variants: Sequence[_Variant | None]) -> None:
-        self.name = name
+        self.spec, self.name = spec, name
         found = dict[tuple[Any, ...], tuple[int, _Variant]]()  # the number of each group, and its first variant
         self.numbered = [
-            (found.setdefault(self._key(spec, each), (len(found), each))[0], each) if each else None
-            for each in variants
+            (found.setdefault(self._key(each), (len(found), each))[0], each) if each else None for each in variants
         ]
         self.groups = [first for _, first in found.values()]
         self.used: dict[tuple[int, int], set[Shown]] = defaultdict(set)
 
-    def _key(self, spec: Decoder, variant: _Variant) -> tuple[Any, ...]:
+    def _key(self, variant: _Variant) -> tuple[Any, ...]:
         alone = [Layer(**dict.fromkeys(("attn", "ffn")) | {self.name: branch}) for branch in variant.branches]
-        return variant.cells, tuple((aspects(layer), look(layer, spec)) for layer in alone)
+        return variant.cells, tuple((aspects(layer), look(layer, self.spec)) for layer in alone)
 
-    def parts(self, drawn: Fragments, intern: Intern) -> list[Json | None]:
+    def parts(self, intern: Intern) -> list[Json | None]:
         """Returns the group and the parts of the branches, for each variant."""
 
         def part(group: int, i: int, branch: Placement, shown: Shown) -> int | None:
-            return intern(drawn.branch(self.name, branch, shown)) if shown in self.used[group, i] else None
+            if shown not in self.used[group, i]:
+                return None
+            return intern(branch_fragment(self.spec, self.name, branch, shown, "narrow"))
 
         def parts(group: int, variant: _Variant) -> Json:
             made = [[part(group, i, each, how) for how in SHOWN] for i, each in enumerate(variant.branches)]
@@ -195,15 +211,15 @@ class _Role:
 class _Structures:
     """The equal layers of swapped models, and the contents of the frames of each kind."""
 
-    def __init__(self, spec: Decoder, drawn: Fragments, intern: Intern, attention: _Role, feed_forward: _Role) -> None:
-        self.spec, self.drawn, self.intern = spec, drawn, intern
+    def __init__(self, spec: Decoder, drawn: Drawn, attention: _Role, feed_forward: _Role) -> None:
+        self.spec, self.drawn = spec, drawn
         self.attention, self.feed_forward = attention, feed_forward
         self.rests = list(dict.fromkeys(map(_rest, spec.layers)))
         self.rest_of = [self.rests.index(_rest(layer)) for layer in spec.layers]
         self.frames = dict[Frame, int]()  # frame -> its number
         self.layer = cache(self._layer)
-        self.top = cache(lambda *frame: intern(drawn.top(*frame)))
-        self.pattern = cache(lambda *stated: intern(drawn.pattern(*stated)))
+        self.top = cache(lambda *frame: drawn(lambda rows: rows.top(*frame))[0])
+        self.pattern = cache(lambda *stated: drawn(lambda rows: rows.pattern(*stated))[0])
 
     def of(self, i: int, j: int) -> list[Json | None]:
         """Returns the structures of attention group i with feed-forward group j, by the cells of attention."""
@@ -254,15 +270,15 @@ class _Structures:
             output_scale=self.rests[rest].output_scale,
         )
 
-    def rest_parts(self) -> list[list[tuple[str, int]]]:
+    def rest_parts(self, intern: Intern) -> list[list[tuple[str, int]]]:
         """Returns the parts after the two branches, as [role, part]: the layer's own input, and the frame's bottom."""
-        return [
-            [
-                *([("inputs", self.intern(self.drawn.branch("inputs", rest.inputs)))] if rest.inputs else []),
-                ("end", self.intern(self.drawn.bottom(rest.output_scale))),
-            ]
-            for rest in self.rests
-        ]
+
+        def parts(inputs: Placement | None, output_scale: LayerScale | None) -> Iterator[tuple[str, int]]:
+            if inputs:
+                yield "inputs", intern(branch_fragment(self.spec, "inputs", inputs, layout="narrow"))
+            yield "end", self.drawn(lambda rows: rows.bottom(output_scale, 1))[0]
+
+        return [list(parts(*rest)) for rest in self.rests]
 
 
 def _rest(layer: Layer) -> Rest:

@@ -16,8 +16,8 @@ from benchmarks.learning.sweep import choose_rates
 from benchmarks.learning.training import BITS_PER_BYTE
 from benchmarks.learning.workers import one_thread
 from zoo.model.decoder import Decoder
-from zoo.training.batches import Batch
 from zoo.training.loop import Trainer, TrainingConfig
+from zoo.training.losses import Batch
 
 TIMED_STEPS = 2
 OVERHEAD = 1.2  # factor for evaluations, building, and processes that share the memory's bandwidth

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.training.batches import Batch
-from zoo.training.losses import IGNORED
+from zoo.training.losses import IGNORED, Batch
 
 VOCAB = 64
 RECALL_TOKENS = 64  # tokens of a sequence

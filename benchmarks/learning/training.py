@@ -14,15 +14,13 @@ import torch
 import zoo
 from benchmarks.learning.runs import TEXT, Outcome, Point, Run
 from benchmarks.learning.tasks import TASKS, Task
-from zoo.model.decoder import Decoder
-from zoo.training.batches import Batch
 from zoo.training.loop import DivergedError, Trainer, TrainingConfig, evaluate
-from zoo.training.losses import IGNORED
+from zoo.training.losses import IGNORED, Batch
+from zoo.training.run import training_flops_per_token
 from zoo.training.text.tokens import TokenFile, heldout_batches, training_batch
 
 BITS_PER_BYTE = "bits_per_byte"
 LENGTHS = (1, 2, 4)  # multiples of the training context
-BACKWARD = 2  # FLOPs of a backward pass, relative to a forward pass
 CURVE_POINTS, CURVE_TOKENS, FINAL_TOKENS, LENGTH_TOKENS = 6, 2**14, 2**16, 2**14
 
 
@@ -56,16 +54,11 @@ def config(run: Run) -> TrainingConfig:
     return TrainingConfig(run.steps, run.learning_rate, run.batch, run.context, schedule=schedule, seed=run.seed)
 
 
-def training_flops(spec: Decoder, context: int) -> float:
-    """Returns training FLOPs per token, the mean over a context: a forward pass, and twice that for the backward."""
-    return (1 + BACKWARD) * spec.flops(0, context) / context
-
-
 def _learn_text(run: Run, tokens: TokenFile) -> Outcome:
     trainer = Trainer(zoo.build(run.spec, seed=run.seed), config(run))
     marks = {round(run.steps * i / CURVE_POINTS) for i in range(1, CURVE_POINTS)} - {0, run.steps}
     curve, seconds, seen = list[Point](), 0.0, 0
-    per_token = training_flops(run.spec, run.context)
+    per_token = training_flops_per_token(run.spec, run.context)
     for step in range(run.steps):
         batch = training_batch(tokens, step, run.batch, run.context, run.seed)
         start = perf_counter()

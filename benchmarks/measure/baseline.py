@@ -1,7 +1,6 @@
 """The baseline: transformers' implementation of a model, with the same weights in memory, beside the zoo's.
 
-It is measured with its default attention and, on request, compiled with a static cache. Before that, its logits must
-equal the zoo's.
+It is measured with its default attention and, on request, compiled. Before that, its results must equal the zoo's.
 """
 
 import copy
@@ -15,7 +14,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure.benchmark_models import BenchmarkModel
-from benchmarks.measure.runners import BASELINE, COMPILED, TOLERANCE, Candidate, Runner, ThroughputConfig, inference
+from benchmarks.measure.runners import (
+    BASELINE,
+    COMPILED,
+    TOLERANCE,
+    Candidate,
+    Runner,
+    ThroughputConfig,
+    Workload,
+    inference,
+    random_tokens,
+)
 from weights.reference.model import causal_class, quiet, transformers
 from weights.saving import to_checkpoint
 from zoo.errors import CheckFailed
@@ -61,23 +70,54 @@ def _restored(cache: Any, kept: Any) -> Any:
     return cache
 
 
-def baseline_candidates(
-    benchmark_model: BenchmarkModel, model: Model, config: ThroughputConfig, with_compiled: bool
-) -> Iterator[Candidate]:
-    """Yields the baseline's candidates. If it does not run compiled, a line on stderr says why.
+def baseline_candidates(benchmark_model: BenchmarkModel, model: Model, config: ThroughputConfig) -> Iterator[Candidate]:
+    """Yields the baseline's candidates for inference, as `checked_candidates` does."""
+    tokens = random_tokens(Workload("prefill", CHECKED_TOKENS), model.spec.vocab, config.seed, config.device)
 
-    Raises CheckFailed unless the logits are equal, SpecError for a model that no config of transformers describes.
+    def runner_of(reference: Any, compiled: bool) -> BaselineRunner:
+        return BaselineRunner(reference, torch.compile(reference) if compiled else None)
+
+    def difference(runner: BaselineRunner) -> str | None:
+        with inference(config.threads):
+            if runner.compiled is None:
+                logits, expected = runner.model(input_ids=tokens, use_cache=False).logits, model(tokens)
+                return logits_difference(benchmark_model, logits, expected, config, "the zoo's")
+            logits, expected = (_decoded(each, config.device) for each in (runner, BaselineRunner(runner.model)))
+            return logits_difference(benchmark_model, logits, expected, config, "those of its eager mode")
+
+    return checked_candidates(benchmark_model, model, config, runner_of, difference)
+
+
+def checked_candidates(
+    benchmark_model: BenchmarkModel,
+    model: Model,
+    config: ThroughputConfig,
+    runner_of: Callable[[Any, bool], Any],
+    difference: Callable[[Any], str | None],
+) -> Iterator[Candidate]:
+    """Yields the baseline with its default attention and, if the config says so, compiled.
+
+    `runner_of` makes the runner of a model in transformers, compiled or not. `difference` describes how its results
+    differ from the zoo's; None: by no more than rounding. If the compiled form does not run, a line on stderr says why.
+    Raises CheckFailed if the default form differs, SpecError for a model that no config of transformers describes.
     """
     reference = build_baseline(model, config.device)
-    check_logits(benchmark_model, model, reference, config)
-    eager = BaselineRunner(reference)
-    yield Candidate(benchmark_model, BASELINE, reference.config._attn_implementation, eager)
-    if with_compiled:
-        compiled = BaselineRunner(reference, torch.compile(reference))
-        if problem := _problem(compiled, eager, config):
-            print(f"{BASELINE} does not run {benchmark_model.label} compiled: {problem}", file=sys.stderr)
-        else:
-            yield Candidate(benchmark_model, BASELINE, COMPILED, compiled)
+    runner = runner_of(reference, False)
+    if problem := difference(runner):
+        raise CheckFailed(f"{benchmark_model.label}: in {BASELINE}, {problem}; nothing was measured")
+    yield Candidate(benchmark_model, BASELINE, reference.config._attn_implementation, runner)
+    if not config.baseline_compiled:
+        return
+    try:
+        runner = runner_of(reference, True)
+        problem = difference(runner)
+    except Exception as error:  # any error of a compiler
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if problem:
+        does = "train" if config.trains else "run"
+        print(f"{BASELINE} does not {does} {benchmark_model.label} compiled: {problem}", file=sys.stderr)
+    else:
+        yield Candidate(benchmark_model, BASELINE, COMPILED, runner)
 
 
 def build_baseline(model: Model, device: torch.device) -> Any:
@@ -90,45 +130,23 @@ def build_baseline(model: Model, device: torch.device) -> Any:
     return reference.to(device).eval()
 
 
-def check_logits(benchmark_model: BenchmarkModel, model: Model, reference: Any, config: ThroughputConfig) -> None:
-    """Raises CheckFailed unless both compute the same logits, up to rounding."""
-    generator = torch.Generator().manual_seed(config.seed)
-    tokens = torch.randint(model.spec.vocab, (1, CHECKED_TOKENS), generator=generator).to(config.device)
-    with inference(config.threads):
-        expected, logits = model(tokens), reference(input_ids=tokens, use_cache=False).logits
-    require_equal_logits(benchmark_model, logits, expected, config, BASELINE, "the zoo's")
+def logits_difference(
+    benchmark_model: BenchmarkModel, logits: Tensor, expected: Tensor, config: ThroughputConfig, others: str
+) -> str | None:
+    """Describes the difference of logits from the expected ones, which are `others`; None if it may be rounding."""
+    difference = (logits - expected).abs().max().item()
+    bound = TOLERANCE[config.dtype] * expected.abs().max().item()
+    if difference <= bound or not comparable(benchmark_model, config):  # a NaN differs, too
+        return None
+    return f"the logits differ by {difference:.1e} from {others}, above {bound:.1e}"
 
 
-def require_equal_logits(
-    benchmark_model: BenchmarkModel, logits: Tensor, expected: Tensor, config: ThroughputConfig, whose: str, others: str
-) -> None:
-    """Raises CheckFailed unless logits are the expected ones, up to rounding.
+def comparable(benchmark_model: BenchmarkModel, config: ThroughputConfig) -> bool:
+    """Whether two implementations compute the same, up to rounding.
 
-    A mixture of experts in 16 bits is not checked: rounding may decide a near tie in a router, and the rest then
-    differs.
+    A mixture of experts in 16 bits does not: rounding may decide a near tie in a router, and the rest then differs.
     """
-    difference, bound = _difference(logits, expected, config.dtype)
-    judged = config.dtype.itemsize >= 4 or not any(layer.mixture for layer in benchmark_model.spec.layers)
-    if judged and not difference <= bound:  # a NaN fails, too
-        apart = f"differ by {difference:.1e} from {others}, above {bound:.1e}"
-        raise CheckFailed(f"{benchmark_model.label}: the logits of {whose} {apart}; nothing was measured")
-
-
-def _difference(logits: Tensor, expected: Tensor, dtype: torch.dtype) -> tuple[float, float]:
-    """Returns the largest difference, and a bound that rounding in this dtype does not exceed."""
-    bound = TOLERANCE[dtype] * expected.abs().max().item()
-    return (logits - expected).abs().max().item(), bound
-
-
-def _problem(runner: BaselineRunner, eager: BaselineRunner, config: ThroughputConfig) -> str | None:
-    """Returns, in a line, why the runner does not run or computes something else than `eager`; None if both agree."""
-    try:
-        with inference(config.threads):
-            logits, expected = (_decoded(each, config.device) for each in (runner, eager))
-    except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    difference, bound = _difference(logits, expected, config.dtype)
-    return None if difference <= bound else f"its logits differ by {difference:.1e}"
+    return config.dtype.itemsize >= 4 or not any(layer.mixture for layer in benchmark_model.spec.layers)
 
 
 def _decoded(runner: BaselineRunner, device: torch.device) -> Tensor:

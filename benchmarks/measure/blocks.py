@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure.devices import CPU, require_memory
+from benchmarks.measure.environment import CPU, require_memory
 from benchmarks.measure.timing import Samples, Task, measure
 from benchmarks.output.progress import progress
 from zoo.blocks import (
@@ -103,25 +103,27 @@ def _attention(dim: int) -> dict[str, Block]:
     indexer = Indexer(heads=16, head_dim=HEAD_DIM, k=WINDOW, norm=LayerNorm(1e-6))
     mha = GQA(heads=heads, kv_heads=heads, head_dim=HEAD_DIM, rope=rope)
     gqa = replace(mha, kv_heads=heads // QUERIES_PER_KEY)
-    ranks: dict[str, Any] = {"q_rank": 12 * HEAD_DIM, "kv_rank": 4 * HEAD_DIM}
     entries = EntryIndexer(heads=16, head_dim=HEAD_DIM, k=WINDOW // 4)
-    one_key: dict[str, Any] = {
-        "heads": heads,
-        "head_dim": 2 * HEAD_DIM,
-        "rope_dim": HEAD_DIM // 2,
-        "window": WINDOW // 4,
-    }
-    output: dict[str, Any] = {"groups": heads // 2, "o_rank": HEAD_DIM}
     compressed = CompressedAttention(
-        **one_key, **output, q_rank=12 * HEAD_DIM, norm=norm, q_norm=replace(norm, weight=False), rope=rope
+        heads=heads,
+        head_dim=2 * HEAD_DIM,
+        rope_dim=HEAD_DIM // 2,
+        window=WINDOW // 4,
+        groups=heads // 2,
+        o_rank=HEAD_DIM,
+        q_rank=12 * HEAD_DIM,
+        norm=norm,
+        q_norm=replace(norm, weight=False),
+        rope=rope,
     )
-    widths: dict[str, Any] = {"nope_dim": HEAD_DIM, "rope_dim": HEAD_DIM // 2, "v_dim": HEAD_DIM}
+    latent: dict[str, Any] = {"q_rank": 12 * HEAD_DIM, "kv_rank": 4 * HEAD_DIM, "norm": norm, "rope": rope}
+    latent |= {"nope_dim": HEAD_DIM, "rope_dim": HEAD_DIM // 2, "v_dim": HEAD_DIM}
     return {
         "MHA": mha,
         "GQA": gqa,
         "MQA": replace(mha, kv_heads=1),
         "SWA": replace(gqa, window=WINDOW),
-        "MLA": MLA(heads, **ranks, **widths, norm=norm, rope=rope),
+        "MLA": MLA(heads, **latent),
         "GQA, NoPE": replace(gqa, rope=NoPE()),
         "GQA, QK-norm": replace(gqa, qk_norm=norm),
         "GQA, sinks": replace(gqa, sinks=True),
@@ -130,7 +132,7 @@ def _attention(dim: int) -> dict[str, Block]:
         "chunked GQA": replace(gqa, chunk=WINDOW),
         "HCA": replace(compressed, compressor=Compressor(every=128)),
         "CSA": replace(compressed, compressor=Compressor(every=4, overlap=True, indexer=entries)),
-        "sparse MLA": SparseMLA(heads, **ranks, **widths, norm=norm, rope=rope, indexer=indexer),
+        "sparse MLA": SparseMLA(heads, **latent, indexer=indexer),
         "Gated DeltaNet": GatedDeltaNet(heads // 2, heads, HEAD_DIM, HEAD_DIM, CONV, norm),
         "KDA": KDA(heads, HEAD_DIM, CONV, replace(norm, scale_in_fp32=True)),
         "Mamba-2": Mamba2(2 * heads, HEAD_DIM, groups=1, state=2 * HEAD_DIM, conv=CONV, eps=1e-6),

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from benchmarks.analytic.roofline import Device
-from benchmarks.measure.timing import Agree, Clock, Samples, Task, each_for_itself, measure
+from benchmarks.measure.timing import Agree, Clock, Samples, Task, measure
 from benchmarks.output.report import Row
 from zoo.core.devices import free_memory
 from zoo.core.ops.linear import linear
@@ -20,14 +20,8 @@ from zoo.units import dtype_name
 BUFFER_BYTES = 2**30  # bytes that each kernel reads, if there is room
 MEMORY_PARTS = 4  # the buffer takes at most 1 / MEMORY_PARTS of the free memory
 MATRIX_WIDTH = 4096  # width of the buffer as a matrix in a matrix-vector product
-SIDES = (
-    512,
-    1024,
-    2048,
-    4096,
-    8192,
-)  # sides of square matrices; the largest side whose product stays below the limit is used
 MAX_PRODUCT_SECONDS = 0.1
+SIDES = (512, 1024, 2048, 4096, 8192)  # sides of square matrices: the largest product below that limit is used
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ class Kernel:
 
 
 def kernels(
-    device: torch.device, dtype: torch.dtype, clock: Clock, compiled: bool = False, agree: Agree = each_for_itself
+    device: torch.device, dtype: torch.dtype, clock: Clock, compiled: bool = False, agree: Agree = float
 ) -> list[Kernel]:
     """Returns all kernels, ready to run. The `compiled` kernel, the fastest reader, is for runs with compiled models.
 
@@ -76,9 +70,7 @@ def reading_kernels(device: torch.device, dtype: torch.dtype, compiled: bool = F
     return [Kernel("bandwidth", name, each, buffer.nbytes, run) for (name, each), run in runs.items()]
 
 
-def matmul_kernels(
-    device: torch.device, dtype: torch.dtype, clock: Clock, agree: Agree = each_for_itself
-) -> list[Kernel]:
+def matmul_kernels(device: torch.device, dtype: torch.dtype, clock: Clock, agree: Agree = float) -> list[Kernel]:
     """Returns two kernels for one square product, as large as MAX_PRODUCT_SECONDS allows."""
     for side in SIDES:
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))

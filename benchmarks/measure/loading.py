@@ -97,12 +97,10 @@ def rows(path: Path, dtype: str, samples: Samples) -> list[dict[str, Any]]:
 
 
 def poll_memory() -> Callable[[], dict[str, int]]:
-    """Polls this process's memory until the returned function is called.
+    """Polls this process's memory until the returned function is called, which returns the peaks.
 
-    That function returns the peaks, in bytes above the memory at the start.
-
-    Anonymous memory is the process's own. Resident memory also counts pages of mapped files. They are the system's
-    cache: it takes them back when it needs them.
+    Peaks are bytes above the memory at the start. Anonymous memory is the process's own. Resident memory also counts
+    pages of mapped files, which the system takes back when it needs them.
     """
     before, ended = _held_bytes(), threading.Event()
     peaks = list(before)

@@ -5,7 +5,7 @@ latent: latents are cached, and expanded to keys and values of all heads at each
 expanded: keys and values of all heads are cached. Each is expanded once, when its token arrives.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure.blocks import DECODE, block_context, time_columns
-from benchmarks.measure.devices import CPU
-from benchmarks.measure.variants import Comparison, Prepared, VariantsConfig
+from benchmarks.measure.environment import CPU
+from benchmarks.measure.variants import NOTHING, Comparison, Measured, Prepared, VariantsConfig, ratio
 from zoo.blocks.mla import MLA
 from zoo.cli.tables import Row
 from zoo.core.cache import Cache
@@ -112,7 +112,8 @@ class MLAVariants(Comparison):
     MODEL, FEATURE = "deepseek-v3", "MLA"
     CONTEXTS = (1024, 4096, 32_768)
     VARIANTS = (EXPANDED, LATENT, ABSORBED)
-    TIMED = DECODE
+    REFERENCE = EXPECTED = ABSORBED
+    CHECKED = (EXPANDED, LATENT)
 
     def __init__(self, spec: MLA, dim: int, config: VariantsConfig) -> None:
         super().__init__(spec, dim, config)
@@ -127,9 +128,9 @@ class MLAVariants(Comparison):
         """Returns the cache bytes of one layer and one sequence."""
         return context * self.specs[variant].cache_spec().elements() * self.config.dtype.itemsize
 
-    def row(self, variant: str, phase: str, context: int) -> Row:
-        """Returns the costs of one decoded token, with None in the measured columns."""
-        spec = self.specs[variant]
+    def row(self, variant: str, phase: str, context: int, seen: Measured = NOTHING) -> Row:
+        """Returns the costs of one decoded token, with its times."""
+        spec, times = self.specs[variant], time_columns(DECODE, seen.seconds)
         return {
             "table": "mla",
             "variant": variant,
@@ -141,28 +142,17 @@ class MLAVariants(Comparison):
             "elements_per_token": spec.cache_spec().elements(),
             "kv_bytes_per_token": self.kv_bytes(variant, 1),
             "kv_bytes": self.kv_bytes(variant, context),
-            "allocated_bytes": None,
+            "allocated_bytes": seen.found.get("allocated_bytes"),
             "flops": spec.flops(self.dim, context - 1, 1),
-            "difference": None,
+            "difference": seen.found.get("difference"),
             "bound": self.bound,
-            "too_large": None,
-            **time_columns(self.TIMED, []),
-            "against_absorbed": None,
+            "too_large": seen.found.get("too_large"),
+            **times,
+            "against_absorbed": ratio(times["decode_s"], seen.reference_s),
         }
 
-    def relate(self, rows: Sequence[Row]) -> None:
-        """Fills the times as multiples of absorbed's time."""
-        base = next((row["decode_s"] for row in rows if row["variant"] == ABSORBED), None)
-        for row in rows:
-            row["against_absorbed"] = row["decode_s"] / base if row["decode_s"] and base else None
-
     def prepare(self, module: nn.Module, phase: str, context: int) -> dict[str, Prepared]:
-        """Prepares the decoding of one token after `context` - 1 others.
-
-        Their latents are random, as for random activations.
-
-        Outputs are compared with absorbed's.
-        """
+        """Prepares the decoding of one token after `context` - 1 random latents. Compares outputs with absorbed's."""
         config, spec = self.config, self.spec
         refused = self.too_large(context, free_memory(CPU))
         generator = torch.Generator().manual_seed(config.seed)
@@ -197,16 +187,3 @@ class MLAVariants(Comparison):
             else:
                 held, scratch = held + kept, largest
         return refused
-
-    @staticmethod
-    def failures(rows: Sequence[Row]) -> list[str]:
-        """Returns a line for each allocation that differs from the formula, and each output from absorbed's."""
-        found = []
-        for row in rows:
-            where, allocated = f"{row['variant']} at {row['context']} tokens", row["allocated_bytes"]
-            if allocated not in (None, row["kv_bytes"]):
-                found.append(f"{where} allocated {allocated:,} bytes, the formula says {row['kv_bytes']:,}")
-            apart, bound = row["difference"], row["bound"]
-            if apart is not None and not apart <= bound:  # "not <=": a NaN is a failure
-                found.append(f"{where} differs from absorbed by {apart:.1e} of it, above {bound:.0e}")
-        return found

@@ -6,7 +6,6 @@ timed alone, in the same turns. With the reading of weights and cache they predi
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from statistics import median
 
@@ -14,12 +13,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.analytic.roofline import Device
-from benchmarks.measure.baseline import CHECKED_TOKENS, require_equal_logits
+from benchmarks.measure.baseline import CHECKED_TOKENS, logits_difference
 from benchmarks.measure.benchmark_models import BenchmarkModel
 from benchmarks.measure.runners import (
+    IDLE,
     Candidate,
     Key,
-    NullRunner,
     ThroughputConfig,
     Workload,
     inference,
@@ -32,7 +31,9 @@ from benchmarks.output.show import three_in
 from zoo.cli.tables import Column
 from zoo.core import processes
 from zoo.core.collectives import Group, exchanged_rows, gathered_columns, summed
+from zoo.errors import CheckFailed
 from zoo.model.decoder import Decoder
+from zoo.model.module import Model
 from zoo.sharding import Divide, Exchange
 
 PARTS = ("step_seconds", "read_seconds", "compute_seconds", "exchange_seconds", "of_predicted")  # columns of a row
@@ -54,23 +55,22 @@ def seconds_of_first(seconds: float) -> float:
     return processes.from_first(lambda: seconds)
 
 
-def whole_candidates(
-    model: BenchmarkModel, divided: Sequence[Candidate], config: ThroughputConfig, modes: Sequence[str]
-) -> list[Candidate]:
+def whole_candidates(model: BenchmarkModel, divided: Model, config: ThroughputConfig) -> list[Candidate]:
     """Returns the candidates of the whole model in the first process, while the others wait.
 
-    Raises CheckFailed unless its logits equal those of the last of the `divided` models.
+    Raises CheckFailed unless its logits equal those of the `divided` model.
     """
     tokens = random_tokens(Workload("prefill", CHECKED_TOKENS), model.spec.vocab, config.seed, config.device)
     with inference(config.threads):
-        logits = divided[-len(modes)].runner.model(tokens)
+        logits = divided(tokens)
     if processes.rank() > 0:
-        return [Candidate(model, ONE_PROCESS, mode, NullRunner()) for mode in modes]
+        return [Candidate(model, ONE_PROCESS, mode, IDLE) for mode in config.modes]
     whole = model.build(config.device, config.dtype, config.seed)
     with inference(config.threads):
         expected = whole(tokens)
-    require_equal_logits(model, logits, expected, config, f"{config.ranks.count} processes", "those of one process")
-    return [replace(each, implementation=ONE_PROCESS) for each in zoo_candidates(model, whole, modes)]
+    if problem := logits_difference(model, logits, expected, config, "those of one process"):
+        raise CheckFailed(f"{model.label}: in {config.ranks.count} processes, {problem}; nothing was measured")
+    return zoo_candidates(model, whole, config.modes, ONE_PROCESS)
 
 
 def exchange_key(label: str, work: Workload) -> Key:

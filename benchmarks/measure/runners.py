@@ -36,7 +36,7 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Runner:
-    """Passes of a model, a module, over a cache of its own kind."""
+    """Passes of a model over a cache of its own kind; these compute nothing and have no cache."""
 
     model: Any
 
@@ -62,11 +62,7 @@ class Runner:
         return sum(parameter.nbytes for parameter in self.model.parameters())
 
 
-class NullRunner(Runner):
-    """A model that computes nothing, without a cache: timing it gives the harness overhead."""
-
-    def __init__(self) -> None:
-        super().__init__(nn.Module())
+IDLE = Runner(nn.Module())  # timing it gives the harness overhead
 
 
 class ZooRunner(Runner):
@@ -177,8 +173,9 @@ def random_tokens(workload: Workload, vocab: int, seed: int, device: torch.devic
 class ThroughputConfig:
     """Settings that all candidates share.
 
-    `thorough`: also measure ceilings, GEMMs alone, memory, experts and overhead. `ranks`: the processes that divide
-    each model.
+    `modes`: execution modes of the zoo. `baseline`, `baseline_compiled`: transformers takes part, in these forms.
+    `one_process`: so does the whole model in one process, beside the `ranks` that divide each model. `thorough`: also
+    measure ceilings, GEMMs alone, memory, experts and overhead.
     """
 
     workloads: tuple[Workload, ...]
@@ -187,6 +184,10 @@ class ThroughputConfig:
     threads: int = 1
     seed: int = 0
     repetitions: int = 5
+    modes: Sequence[str] = (EAGER,)
+    baseline: bool = False
+    baseline_compiled: bool = False
+    one_process: bool = False
     thorough: bool = True
     ranks: Ranks = Ranks()
 
@@ -232,10 +233,12 @@ class Results:
         return self.warmups | self.samples
 
 
-def zoo_candidates(benchmark_model: BenchmarkModel, model: Model, modes: Iterable[str]) -> list[Candidate]:
+def zoo_candidates(
+    benchmark_model: BenchmarkModel, model: Model, modes: Iterable[str], implementation: str = ZOO
+) -> list[Candidate]:
     """Returns a candidate of the zoo for each mode. All of them share their weights."""
     modules = ((mode, model if mode == EAGER else compiled_twin(model)) for mode in modes)
-    return [Candidate(benchmark_model, ZOO, mode, ZooRunner(module)) for mode, module in modules]
+    return [Candidate(benchmark_model, implementation, mode, ZooRunner(module)) for mode, module in modules]
 
 
 def compiled_twin(model: Model) -> Model:

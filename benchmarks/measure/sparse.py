@@ -4,7 +4,6 @@ full: latent attention over every stored token, as in DeepSeek-V3. sparse: the i
 attention runs over the k best, which are gathered, as in DeepSeek-V3.2. Both have the same queries and cache.
 """
 
-from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any, cast
@@ -13,20 +12,19 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure.blocks import block_context, time_columns
-from benchmarks.measure.devices import CPU
-from benchmarks.measure.variants import Comparison, Prepared, VariantsConfig
+from benchmarks.measure.environment import CPU
+from benchmarks.measure.variants import NOTHING, Comparison, Measured, Prepared, VariantsConfig, ratio
 from zoo.blocks.mla import MLA
 from zoo.blocks.sparse_mla import SparseMLA
 from zoo.cli.tables import Row
+from zoo.core import inductor
 from zoo.core.cache import Cache
 from zoo.core.ops.attention import attention
-from zoo.core.ops.indexing import choose_keys, sees
+from zoo.core.ops.indexing import choose_keys, sees, sparse_attention
 from zoo.core.ops.latent_attention import sparse_latent_attention
 from zoo.core.ops.linear import per_head
-from zoo.core.ops.sparse_attention import sparse_attention
 from zoo.costs import linear_flops
 from zoo.errors import UsageError
-from zoo.model.compile import compile_function
 
 FULL, SPARSE = "full", "sparse"
 LONGEST = 2**24  # tokens: if sparse is not cheaper up to here, it never is
@@ -70,7 +68,8 @@ class SparseVariants(Comparison):
     MODEL, FEATURE = "deepseek-v3.2", "sparse attention"
     CONTEXTS = (8192, 32_768)
     VARIANTS = (FULL, SPARSE)
-    TIMED = "attention"
+    REFERENCE, EXPECTED = FULL, "attention under its mask"
+    CHECKED = (SPARSE,)
 
     def __init__(self, spec: SparseMLA, dim: int, config: VariantsConfig) -> None:
         super().__init__(spec, dim, config)
@@ -82,10 +81,12 @@ class SparseVariants(Comparison):
         """Whether the mixer is sparse attention with an indexer of its own."""
         return isinstance(mixer, SparseMLA) and not mixer.shares_choice
 
-    def row(self, variant: str, phase: str, context: int) -> Row:
-        """Returns the FLOPs of a pass, with None in the measured columns."""
-        spec, new = self.spec, self.config.new(phase, context)
+    def row(self, variant: str, phase: str, context: int, seen: Measured = NOTHING) -> Row:
+        """Returns the FLOPs of a pass, its times, the gain over full attention, and its share of the predicted gain."""
+        spec, new, times = self.spec, self.config.new(phase, context), time_columns("attention", seen.seconds)
         flops = attention_flops(spec, self.dim, context - new, new)
+        gain = ratio(seen.reference_s, times["attention_s"])
+        predicted = flops[FULL] / flops[SPARSE] if variant == SPARSE else None
         return {
             "table": "sparse",
             "phase": phase,
@@ -98,26 +99,18 @@ class SparseVariants(Comparison):
             "context": context,
             "flops": flops[variant],
             "crossover_tokens": crossover(spec, self.dim),
-            "difference": None,
+            "difference": seen.found.get("difference"),
             "bound": self.bound,
-            **time_columns(self.TIMED, []),
-            "gain": None,
-            "predicted_gain": flops[FULL] / flops[SPARSE] if variant == SPARSE else None,
-            "reached": None,
+            **times,
+            "gain": gain,
+            "predicted_gain": predicted,
+            "reached": ratio(gain, predicted),
         }
 
-    def relate(self, rows: Sequence[Row]) -> None:
-        """Fills the gain over full attention, and its share of the predicted gain."""
-        base = next((row["attention_s"] for row in rows if row["variant"] == FULL), None)
-        for row in rows:
-            gain, predicted = base / row["attention_s"] if base else None, row["predicted_gain"]
-            row |= {"gain": gain, "reached": gain / predicted if gain and predicted else None}
-
     def prepare(self, module: Any, phase: str, context: int) -> dict[str, Prepared]:
-        """Prepares attention of new tokens, the last of `context`.
+        """Prepares attention of new tokens, after random latents and index keys of the others, `context` in all.
 
-        Latents and index keys of the other tokens are random, as for random activations. Outputs of the last token are
-        compared.
+        Outputs of the last token are compared.
         """
         spec, config, new = self.spec, self.config, self.config.new(phase, context)
         generator = torch.Generator().manual_seed(config.seed)
@@ -150,20 +143,10 @@ class SparseVariants(Comparison):
             return sparse_attention(q[0], latent, chosen, mask, module.scale, spec.kv_rank)
 
         compiled = {
-            variant: compile_function(each, dynamic=False) for variant, each in ((FULL, full), (SPARSE, sparse))
+            variant: inductor.compiled(each, dynamic=False) for variant, each in ((FULL, full), (SPARSE, sparse))
         }
         last = sees(choose_keys(index, context - new)[:, -1:], context)[0, 0]
         expected = full(*(each[:, :, -1:] for each in parts), mask=last).float()
         output = compiled[SPARSE](*parts)[:, :, -1:].float()
         difference = float((output - expected).abs().max() / expected.abs().max())
         return {name: Prepared(partial(each, *parts), {"difference": difference}) for name, each in compiled.items()}
-
-    @staticmethod
-    def failures(rows: Sequence[Row]) -> list[str]:
-        """Returns a line for each sparse output that differs from attention under the mask of the chosen tokens."""
-        return [
-            f"sparse attention in {row['phase']} at {row['context']} tokens differs from attention under its mask by "
-            f"{row['difference']:.1e}, above {row['bound']:.0e}"
-            for row in rows
-            if row["variant"] == SPARSE and not row["difference"] <= row["bound"]  # "not <=": a NaN is a failure
-        ]

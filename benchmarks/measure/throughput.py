@@ -4,39 +4,28 @@ The machine's ceilings take turns with them. All timed runs, also before an inte
 """
 
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from math import ceil
+from typing import Any
 
 import torch
 
-from benchmarks.analytic.models import NamedSpec
 from benchmarks.measure import ceilings, parallel, runners
 from benchmarks.measure.baseline import baseline_candidates
-from benchmarks.measure.benchmark_models import BenchmarkModel, Variant, first_layers
-from benchmarks.measure.devices import clock, require_memory, start_memory_meter
-from benchmarks.measure.environment import recorded
+from benchmarks.measure.benchmark_models import BenchmarkModel, first_layers
+from benchmarks.measure.environment import CPU, clock, recorded, require_memory, start_memory_meter
 from benchmarks.measure.observed import gemm_task, observe
-from benchmarks.measure.runners import (
-    COMPILED,
-    EAGER,
-    ZOO,
-    Candidate,
-    Results,
-    ThroughputConfig,
-    Workload,
-    zoo_candidates,
-)
-from benchmarks.measure.throughput_rows import ceiling_rows, harness_key, rows, tables
+from benchmarks.measure.runners import COMPILED, EAGER, ZOO, Results, ThroughputConfig, Workload, zoo_candidates
+from benchmarks.measure.throughput_rows import ceiling_rows, harness_key, rows
+from benchmarks.measure.throughput_rows import tables as throughput_tables
 from benchmarks.measure.timing import Task, measure
 from benchmarks.measure.training import training_bytes, training_candidates
 from benchmarks.output.progress import progress
-from benchmarks.output.report import Report
+from benchmarks.output.report import Report, Row, Rows, Table
 from zoo.core import processes
-from zoo.core.devices import find_device
-from zoo.errors import UsageError, require_package
+from zoo.errors import require_package
 from zoo.model.decoder import Decoder
-from zoo.model.parallel import Ranks
 from zoo.units import dtype_name, format_count
 
 TINY_THREADS = 1  # with toy matrices a second thread would only wait, and the measurement would include it
@@ -46,67 +35,66 @@ TINY_PREFILL, TINY_DECODE = 256, 32  # tokens
 def throughput_config(
     works: tuple[Workload, ...],
     dtype: torch.dtype | None,
-    device: str = "cpu",
+    device: torch.device = CPU,
     threads: int | None = None,
-    seed: int = 0,
-    repetitions: int = 5,
     tiny: bool = False,
-    ranks: Ranks = Ranks(),
+    **settings: Any,
 ) -> ThroughputConfig:
-    """Returns the configuration for a command's options. `dtype` None: bfloat16 on a GPU, float32 elsewhere.
-
-    Raises UsageError for a dtype that no model computes in, NotAvailable for a device that this machine lacks.
-    """
-    place = find_device(device)
-    if dtype is not None and dtype.itemsize < 2:
-        raise UsageError(f"--dtype {dtype_name(dtype)}: no model here computes in it; choose bfloat16")
-    dtype = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
+    """Returns the config with these settings. `dtype` None: bfloat16 on a GPU, float32 elsewhere."""
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     threads = threads or (TINY_THREADS if tiny else torch.get_num_threads())
-    return ThroughputConfig(works, dtype, place, threads, seed, repetitions, ranks=ranks)
+    return ThroughputConfig(works, dtype, device, threads, **settings)
+
+
+def tiny_config(seed: int) -> ThroughputConfig:
+    """Returns the config of tiny models: prefill and decode in eager float32 on the CPU.
+
+    Toy widths need almost no arithmetic, so the times show the code's overhead per layer.
+    """
+    works = (Workload("prefill", TINY_PREFILL), Workload("decode", TINY_DECODE))
+    return ThroughputConfig(works, threads=TINY_THREADS, seed=seed, thorough=False)
 
 
 def measure_throughput(
     report: Report,
     models: Sequence[BenchmarkModel],
     config: ThroughputConfig,
-    modes: Sequence[str],
-    baseline: bool = False,
-    baseline_compiled: bool = False,
-    one_process: bool = False,
+    tables: Callable[[Rows, Rows, Row], Iterable[Table]] = throughput_tables,
 ) -> None:
-    """Builds and times all models, and adds the tables to the report.
+    """Builds and times all models, and adds to the report the `tables` of speeds, ceilings and machine.
 
-    With `baseline`, transformers takes part. With `one_process`, the whole model in one process does, beside the ranks
-    that divide it. Raises NotAvailable, before anything is built, if they do not fit into memory. Raises CheckFailed if
-    the logits of transformers, or of ranks and one process, differ; in training, if loss or gradient norm differ.
+    Raises NotAvailable, before anything is built, if the models do not fit into memory. Raises CheckFailed if the
+    logits of transformers, or of ranks and one process, differ; in training, if loss or gradient norm differ.
     """
-    baseline = baseline or baseline_compiled
-    if baseline:
+    if config.baseline:
         require_package("transformers", "parity")
-    require_model_memory(models, config, len(modes) + baseline + baseline_compiled, 1 + baseline, one_process)
+    require_model_memory(models, config)
     results = Results(config)
-    try:
-        with recorded(report, config.device):
-            with progress("building") as bar:
-                for model in models:
-                    bar.doing(f"building {model.label}")
-                    results.candidates += _candidates(model, config, modes, baseline, baseline_compiled)
-                    if one_process:
-                        results.candidates += parallel.whole_candidates(model, results.candidates, config, modes)
-            run(results)
-    finally:
-        if timed := rows(results):
-            report.add(*tables(timed, ceiling_rows(results), report.about["machine"]))
+
+    def measured() -> Iterable[Table]:
+        timed = rows(results)
+        return tables(timed, ceiling_rows(results), report.about["machine"]) if timed else ()
+
+    with recorded(report, config.device, measured):
+        build(models, results)
+        run(results)
 
 
-def _candidates(
-    model: BenchmarkModel, config: ThroughputConfig, modes: Sequence[str], baseline: bool, baseline_compiled: bool
-) -> list[Candidate]:
-    module = model.build(config.device, config.dtype, config.seed, config.ranks)
-    if config.trains:
-        return list(training_candidates(model, module, config, modes, baseline, baseline_compiled))
-    beside = baseline_candidates(model, module, config, baseline_compiled) if baseline else ()
-    return [*zoo_candidates(model, module, modes), *beside]
+def build(models: Sequence[BenchmarkModel], results: Results) -> None:
+    """Adds the candidates of the models to the results."""
+    config = results.config
+    with progress("building") as bar:
+        for model in models:
+            bar.doing(f"building {model.label}")
+            module = model.build(config.device, config.dtype, config.seed, config.ranks)
+            if config.trains:
+                results.candidates += training_candidates(model, module, config)
+                continue
+            results.candidates += zoo_candidates(model, module, config.modes)
+            if config.baseline:
+                results.candidates += baseline_candidates(model, module, config)
+            if config.one_process:
+                results.candidates += parallel.whole_candidates(model, module, config)
 
 
 def needed_bytes(spec: Decoder, dtype: torch.dtype, works: Sequence[Workload], modes: int, copies: int = 1) -> int:
@@ -125,19 +113,18 @@ def needed_bytes(spec: Decoder, dtype: torch.dtype, works: Sequence[Workload], m
     return copies * spec.params() * dtype.itemsize + modes * (caches + min(snapshots, caches)) + room
 
 
-def require_model_memory(
-    models: Sequence[BenchmarkModel], config: ThroughputConfig, modes: int, copies: int = 1, one_process: bool = False
-) -> None:
+def require_model_memory(models: Sequence[BenchmarkModel], config: ThroughputConfig) -> None:
     """Raises NotAvailable, with the options that would fit, unless all models fit together into the free memory.
 
     On the CPU, the shards of all ranks of this machine count.
     """
-    layers, half = max(len(model.spec.layers) for model in models), torch.bfloat16
+    layers, half = max((len(model.spec.layers) for model in models), default=0), torch.bfloat16
     here = processes.local_ranks() if config.device.type == "cpu" else 1
+    modes, copies = len(config.modes) + config.baseline + config.baseline_compiled, 1 + config.baseline
 
     def total(number: int, dtype: torch.dtype) -> int:
         specs = [first_layers(model.spec, number) for model in models]
-        held = [*([config.ranks.own(spec) for spec in specs] * here), *(specs if one_process else ())]
+        held = [*([config.ranks.own(spec) for spec in specs] * here), *(specs if config.one_process else ())]
         return sum(needed_bytes(spec, dtype, config.workloads, modes, copies) for spec in held)
 
     def advice(free: int) -> str:
@@ -165,7 +152,7 @@ def run(results: Results) -> None:
             results.kernels = ceilings.kernels(config.device, config.dtype, timer, compiles, parallel.seconds_of_first)
             for work in config.workloads:
                 tokens = runners.random_tokens(work, 1, config.seed, config.device)
-                beside.append(runners.task(harness_key(work), runners.NullRunner(), work, tokens))
+                beside.append(runners.task(harness_key(work), runners.IDLE, work, tokens))
             beside += [gemm_task(key, seen.gemms) for key, seen in results.observed.items() if seen.gemms]
             beside += [Task.ready(kernel.key, kernel.run) for kernel in results.kernels]
             if divided:
@@ -202,15 +189,3 @@ def _observe(results: Results, tasks: dict[runners.Key, Task]) -> None:
             if work.phase == "decode":
                 seen.gemms.clear()
             results.observed[key] = seen
-
-
-def prepare_tiny(entries: Sequence[NamedSpec], seed: int) -> Results:
-    """Builds the tiny form of each model, for prefill and decode in eager float32 on the CPU.
-
-    Toy widths need almost no arithmetic, so the times show the code's overhead per layer.
-    """
-    works = (Workload("prefill", TINY_PREFILL), Workload("decode", TINY_DECODE))
-    config = ThroughputConfig(works, threads=TINY_THREADS, seed=seed, thorough=False)
-    models = [Variant(tiny=True).of(BenchmarkModel(entry)) for entry in entries]
-    built = [(model, model.build(config.device, config.dtype, config.seed)) for model in models]
-    return Results(config, [each for model, module in built for each in zoo_candidates(model, module, [EAGER])])

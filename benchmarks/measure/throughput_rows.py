@@ -10,8 +10,7 @@ import torch
 from benchmarks.analytic.models import about
 from benchmarks.analytic.roofline import Device, Pass
 from benchmarks.measure import ceilings
-from benchmarks.measure.devices import last_cache
-from benchmarks.measure.environment import kernel_summary
+from benchmarks.measure.environment import kernel_summary, last_cache
 from benchmarks.measure.observed import Observed, gemm_key
 from benchmarks.measure.parallel import ONE_PROCESS, exchange_key, parts_of_a_step, steps
 from benchmarks.measure.runners import COMPILED, EAGER, ZOO, Candidate, Key, Results, Workload
@@ -38,6 +37,17 @@ TRAINING_LEGEND = (
     "train: one training step on so many sequences x tokens: forward, backward and AdamW (fused), all logits. Each "
     "row's model has weights of its own, from the same values. Tokens per second over all sequences."
 )
+PASS_LIMITS = (
+    "ceiling: tokens per second if only reading weights and cache once per pass, or the arithmetic, took time.",
+    "MBU, MFU: % of the read bandwidth and of the arithmetic rate below. GEMMs: % of the speed of GEMMs alone, the "
+    "pass's own products with weights, one after the other.",
+)
+TRAINING_LIMITS = (
+    "ceiling: tokens per second if only the arithmetic took time. Its FLOPs: three times those of a forward pass "
+    "with all logits (one forward, two backward), masked pairs not counted.",
+    "MFU: % of the arithmetic rate below.",
+)
+PASS_PEAK, TRAINING_PEAK = "cache and passes", "gradients, the optimiser's moments and activations"
 TEST_COLUMNS = (Column("model", "model", width=13), Column("test", "test", width=13), Column("by", "by", width=12))
 
 
@@ -46,25 +56,17 @@ def rows(results: Results) -> list[Row]:
     machine = ceilings.measured_device(ceiling_rows(results))
     pairs = [(candidate, work) for candidate in results.candidates for work in results.config.workloads]
     found = [_row(each, work, results, machine) for each, work in pairs if each.key(work) in results.timed]
-    baselines = {_baseline_key(row): row for row in found if _is_baseline(row)}
-    for row in found:
-        baseline = baselines.get(_baseline_key(row), row)
+    # Baselines are transformers with its defaults, and one process with the whole model in the same mode.
+    keys = [(row["model"], row["swap"], row["test"], row["mode"] if ranks(row) > 1 else None) for row in found]
+    baselines = {
+        key: row
+        for key, row in zip(keys, found, strict=True)
+        if row["implementation"] == ONE_PROCESS or (row["implementation"] != ZOO and row["mode"] != COMPILED)
+    }
+    for key, row in zip(keys, found, strict=True):
+        baseline = baselines.get(key, row)
         row["ratio"] = None if baseline is row else row["tokens_per_s"] / baseline["tokens_per_s"]
     return found
-
-
-def _is_baseline(row: Row) -> bool:
-    """Whether other rows are compared with this row.
-
-    Baselines are transformers with its defaults, and one process with the whole model, beside several that divide it.
-    """
-    who, how = row["implementation"], row["mode"]
-    return who == ONE_PROCESS or (who != ZOO and how != COMPILED)
-
-
-def _baseline_key(row: Row) -> tuple[object, ...]:
-    """Returns the key that a row shares with its baseline. A one-process baseline runs in the same mode."""
-    return (row["model"], row["swap"], row["test"], row["mode"] if ranks(row) > 1 else None)
 
 
 def ceiling_rows(results: Results) -> list[Row]:
@@ -210,7 +212,7 @@ def tables(rows: Rows, kernels: Rows, machine: Row) -> Iterator[Table]:
     yield speeds(rows, machine)
     if kernels:
         yield limits(rows, machine)
-        yield from steps(rows, TEST_COLUMNS, _by)
+        yield from steps(rows, TEST_COLUMNS, _cells)
         yield machine_ceilings(kernels)
 
 
@@ -223,6 +225,8 @@ def speeds(rows: Rows, machine: Row) -> Table:
         *columns(three, ratio="speedup"),
     ]
     first, weights = rows[0], ", ".join(dict.fromkeys(row["weights"] for row in rows))
+    several = f"one process with as many threads as each of the {ranks(first)}, in the same mode"
+    baseline = several if ranks(first) > 1 else "transformers as it runs by default"
     gpu = f"{machine['gpu']}, driver {machine['driver']}; " if machine["gpu"] else ""
     legend = [
         TRAINING_LEGEND
@@ -230,7 +234,7 @@ def speeds(rows: Rows, machine: Row) -> Table:
         else "pp: prefill, so many tokens of a prompt in one pass. tg: decode, so many tokens one at a time after "
         "the first. Tokens per second over all sequences.",
         *(["@ d: with so many tokens in the cache before."] if any(row["depth"] for row in rows) else []),
-        *([f"speedup: vs {_baseline(first)}."] if any(row["ratio"] for row in rows) else []),
+        *([f"speedup: vs {baseline}."] if any(row["ratio"] for row in rows) else []),
         *(["Tiny forms, at toy widths, measure the code's overhead."] if any(row["tiny"] for row in rows) else []),
         f"{repetitions(rows)}, models taking turns; {first['dtype']}, batch {first['batch']}, {first['device']}, "
         f"weights {weights}.",
@@ -238,13 +242,7 @@ def speeds(rows: Rows, machine: Row) -> Table:
         f"{gpu}torch {machine['torch']}, {machine['blas']}.",
         *([f"{summary}."] if (summary := kernel_summary(machine)) else []),
     ]
-    return Table("Tokens per second, as measured", shown, legend, rows, derive=_speed)
-
-
-def _baseline(row: Row) -> str:
-    if ranks(row) > 1:
-        return f"one process with as many threads as each of the {ranks(row)}, in the same mode"
-    return "transformers as it runs by default"
+    return Table("Tokens per second, as measured", shown, legend, rows, derive=_cells)
 
 
 def ranks(row: Row) -> int:
@@ -252,15 +250,14 @@ def ranks(row: Row) -> int:
     return int(row.get("ranks", 1))
 
 
-def _by(row: Row) -> Row:
-    return {"by": by(row)}
-
-
-def _speed(row: Row) -> Row:
+def _cells(row: Row) -> Row:
+    gemms = row["gemms_tokens_per_s"]
     return {
         "by": by(row),
         "spread": f"{row['tokens_per_s_std'] / row['tokens_per_s']:.0%}",
         "range": min_max(row, "tokens_per_s", format_count),
+        "gemms": gemms and row["tokens_per_s"] / gemms,
+        "signs": "".join(dict.fromkeys(SIGNS[mark] for mark in row["marks"])) or None,
     }
 
 
@@ -306,45 +303,19 @@ def limits(rows: Rows, machine: Row) -> Table:
     )
     used = {SIGNS[mark] for row in rows for mark in row["marks"]}
     legend = [
-        *(_training_limits(word) if trains(rows[0]) else _pass_limits(word)),
+        *(TRAINING_LIMITS if trains(rows[0]) else PASS_LIMITS),
+        f"{word}: weights, and the peak of {TRAINING_PEAK if trains(rows[0]) else PASS_PEAK} beside them.",
         *([f"Experts hit per pass, mean over the layers with experts: {'; '.join(experts)}."] if experts else []),
         f"Harness overhead: at most {largest['overhead'] or 0:.2%} of the time ({named(largest)} {largest['test']}), "
         "measured as the same loop around a model that computes nothing.",
         *(f"{sign}: {meaning}" for sign, meaning in MEANINGS.items() if sign in used),
         *([CACHE_UNKNOWN] if machine["last_cache_bytes"] is None and not trains(rows[0]) else []),
     ]
-    return Table("What this machine would have allowed", shown, legend, rows, derive=_limit)
-
-
-def _pass_limits(word: str) -> list[str]:
-    return [
-        "ceiling: tokens per second if only reading weights and cache once per pass, or the arithmetic, took time.",
-        "MBU, MFU: % of the read bandwidth and of the arithmetic rate below. GEMMs: % of the speed of GEMMs alone, the "
-        "pass's own products with weights, one after the other.",
-        f"{word}: weights, and the peak of cache and passes beside them.",
-    ]
-
-
-def _training_limits(word: str) -> list[str]:
-    return [
-        "ceiling: tokens per second if only the arithmetic took time. Its FLOPs: three times those of a forward pass "
-        "with all logits (one forward, two backward), masked pairs not counted.",
-        "MFU: % of the arithmetic rate below.",
-        f"{word}: weights, and the peak of gradients, the optimiser's moments and activations beside them.",
-    ]
+    return Table("What this machine would have allowed", shown, legend, rows, derive=_cells)
 
 
 def _percent(share: float) -> str:
     return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
-
-
-def _limit(row: Row) -> Row:
-    gemms = row["gemms_tokens_per_s"]
-    return {
-        "by": by(row),
-        "gemms": gemms and row["tokens_per_s"] / gemms,
-        "signs": "".join(dict.fromkeys(SIGNS[mark] for mark in row["marks"])) or None,
-    }
 
 
 def machine_ceilings(rows: Rows) -> Table:
@@ -357,9 +328,9 @@ def machine_ceilings(rows: Rows) -> Table:
         "GB/s and GFLOPS are 10^9 per second.",
         "Measured in each round, in turns with the models.",
     ]
-    return Table("Ceilings of this machine", shown, legend, rows, derive=_ceiling)
 
+    def cells(row: Row) -> Row:
+        word, show = "GB/s" if row["kind"] == "bandwidth" else "GFLOPS", three_in(1e9)
+        return {"shown": f"{show(row['median'])} {word}", "range": f"{show(row['min'])}-{show(row['max'])}"}
 
-def _ceiling(row: Row) -> Row:
-    word, show = "GB/s" if row["kind"] == "bandwidth" else "GFLOPS", three_in(1e9)
-    return {"shown": f"{show(row['median'])} {word}", "range": f"{show(row['min'])}-{show(row['max'])}"}
+    return Table("Ceilings of this machine", shown, legend, rows, derive=cells)

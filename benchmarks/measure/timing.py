@@ -12,7 +12,7 @@ from statistics import NormalDist, fmean, median, stdev
 from typing import NamedTuple, Self
 
 Clock = Callable[[], float]
-Agree = Callable[[float], float]  # measured seconds of a process -> the seconds that count, equal in all processes
+Agree = Callable[[float], float]  # measured seconds of a process -> the seconds that count (float: the same)
 Samples = dict[tuple[str, ...], list[float]]  # seconds of each run, by the task's name
 
 MEDIAN_SAMPLES = 3  # samples under each median of the warm-up
@@ -26,11 +26,6 @@ T_QUANTILES = (
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
-
-
-def each_for_itself(seconds: float) -> float:
-    """Returns the seconds that this process measured, unchanged."""
-    return seconds
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ def measure(
     repetitions: int = 5,
     max_warmups: int = MAX_WARMUP_ROUNDS,
     clock: Clock = time.perf_counter,
-    agree: Agree = each_for_itself,
+    agree: Agree = float,
     tick: Callable[[], object] = lambda: None,
     expect: Callable[[int], object] = lambda runs: None,
 ) -> None:
@@ -104,13 +99,7 @@ def settled(seconds: Sequence[float]) -> bool:
     return abs(now - before) <= MEDIAN_TOLERANCE * before
 
 
-def _round(
-    tasks: Sequence[Task],
-    samples: Samples,
-    clock: Clock,
-    agree: Agree,
-    tick: Callable[[], object],
-) -> None:
+def _round(tasks: Sequence[Task], samples: Samples, clock: Clock, agree: Agree, tick: Callable[[], object]) -> None:
     for task in tasks:
         run = task.prepare()
         start = clock()

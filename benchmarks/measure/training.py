@@ -5,20 +5,17 @@ one's loss and gradient norm on the measured tokens must equal the zoo's.
 """
 
 import copy
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.measure.baseline import build_baseline
+from benchmarks.measure.baseline import checked_candidates, comparable
 from benchmarks.measure.benchmark_models import BenchmarkModel
 from benchmarks.measure.runners import (
-    BASELINE,
     COMPILED,
     TOLERANCE,
     ZOO,
@@ -34,11 +31,8 @@ from zoo.model.decoder import Decoder
 from zoo.model.module import Model
 
 LEARNING_RATE = 1e-6  # so low that the routing to experts, on which the time depends, does not change
-NORM_TOLERANCE = {
-    torch.float32: 1e-4,
-    torch.bfloat16: 5e-2,
-    torch.float16: 5e-2,
-}  # relative tolerance of the gradient norm
+# Relative tolerance of the gradient norm.
+NORM_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 MOMENTS = 2  # AdamW's running means, each as large as the weights
 LOGITS_BYTES = 16  # bytes per logit: the logit, its float32 copy, its log-softmax and its gradient
 
@@ -98,84 +92,47 @@ def training_workloads(context: int, batch: int) -> tuple[Workload, ...]:
     return (Workload("train", context, batch=batch),)
 
 
-def training_candidates(
-    benchmark_model: BenchmarkModel,
-    model: Model,
-    config: ThroughputConfig,
-    modes: Sequence[str],
-    baseline: bool,
-    baseline_compiled: bool,
-) -> Iterator[Candidate]:
-    """Yields the zoo in each mode, then transformers. None of them holds the weights of `model` itself.
+def training_candidates(benchmark_model: BenchmarkModel, model: Model, config: ThroughputConfig) -> Iterator[Candidate]:
+    """Yields the zoo in each mode, then the baseline, as `checked_candidates` does.
 
-    If the compiled form of transformers does not run, a line on stderr says why. Raises CheckFailed if loss or gradient
-    norm differ, SpecError for a model that no config of transformers describes.
+    None of them holds the weights of `model` itself. Raises CheckFailed also if the zoo's compiled form differs.
     """
     (work,) = config.workloads
     tokens = random_tokens(work, model.spec.vocab, config.seed, config.device)
-    check = partial(_difference, benchmark_model, config, tokens, _gradients(_zoo_runner(model), tokens, config))
-    for mode in modes:
-        runner = _zoo_runner(copy.deepcopy(model), mode == COMPILED)
-        if mode == COMPILED and (problem := check(runner)):
+
+    def gradients(runner: TrainingRunner) -> Gradients:
+        with inference(config.threads):  # sets the number of threads
+            return runner.gradients(tokens)
+
+    expected = gradients(TrainingRunner.of(model, model))
+
+    def difference(runner: TrainingRunner) -> str | None:
+        found = gradients(runner)
+        for what, value, other, bound in (
+            ("the loss", found.loss, expected.loss, TOLERANCE[config.dtype]),
+            ("the norm of the gradients", found.norm, expected.norm, NORM_TOLERANCE[config.dtype]),
+        ):
+            if comparable(benchmark_model, config) and not abs(value - other) <= bound * abs(other):  # a NaN, too
+                return f"{what} is {value:.7g}, and {other:.7g} in the zoo's eager mode"
+        return None
+
+    for mode in config.modes:
+        own = copy.deepcopy(model)
+        if mode == COMPILED:
+            own.compile()
+        runner = TrainingRunner.of(own, own)
+        if mode == COMPILED and (problem := difference(runner)):
             raise CheckFailed(f"{benchmark_model.label}: compiled, {problem}; nothing was measured")
         yield Candidate(benchmark_model, ZOO, mode, runner)
-    if not baseline:
-        return
-    reference = build_baseline(model, config.device)
-    runner = _baseline_runner(copy.deepcopy(reference))
-    if problem := check(runner):
-        raise CheckFailed(f"{benchmark_model.label}: in {BASELINE}, {problem}; nothing was measured")
-    yield Candidate(benchmark_model, BASELINE, reference.config._attn_implementation, runner)
-    if baseline_compiled:
-        runner = _baseline_runner(copy.deepcopy(reference), compiled=True)
-        try:
-            problem = check(runner)
-        except Exception as error:  # any error of a compiler
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        if problem:
-            print(f"{BASELINE} does not train {benchmark_model.label} compiled: {problem}", file=sys.stderr)
-        else:
-            yield Candidate(benchmark_model, BASELINE, COMPILED, runner)
+    if config.baseline:
+        yield from checked_candidates(benchmark_model, model, config, baseline_runner, difference)
 
 
-def _zoo_runner(model: Model, compiled: bool = False) -> TrainingRunner:
-    if compiled:
-        model.compile()
-    return TrainingRunner.of(model, model)
-
-
-def _baseline_runner(reference: Any, compiled: bool = False) -> TrainingRunner:
-    call = torch.compile(reference) if compiled else reference
-    return TrainingRunner.of(reference, lambda tokens: call(input_ids=tokens, use_cache=False).logits)
-
-
-def _gradients(runner: TrainingRunner, tokens: Tensor, config: ThroughputConfig) -> Gradients:
-    with inference(config.threads):  # sets the number of threads
-        return runner.gradients(tokens)
-
-
-def _difference(
-    benchmark_model: BenchmarkModel,
-    config: ThroughputConfig,
-    tokens: Tensor,
-    expected: Gradients,
-    runner: TrainingRunner,
-) -> str | None:
-    """Describes the runner's loss or gradient norm if it differs from the `expected` by more than rounding, else None.
-
-    A mixture of experts in 16 bits is not checked: rounding may decide a near tie in a router, and the rest then
-    differs.
-    """
-    found = _gradients(runner, tokens, config)
-    if config.dtype.itemsize < 4 and any(layer.mixture for layer in benchmark_model.spec.layers):
-        return None
-    for what, value, other, bound in (
-        ("the loss", found.loss, expected.loss, TOLERANCE[config.dtype]),
-        ("the norm of the gradients", found.norm, expected.norm, NORM_TOLERANCE[config.dtype]),
-    ):
-        if not abs(value - other) <= bound * abs(other):  # a NaN fails, too
-            return f"{what} is {value:.7g}, and {other:.7g} in the zoo's eager mode"
-    return None
+def baseline_runner(reference: Any, compiled: bool) -> TrainingRunner:
+    """Returns the runner of a copy of a model of transformers."""
+    own = copy.deepcopy(reference)
+    call = torch.compile(own) if compiled else own
+    return TrainingRunner.of(own, lambda tokens: call(input_ids=tokens, use_cache=False).logits)
 
 
 def training_flops(spec: Decoder, work: Workload) -> int:

@@ -4,16 +4,17 @@ A `Comparison` finds the attention in a model, describes its variants and prepar
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from statistics import median
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
 
-from benchmarks.measure.blocks import DECODE, build_block, time_columns
-from benchmarks.measure.devices import CPU, require_memory
+from benchmarks.measure.blocks import DECODE, build_block
+from benchmarks.measure.environment import CPU, require_memory
 from benchmarks.measure.runners import TOLERANCE
 from benchmarks.measure.timing import Samples, Task, measure
 from benchmarks.output.progress import progress
@@ -47,6 +48,22 @@ class Prepared(NamedTuple):
     found: Row
 
 
+class Measured(NamedTuple):
+    """The columns of a variant's row that were `found` before it was timed, its times, and the reference's median."""
+
+    found: Row
+    seconds: Sequence[float]
+    reference_s: float | None
+
+
+NOTHING = Measured({}, (), None)
+
+
+def ratio(first: float | None, second: float | None) -> float | None:
+    """Returns first / second; None where one is missing."""
+    return first / second if first and second else None
+
+
 class Comparison(ABC):
     """The variants of an attention `spec` in a model of width `dim`."""
 
@@ -54,10 +71,14 @@ class Comparison(ABC):
     FEATURE: ClassVar[str]  # the name of the attention, for an error
     CONTEXTS: ClassVar[tuple[int, ...]]  # tokens
     VARIANTS: ClassVar[tuple[str, ...]]
-    TIMED: ClassVar[str]  # the first word of the time columns
+    REFERENCE: ClassVar[str]  # the variant whose time the others are compared with
+    CHECKED: ClassVar[tuple[str, ...]]  # variants whose `difference` from `EXPECTED` must be within the bound
+    EXPECTED: ClassVar[str]
 
     def __init__(self, spec: Any, dim: int, config: VariantsConfig) -> None:
         self.spec, self.dim, self.config = spec, dim, config
+        # The largest difference that counts as equal, as a share of the largest output.
+        self.bound = TOLERANCE[config.dtype]
 
     @staticmethod
     @abstractmethod
@@ -65,21 +86,25 @@ class Comparison(ABC):
         """Whether this comparison measures such a mixer."""
 
     @abstractmethod
-    def row(self, variant: str, phase: str, context: int) -> Row:
-        """Returns every column in its order, with None in the measured ones."""
-
-    @abstractmethod
     def prepare(self, module: nn.Module, phase: str, context: int) -> dict[str, Prepared]:
         """Returns the variants of `module`, which was built from the spec. Each has run once."""
 
     @abstractmethod
-    def relate(self, rows: Sequence[Row]) -> None:
-        """Fills the columns that compare the rows of one phase and context."""
+    def row(self, variant: str, phase: str, context: int, seen: Measured = NOTHING) -> Row:
+        """Returns the row of a variant."""
 
-    @staticmethod
-    @abstractmethod
-    def failures(rows: Sequence[Row]) -> list[str]:
-        """Returns a line for each measured fact that violates a requirement."""
+    @classmethod
+    def failures(cls, rows: Sequence[Row]) -> list[str]:
+        """Returns a line for each allocation that differs from the formula, and for each output above its bound."""
+        lines = []
+        for row in rows:
+            phase = f" in {row['phase']}" if "phase" in row else ""
+            where, apart = f"{row['variant']}{phase} at {row['context']} tokens", row["difference"]
+            if (allocated := row.get("allocated_bytes")) not in (None, row.get("kv_bytes")):
+                lines.append(f"{where} allocated {allocated:,} bytes, the formula says {row['kv_bytes']:,}")
+            if row["variant"] in cls.CHECKED and apart is not None and not apart <= row["bound"]:  # a NaN fails, too
+                lines.append(f"{where} differs from {cls.EXPECTED} by {apart:.1e} of it, above {row['bound']:.0e}")
+        return lines
 
     def require_weight_memory(self) -> None:
         """Raises NotAvailable if not even the weights fit into the free memory."""
@@ -89,21 +114,6 @@ class Comparison(ABC):
     def settings(self) -> Row:
         """Returns the columns with the conditions of the measurement."""
         return {"dtype": dtype_name(self.config.dtype), "threads": torch.get_num_threads()}
-
-    @property
-    def bound(self) -> float:
-        """The largest difference that counts as equal, as a share of the largest output."""
-        return TOLERANCE[self.config.dtype]
-
-    def rows(self, phase: str, context: int, found: Mapping[str, Row], samples: Samples) -> list[Row]:
-        """Returns one row for each variant that was timed or is too large."""
-        made = [
-            self.row(variant, phase, context) | found[variant] | time_columns(self.TIMED, samples.get((variant,), []))
-            for variant in self.VARIANTS
-            if (variant,) in samples or found.get(variant, {}).get("too_large")
-        ]
-        self.relate(made)
-        return made
 
 
 def run(comparison: Comparison, rows: list[Row]) -> None:
@@ -117,5 +127,10 @@ def run(comparison: Comparison, rows: list[Row]) -> None:
             try:
                 measure(tasks, samples, repetitions=config.repeat, tick=bar.tick, expect=bar.expect)
             finally:
-                found = {variant: each.found for variant, each in prepared.items()}
-                rows += comparison.rows(phase, context, found, samples)
+                reference = samples.get((comparison.REFERENCE,))
+                reference_s = median(reference) if reference else None
+                rows += [
+                    comparison.row(name, phase, context, Measured(each.found, times, reference_s))
+                    for name, each in prepared.items()
+                    if (times := samples.get((name,), [])) or not each.step
+                ]

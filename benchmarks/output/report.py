@@ -1,13 +1,13 @@
 """Tables with titles, columns and legends, and the report that writes them all in one format."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Self
 
-from zoo.cli.runner import emit
+from typer import Option
+
+from zoo.cli.runner import Debug, Json, Out, emit
 from zoo.cli.tables import Column, Format, render
 from zoo.cli.tables import Row as Row
 from zoo.errors import NotAvailable
@@ -89,26 +89,33 @@ def _swap_notes(rows: Rows) -> list[str]:
     return [f"*: after --swap {swap}." for swap in swaps] + ([f"Dropped: {'; '.join(dropped)}."] if dropped else [])
 
 
+@dataclass
 class Report:
-    """Tables in the order they are added.
+    """Tables in the order they are added; its other fields are the options of a command line.
 
     On stdout, tables for people appear one by one. In any other format, or in a file, all rows are written at the end
     as one document. csv, json and jsonl hold each row once, with the name of its `table`. As a context manager, the
-    report is finished when the block ends, also by an exception or Ctrl-C.
+    report is finished when the block ends, also by an exception or Ctrl-C; an empty one writes nothing.
     """
 
-    def __init__(self, format: Format, out: Path | None) -> None:
-        if out is not None and not out.absolute().parent.is_dir():
-            raise NotAvailable(f"cannot write {out}: there is no folder {out.parent}")
-        self.format, self.out = format, out
-        self.tables: list[Table] = []
-        self.about: Row = {}
+    format: Annotated[Format, Option(help="Format of the rows.")] = Format.table
+    json: Json = False
+    out: Out = None
+    debug: Debug = False
+    tables: list[Table] = field(init=False, default_factory=list)
+    about: Row = field(init=False, default_factory=dict)
 
-    def __enter__(self) -> Report:
+    def __post_init__(self) -> None:
+        self.format = Format.json if self.json else self.format
+        if self.out is not None and not self.out.absolute().parent.is_dir():
+            raise NotAvailable(f"cannot write {self.out}: there is no folder {self.out.parent}")
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.finish()
+        if self.tables or self.about:
+            self.finish()
 
     @property
     def for_people(self) -> bool:
@@ -129,10 +136,9 @@ class Report:
 
     def finish(self) -> None:
         """Writes everything that has not been written yet."""
-        if self.for_people:
-            if self.out is not None:
-                emit("\n\n".join(table.text(self.format) for table in self.tables), self.out)
-            return
-        rows = self.rows
-        keys = dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, list))
-        emit(render(rows, [Column(key, key) for key in keys], self.format, self.about), self.out)  # csv has no lists
+        if not self.for_people:
+            rows = self.rows
+            keys = dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, list))
+            emit(render(rows, [Column(key, key) for key in keys], self.format, self.about), self.out)  # csv: no lists
+        elif self.out is not None:
+            emit("\n\n".join(table.text(self.format) for table in self.tables), self.out)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.measure import throughput
 from benchmarks.measure.benchmark_models import BenchmarkModel
-from benchmarks.measure.runners import EAGER, ZOO, Candidate, NullRunner, Results
+from benchmarks.measure.runners import EAGER, IDLE, ZOO, Candidate, Results
+from benchmarks.measure.throughput import tiny_config
 from benchmarks.measure.throughput_rows import rows
 
 MACHINE = {
@@ -36,8 +36,8 @@ class Ticking(Clock):
 
 def fake_rows(models: Sequence[BenchmarkModel], seconds: Sequence[float] = (0.9, 0.001, 1e-4)) -> list[dict[str, Any]]:
     """The rows of the main command if every run had taken these seconds."""
-    candidates = [Candidate(model, ZOO, EAGER, NullRunner()) for model in models]
-    results = Results(throughput.prepare_tiny([], 0).config, candidates)
+    candidates = [Candidate(model, ZOO, EAGER, IDLE) for model in models]
+    results = Results(tiny_config(0), candidates)
     for candidate in candidates:
         for work in results.config.workloads:
             results.samples[candidate.key(work)] = list(seconds)

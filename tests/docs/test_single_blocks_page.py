@@ -12,9 +12,9 @@ from benchmarks.measure.mla import MLAVariants
 from benchmarks.measure.sparse import SparseVariants
 from benchmarks.measure.variants import Comparison, VariantsConfig
 from benchmarks.output.documents import kept, read
-from docs.tools.single_blocks import FOLDER, section
+from docs.tools.pages import BLOCKS, block_section
 
-DOCUMENTS = {name: read(file) for name, file in kept(FOLDER).items()}
+DOCUMENTS = {name: read(file) for name, file in kept(BLOCKS).items()}
 TIMES = ("_s", "_s_min", "_s_max", "_seconds")
 MEASURED = ("threads", "difference", "against_absorbed", "allocated_bytes", "gain", "reached")
 
@@ -48,6 +48,6 @@ def test_all_but_the_times_is_todays() -> None:
 
 def test_a_section_names_the_machine_of_its_samples_and_not_this_one() -> None:
     for name, document in DOCUMENTS.items():
-        text = section(name, document | {"machine": document["machine"] | {"cpu": "A processor"}})
+        text = block_section(name, document | {"machine": document["machine"] | {"cpu": "A processor"}})
         assert text.count("A processor") == 1
         assert "kernels" not in text

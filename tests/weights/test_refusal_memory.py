@@ -13,8 +13,8 @@ import pytest
 
 from tests.presets import split
 from tests.weights.checkpoints import read, write, write_index
-from weights.formats.gguf_reader import MAX_ENTRIES, MAX_FIELDS, MAX_TENSORS
-from weights.formats.json_limits import CONFIG_LIMIT, HEADER_LIMIT, INDEX_LIMIT
+from weights.formats.gguf_file import MAX_ENTRIES, MAX_FIELDS, MAX_TENSORS
+from weights.formats.untrusted import CONFIG_LIMIT, HEADER_LIMIT, INDEX_LIMIT
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc"),

@@ -18,7 +18,7 @@ from benchmarks.gallery.files import STATIC
 from tests.exact import assert_equal, differs
 from tests.models import has_compiler, randomised, tokens_of
 from zoo import GLU, GQA, Decoder, Layer, RMSNorm, RoPE, pre
-from zoo.core.cache import Cache, prepare_forward_at
+from zoo.core.cache import Cache, prepare_forward
 from zoo.core.forward_context import ReachMask, visible
 from zoo.core.ops.attention import attention
 from zoo.costs import Full, Reach, Window, reach_of
@@ -103,7 +103,7 @@ def test_one_pass_equals_chunks_and_single_tokens(size: int | None, sinks: bool)
     static = Cache(model.new_cache(2, LENGTH).cache_specs, 2, LENGTH, torch.float64, torch.device("cpu"), static=True)
     model(tokens[:, :5], static)
     for i in range(5, LENGTH):
-        ctx = prepare_forward_at(torch.tensor([i]), i, model._tables, static.layers, torch.float64)
+        ctx = prepare_forward(i, 1, model._tables, static.layers, dtype=torch.float64, position=torch.tensor([i]))
         logits = model._run(tokens[:, i : i + 1], ctx, static.layers, model._eager)
         assert_equal(logits, whole[:, i : i + 1], i)
 

@@ -20,8 +20,7 @@ from tests.exact import assert_equal, in_float64
 from zoo.cli.runner import exit_code
 from zoo.core import kernels
 from zoo.training import checkpoints as stored
-from zoo.training.checkpoints import checkpoints, read_state
-from zoo.training.log import read_log
+from zoo.training.checkpoints import checkpoints, read_log, read_state
 from zoo.training.loop import Trainer
 from zoo.training.text.tokenizers import read_tokenizer
 

@@ -16,8 +16,7 @@ import weights
 from tests.torchrun import errors, start
 from zoo.cli.runner import exit_code
 from zoo.core import kernels
-from zoo.training.checkpoints import checkpoints, read_tensors
-from zoo.training.log import read_log
+from zoo.training.checkpoints import checkpoints, read_log, read_tensors
 
 SMALL = "--tiny --context 16 --batch 2 --tokens 640 --eval-every 8".split()  # 20 steps
 CLOSE = 1e-5

@@ -1,14 +1,9 @@
-"""Quantised weights: FP8, FP4 and MXFP4, stored as codes and the scales that multiply them. Other schemes are refused
-by name.
-
-A source is refused for its scheme before any field of its config is checked, since no field can make it readable.
-"""
+"""Quantised weights: FP8, FP4 and MXFP4, stored as codes and the scales that multiply them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable
 from math import prod
 from pathlib import Path
-from reprlib import repr as brief
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +15,6 @@ from zoo.hf.fields import Fields
 from zoo.units import dtype_name
 
 Shape = tuple[int, ...]
-MODELOPT = "hf_quant_config.json"  # where older files of ModelOpt name their scheme, instead of config.json
 FP8_BLOCK = 128  # rows and columns that share a scale
 MXFP4_BLOCK = 32  # elements that share a scale, in 16 bytes
 MXFP4_POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # the values of codes 0 to 7; 8 to 15 are the same negated
@@ -250,80 +244,18 @@ class FP4(PackedFormat):
 
 FORMATS: dict[str, PackedFormat] = {"fp8": FP8(), "mxfp4": MXFP4()}  # quant_method -> the format, if it is read
 EXPERT_DTYPES = {"fp8": (), "fp4": (FP4(),)}  # dtype of the experts -> formats beside fp8
-_SPELT_ALIKE = (
-    "AQLM|AWQ|BitNet|bitsandbytes|compressed-tensors|EETQ|FBGEMM FP8|FP-Quant|GGUF|GPTQ|HIGGS|HQQ|MXFP8|NVFP4|Quanto|"
-    "SINQ|SpQR|torchao|VPTQ"
-)
-# quant_method, in lower case and with hyphens -> the scheme's usual name.
-NAMES = {name.lower().replace(" ", "-"): name for name in _SPELT_ALIKE.split("|")} | {
-    **dict.fromkeys(("auto-round", "intel/auto-round"), "AutoRound"),
-    **dict.fromkeys(("modelopt", "modelopt-fp4"), "NVIDIA ModelOpt"),
-    "quark": "AMD Quark",
-}
-# Where quant_method is missing, any of these fields reveals the scheme. The first scheme counts.
-MARKS = {
-    "bitsandbytes": ("load_in_4bit", "load_in_8bit"),
-    "compressed-tensors": ("config_groups",),
-    "NVIDIA ModelOpt": ("quant_algo",),
-    "GPTQ": ("desc_act", "damp_percent"),
-    "AWQ": ("zero_point", "q_group_size", "w_bit"),
-    "MLX": ("group_size",),
-}
-
-
-def check_scheme(folder: Path, config: dict[str, Any]) -> None:
-    """Raises MalformedError naming the scheme of a folder whose weights are quantised in an unsupported one."""
-    text = config.get("text_config")
-    for part in (config, *([text] if isinstance(text, dict) else [])):
-        refuse(part)
-    if config.get("quantization_config") is None and (folder / MODELOPT).exists():
-        raise _unsupported("NVIDIA ModelOpt", f"{MODELOPT} is there")
 
 
 def formats_of(config: dict[str, Any], quantization: Fields) -> list[PackedFormat]:
     """Returns the formats that tensors of a checkpoint may have. Its scheme must be a supported one."""
     method = quantization.get("quant_method")
-    beside = EXPERT_DTYPES[_expert_dtype(config, quantization.values)] if method == "fp8" else ()
+    beside = EXPERT_DTYPES[expert_dtype(config, quantization.values)] if method == "fp8" else ()
     return [FORMATS[method], *beside]
 
 
-def _expert_dtype(config: dict[str, Any], quantization: dict[str, Any]) -> str:
+def expert_dtype(config: dict[str, Any], quantization: dict[str, Any]) -> str:
     """Returns the config's dtype of experts, from beside the scheme or in it; a multimodal wrapper has it in its
     text_config."""
     text = config.get("text_config")
     said = [quantization, config, *([text] if isinstance(text, dict) else [])]
     return next((part["expert_dtype"] for part in said if part.get("expert_dtype")), "fp8")
-
-
-def refuse(config: dict[str, Any]) -> None:
-    """Raises MalformedError for an unsupported scheme. A malformed field is left to the reader."""
-    if mlx := config.get("quantization"):
-        raise _unsupported("MLX", f"quantization={brief(mlx)}")
-    if sparse := config.get("compression_config"):
-        raise _unsupported("compressed-tensors", f"compression_config={brief(sparse)}")
-    quantization = config.get("quantization_config")
-    if not isinstance(quantization, dict):
-        return
-    method = quantization.get("quant_method")
-    if method == "fp8" and quantization.get("weight_block_size") is None:
-        size = "quantization_config.weight_block_size=None is not supported"
-        raise _unsupported("fp8 with one scale per tensor or row, as of AutoFP8 and FP8-static", size)
-    experts = _expert_dtype(config, quantization)
-    if method == "fp8" and experts not in [*EXPERT_DTYPES]:
-        raise _unsupported("experts in another format than the rest", f"expert_dtype={brief(experts)} is not read")
-    if not isinstance(method, str):
-        present = {field for field, value in quantization.items() if value is not None}
-        scheme = next((name for name, marks in MARKS.items() if present & {*marks}), "an unknown scheme")
-    elif method in FORMATS:
-        return
-    else:
-        scheme = NAMES.get(method.lower().replace("_", "-"), brief(method))
-    raise _unsupported(scheme, f"quantization_config.quant_method={brief(method)} is not read")
-
-
-def _unsupported(scheme: str, evidence: str) -> MalformedError:
-    known = ", ".join(each.description for each in (*FORMATS.values(), FP4()))
-    return MalformedError(
-        f"config.json: the weights are quantised with a scheme that is not supported, {scheme}: {evidence}; {known} "
-        "are, and bfloat16, float16 and float32. Take another repository of this model"
-    )

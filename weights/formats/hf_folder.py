@@ -1,6 +1,7 @@
 """Reads a folder in Hugging Face layout: config.json, and one safetensors file or several with an index.
 
-Nothing in the folder is trusted: docs/loading.md lists the errors for broken and hostile folders.
+Nothing in the folder is trusted: docs/loading.md lists the errors for broken and hostile folders. A folder is refused
+for its scheme of quantisation before any field of its config is checked, since no field can make it readable.
 """
 
 import logging
@@ -15,9 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from weights.formats.fp8_mxfp4 import PackedFormat, check_scheme, formats_of
-from weights.formats.json_limits import CONFIG_LIMIT, INDEX_LIMIT, member, read_json
-from weights.formats.safetensors_header import read_header
+from weights.formats.fp8_mxfp4 import EXPERT_DTYPES, FORMATS, FP4, PackedFormat, expert_dtype, formats_of
+from weights.formats.untrusted import CONFIG_LIMIT, INDEX_LIMIT, member, read_header, read_json
 from weights.matching import HEAD, READABLE_DTYPES, Part, Source, StoredTensor, layout, listed
 from zoo import catalog
 from zoo.errors import MalformedError, NotAvailable, enough
@@ -28,10 +28,30 @@ from zoo.model.decoder import Decoder
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MODELOPT = "hf_quant_config.json"  # where older files of ModelOpt name their scheme, instead of config.json
 SHARD = re.compile(r"[A-Za-z0-9._-]{1,200}\.safetensors")
 MAX_PARAMETERS, MAX_EXPERTS = 10**14, 10**5  # in all layers: more than any release has, less than torch can size
 MAX_BROKEN_SHARDS = 20  # in one error message
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+_SPELT_ALIKE = (
+    "AQLM|AWQ|BitNet|bitsandbytes|compressed-tensors|EETQ|FBGEMM FP8|FP-Quant|GGUF|GPTQ|HIGGS|HQQ|MXFP8|NVFP4|Quanto|"
+    "SINQ|SpQR|torchao|VPTQ"
+)
+# quant_method, in lower case and with hyphens -> the scheme's usual name.
+NAMES = {name.lower().replace(" ", "-"): name for name in _SPELT_ALIKE.split("|")} | {
+    **dict.fromkeys(("auto-round", "intel/auto-round"), "AutoRound"),
+    **dict.fromkeys(("modelopt", "modelopt-fp4"), "NVIDIA ModelOpt"),
+    "quark": "AMD Quark",
+}
+# Where quant_method is missing, any of these fields reveals the scheme. The first scheme counts.
+MARKS = {
+    "bitsandbytes": ("load_in_4bit", "load_in_8bit"),
+    "compressed-tensors": ("config_groups",),
+    "NVIDIA ModelOpt": ("quant_algo",),
+    "GPTQ": ("desc_act", "damp_percent"),
+    "AWQ": ("zero_point", "q_group_size", "w_bit"),
+    "MLX": ("group_size",),
+}
 log = logging.getLogger(__name__)
 
 
@@ -200,3 +220,46 @@ def weight_map(folder: Path) -> dict[str, str]:
         names = enough(ascii(shard[:100]) for shard in bad)
         raise MalformedError(f"{where}: not the plain name of a .safetensors file: {names}")
     return shards
+
+
+def check_scheme(folder: Path, config: dict[str, Any]) -> None:
+    """Raises MalformedError naming the scheme of a folder whose weights are quantised in an unsupported one."""
+    text = config.get("text_config")
+    for part in (config, *([text] if isinstance(text, dict) else [])):
+        refuse(part)
+    if config.get("quantization_config") is None and (folder / MODELOPT).exists():
+        raise _unsupported("NVIDIA ModelOpt", f"{MODELOPT} is there")
+
+
+def refuse(config: dict[str, Any]) -> None:
+    """Raises MalformedError for an unsupported scheme. A malformed field is left to the reader."""
+    if mlx := config.get("quantization"):
+        raise _unsupported("MLX", f"quantization={brief(mlx)}")
+    if sparse := config.get("compression_config"):
+        raise _unsupported("compressed-tensors", f"compression_config={brief(sparse)}")
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, dict):
+        return
+    method = quantization.get("quant_method")
+    if method == "fp8" and quantization.get("weight_block_size") is None:
+        size = "quantization_config.weight_block_size=None is not supported"
+        raise _unsupported("fp8 with one scale per tensor or row, as of AutoFP8 and FP8-static", size)
+    experts = expert_dtype(config, quantization)
+    if method == "fp8" and experts not in [*EXPERT_DTYPES]:
+        raise _unsupported("experts in another format than the rest", f"expert_dtype={brief(experts)} is not read")
+    if not isinstance(method, str):
+        present = {field for field, value in quantization.items() if value is not None}
+        scheme = next((name for name, marks in MARKS.items() if present & {*marks}), "an unknown scheme")
+    elif method in FORMATS:
+        return
+    else:
+        scheme = NAMES.get(method.lower().replace("_", "-"), brief(method))
+    raise _unsupported(scheme, f"quantization_config.quant_method={brief(method)} is not read")
+
+
+def _unsupported(scheme: str, evidence: str) -> MalformedError:
+    known = ", ".join(each.description for each in (*FORMATS.values(), FP4()))
+    return MalformedError(
+        f"config.json: the weights are quantised with a scheme that is not supported, {scheme}: {evidence}; {known} "
+        "are, and bfloat16, float16 and float32. Take another repository of this model"
+    )

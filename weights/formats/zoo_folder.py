@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from weights.formats.hf_folder import HFFolder
-from weights.formats.json_limits import CONFIG_LIMIT, member, read_json
+from weights.formats.untrusted import CONFIG_LIMIT, member, read_json
 from weights.matching import READABLE_DTYPES, stored_tensors
 from zoo import catalog
 from zoo.errors import MalformedError, UsageError

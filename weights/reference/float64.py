@@ -1,9 +1,12 @@
 """Makes the reference and the zoo compute in float64, so that one bound decides whether they are equal
-(zoo.core.equality).
+(zoo.core.float32).
 
 The zoo's blocks compute in float32 at least: a model in float64 computes all of it in float64 (zoo.core.float32). The
 reference computes norms, softmax, rotary angles and routers in float32 whatever the dtype of its weights. So inside
 `in_float64` every request for a lower float dtype is answered with float64.
+
+A pass in a narrower dtype then gets the experts and keys that were chosen in float64 (`Selections`): where two have
+nearly equal scores, rounding decides, and everything after that differs. So its error is only that of its arithmetic.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from zoo.errors import CheckFailed
 
 LOWER = frozenset({torch.float32, torch.bfloat16, torch.float16})
 _CASTS = frozenset({Tensor.float, Tensor.half, Tensor.bfloat16})
@@ -83,3 +88,49 @@ def rms_error(value: Tensor, exact: Tensor) -> float:
     """Returns the root mean square of a tensor's error, relative to that of the `exact` values in float64."""
     difference = value.detach().double() - exact
     return float(difference.square().mean().sqrt() / exact.square().mean().sqrt())
+
+
+_SELECTING = frozenset({torch.topk, Tensor.topk, torch.sort, Tensor.sort})
+
+
+class Selections(TorchFunctionMode):
+    """Records the indices that each `topk` and each `sort` of floats returns while it is entered, in the order of the
+    calls. After `replay` the calls return these indices again, with their own scores at them.
+
+    Enter it around uncompiled code that makes the same calls on both occasions.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.indices: list[Tensor] = []
+        self._following: Iterator[Tensor] | None = None
+        self._paused = False
+
+    def replay(self) -> None:
+        """Makes later calls return the recorded indices, from the first recorded call on."""
+        self._following = iter(self.indices)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves calls alone within the block: they belong to another model."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if self._paused or func not in _SELECTING or ("sort" in func.__name__ and not args[0].is_floating_point()):
+            return result
+        if self._following is None:
+            self.indices.append(result.indices)
+            return result
+        indices = next(self._following, None)
+        if indices is None or indices.shape != result.indices.shape:
+            raise CheckFailed("the model chooses experts or keys another number of times than it did in float64")
+        position = kwargs.get("dim", args[2] if func.__name__ == "topk" and len(args) > 2 else -1)
+        return type(result)((args[0].gather(position, indices), indices))

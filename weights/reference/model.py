@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from weights.formats.hf_folder import CONFIG
-from weights.formats.json_limits import CONFIG_LIMIT, member, read_json
+from weights.formats.untrusted import CONFIG_LIMIT, member, read_json
 from weights.loading import open_source
 from weights.matching import HEAD, Source, rule_names
+from weights.reference.differences import LayerActivations
 from weights.reference.float64 import as_stored
-from weights.reference.layers import LayerActivations
 from zoo.catalog import family_of
 from zoo.errors import CheckFailed, MalformedError, require_package
 from zoo.hf.checkpoint_layout import Rule, Rules

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from weights.reference.layers import Part
-from weights.reference.logits import Difference
-from zoo.core.equality import BOUND
+from weights.reference.differences import Difference, Part
+from zoo.core.float32 import BOUND
 from zoo.errors import NotAvailable, UsageError, require_package
 from zoo.units import format_count
 

@@ -23,10 +23,8 @@ from tqdm import tqdm
 
 from weights.loading import fill, match_model, open_source
 from weights.matching import Source
-from weights.reference.choices import Selections
-from weights.reference.float64 import as_stored, in_float64
-from weights.reference.layers import LayerActivations, Part, PartwiseComparison
-from weights.reference.logits import Difference, compare
+from weights.reference.differences import Difference, LayerActivations, Part, PartwiseComparison, compare
+from weights.reference.float64 import Selections, as_stored, in_float64
 from weights.reference.model import (
     ORIGIN,
     MetaModel,

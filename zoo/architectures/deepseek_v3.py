@@ -6,7 +6,16 @@ from functools import partial
 from zoo.blocks import GLU, MLA, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, YarnScaling, pre, yarn_gain
 from zoo.hf.checkpoint_layout import PairedRows, Rename, Skipped
 from zoo.hf.config import About, Config, ModelType, Remote, Size, reads
-from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first, rope_fields, solve
+from zoo.hf.write_config import (
+    ConfigFields,
+    common_fields,
+    fields_of,
+    first,
+    layers_before_experts,
+    mixture_fields,
+    rope_fields,
+    solve,
+)
 from zoo.model.decoder import Decoder
 
 WEIGHTS = (
@@ -37,14 +46,7 @@ def score_scale(nope_dim, rope_dim, gain):
     return (nope_dim + rope_dim) ** -0.5 * gain * gain
 
 
-REMOTE = Remote(
-    (
-        "configuration_deepseek.DeepseekV3Config",
-        "modeling_deepseek.DeepseekV3Model",
-        "modeling_deepseek.DeepseekV3ForCausalLM",
-    ),
-    publishers=("deepseek-ai", "moonshotai"),
-)
+REMOTE = Remote("deepseek", "DeepseekV3", publishers=("deepseek-ai", "moonshotai"))
 # kimi_k2 names the same computation.
 KINDS = [ModelType(name, "DeepseekV3ForCausalLM", remote=REMOTE) for name in ("deepseek_v3", "kimi_k2")]
 WIDTHS = dict(num_key_value_heads=128, q_lora_rank=1536, max_position_embeddings=4096)
@@ -52,25 +54,23 @@ EXPECTED = dict(hidden_act="silu", attention_bias=False, rope_interleave=True, m
 EXPECTED |= dict(scoring_func="sigmoid", topk_method="noaux_tc", norm_topk_prob=True)
 ATTENTION = dict(heads="num_attention_heads", q_rank="q_lora_rank", kv_rank="kv_lora_rank")
 ATTENTION |= dict(nope_dim="qk_nope_head_dim", rope_dim="qk_rope_head_dim", v_dim="v_head_dim")
+EXPERTS = dict(experts="n_routed_experts", hidden="moe_intermediate_size", shared="n_shared_experts")
 ROUTER = dict(k="num_experts_per_tok", groups="n_group", keep="topk_group", scale="routed_scaling_factor")
 
 
-@reads(*KINDS, **WIDTHS, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
+@reads(*KINDS, expected=EXPECTED, **WIDTHS, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
 def from_hf(config: Config) -> Decoder:
     attn = attention(**read_attention(config))
     config.expect(head_dim=attn.rope_dim, qk_head_dim=attn.nope_dim + attn.rope_dim)
     return decoder(**read_shape(config), attn=attn)
 
 
-def read_shape(config):
+def read_shape(config, router=GroupedSigmoidTopK):
     """Returns the arguments of `decoder`, except those of the attention."""
     shape = config.common() | config.integers(hidden="intermediate_size")
-    config.expect(**EXPECTED, num_key_value_heads=shape.pop("heads"))
-    shape["dense"] = config.integer("first_k_dense_replace", most=shape["layers"])
-    expert, shared = GLU(config.integer("moe_intermediate_size")), config.integer("n_shared_experts")
-    router = GroupedSigmoidTopK(**config.typed(GroupedSigmoidTopK, **ROUTER))
-    moe = MoE(config.integer("n_routed_experts"), expert, router, shared=GLU(shared * expert.hidden))
-    return shape | {"moe": moe}
+    config.expect(num_key_value_heads=shape.pop("heads"))
+    dense = config.count("first_k_dense_replace", most=shape["layers"])
+    return shape | {"dense": dense, "moe": config.mixture(router(**config.typed(router, **ROUTER)), **EXPERTS)}
 
 
 def read_attention(config):
@@ -79,17 +79,12 @@ def read_attention(config):
     return config.typed(MLA, **ATTENTION) | {"rope": config.rope(), "gain": gain}
 
 
-def to_hf(spec: Decoder) -> ConfigFields:
-    attn, moe = first(spec, MLA), first(spec, MoE)
-    config = {"model_type": "deepseek_v3"} | EXPECTED | common_fields(spec)
-    config |= rope_fields(spec, mscale_all_dim=mscale_all_dim(attn)) | fields_of(spec, MLA, **ATTENTION)
-    config |= fields_of(spec, MLA, heads="num_key_value_heads") | fields_of(spec, GLU, hidden="intermediate_size")
-    sparse = [first(layer, MoE) is not None for layer in spec.layers]
-    config["first_k_dense_replace"] = [*sparse, True].index(True) or 1
-    if moe:
-        config |= {"n_routed_experts": moe.experts, "moe_intermediate_size": moe.expert.width}
-    if moe and moe.shared:  # its width is a multiple of a routed expert's
-        config["n_shared_experts"] = moe.shared.width // moe.expert.width or 1
+def to_hf(spec: Decoder, unscaled: ConfigFields | None = None) -> ConfigFields:
+    """`unscaled`: the `rope_scaling` of a model without one."""
+    config = common_fields(spec) | rope_fields(spec, unscaled, mscale_all_dim(first(spec, MLA)))
+    config |= fields_of(spec, MLA, **ATTENTION) | fields_of(spec, MLA, heads="num_key_value_heads")
+    config |= fields_of(spec, GLU, hidden="intermediate_size") | mixture_fields(spec, **EXPERTS)
+    config["first_k_dense_replace"] = layers_before_experts(spec)
     return config | fields_of(spec, GroupedSigmoidTopK, **ROUTER)
 
 
@@ -106,10 +101,10 @@ def mscale_all_dim(attn):
 
 
 _ROPE = RoPE(1e4, YarnScaling(factor=40, original=4096, gain=1.0))
-_HEADS = dict(heads=128, q_rank=1536, kv_rank=512, nope_dim=128, rope_dim=64, v_dim=128)
-_ATTN = attention(**_HEADS, rope=_ROPE, gain=yarn_gain(40))
+HEADS = dict(heads=128, q_rank=1536, kv_rank=512, nope_dim=128, rope_dim=64, v_dim=128, rope=_ROPE)
 _MOE = MoE(256, GLU(2048), GroupedSigmoidTopK(k=8, groups=8, keep=4, scale=2.5), shared=GLU(2048))
-_671B = dict(dim=7168, layers=61, dense=3, attn=_ATTN, hidden=18_432, moe=_MOE, vocab=129_280, context=163_840)
+V3 = dict(dim=7168, layers=61, dense=3, hidden=18_432, moe=_MOE, vocab=129_280, context=163_840)
+_671B = decoder(**V3, attn=attention(**HEADS, gain=yarn_gain(40)))
 ABOUT = About(
     "DeepSeek-V3",
     "DeepSeek-AI 2024",
@@ -119,4 +114,4 @@ ABOUT = About(
     left_out="multi-token prediction",
 )
 _size = partial(Size, released="2024-12", stated_context=131_072)
-SIZES = {"deepseek-v3-671b": _size("deepseek-ai/DeepSeek-V3", 671_026_419_200, decoder(**_671B))}
+SIZES = {"deepseek-v3-671b": _size("deepseek-ai/DeepSeek-V3", 671_026_419_200, _671B)}

@@ -8,18 +8,8 @@ reference, neither is here: the first changes no score, the second rounds.
 from functools import partial
 
 from zoo.architectures import deepseek_v3
-from zoo.architectures.deepseek_v3 import attention, decoder, read_attention, read_shape
-from zoo.blocks import (
-    GLU,
-    GroupedSigmoidTopK,
-    Indexer,
-    LayerNorm,
-    MoE,
-    RoPE,
-    SparseMLA,
-    YarnScaling,
-    yarn_gain,
-)
+from zoo.architectures.deepseek_v3 import EXPECTED, HEADS, V3, attention, read_attention, read_shape
+from zoo.blocks import Indexer, LayerNorm, SparseMLA, yarn_gain
 from zoo.hf.checkpoint_layout import Rename
 from zoo.hf.config import About, Config, ModelType, Size, reads
 from zoo.hf.write_config import ConfigFields, fields_of
@@ -35,21 +25,23 @@ WEIGHTS = (
 )
 
 
-def sparse_attention(*, index_heads, index_head_dim, k, **rest):
-    indexer = Indexer(index_heads, index_head_dim, k, norm=LayerNorm(1e-6))  # a fixed eps, independent of the config's
+def sparse_attention(index, **rest):
+    """Returns the attention. `index`: the heads, their width and the number of keys that they choose."""
+    indexer = Indexer(**index, norm=LayerNorm(1e-6))  # a fixed eps, independent of the config's
     return attention(**rest, kind=SparseMLA, indexer=indexer)
 
 
 KIND = ModelType("deepseek_v32", "DeepseekV32ForCausalLM")
 WIDTHS = dict(num_key_value_heads=128, q_lora_rank=1536, max_position_embeddings=163_840)
 WIDTHS |= dict(index_n_heads=64, index_head_dim=128, index_topk=2048)
+OTHERS = dict(tie_word_embeddings=False, first_k_dense_replace=3)
 INDEX = dict(heads="index_n_heads", head_dim="index_head_dim", k="index_topk")
 
 
-@reads(KIND, **WIDTHS, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False, first_k_dense_replace=3)
+@reads(KIND, expected=EXPECTED, **WIDTHS, rms_norm_eps=1e-6, rope_theta=1e4, **OTHERS)
 def from_hf(config: Config) -> Decoder:
     config.expect(indexer_rope_interleave=False)
-    return decoder(**read_sparse(config))
+    return deepseek_v3.decoder(**read_sparse(config))
 
 
 def read_sparse(config):
@@ -60,20 +52,15 @@ def read_sparse(config):
     config.agrees("layer_types", ["indexed_attention"] * shape["layers"])
     kinds = (("dense", shape["dense"]), ("sparse", shape["layers"] - shape["dense"]))
     config.agrees("mlp_layer_types", (kind for kind, number in kinds for _ in range(number)))
-    index = config.integers(index_heads="index_n_heads", index_head_dim="index_head_dim", k="index_topk")
-    return shape | {"attn": sparse_attention(**read_attention(config), **index)}
+    return shape | {"attn": sparse_attention(config.integers(**INDEX), **read_attention(config))}
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    return deepseek_v3.to_hf(spec) | {"model_type": "deepseek_v32"} | fields_of(spec, Indexer, **INDEX)
+    return deepseek_v3.to_hf(spec) | fields_of(spec, Indexer, **INDEX)
 
 
-_ROPE = RoPE(1e4, YarnScaling(factor=40, original=4096, gain=1.0))
-_HEADS = dict(heads=128, q_rank=1536, kv_rank=512, nope_dim=128, rope_dim=64, v_dim=128)
-_INDEX = dict(index_heads=64, index_head_dim=128, k=2048)
-_ATTN = sparse_attention(**_HEADS, **_INDEX, rope=_ROPE, gain=yarn_gain(40))
-_MOE = MoE(256, GLU(2048), GroupedSigmoidTopK(k=8, groups=8, keep=4, scale=2.5), shared=GLU(2048))
-_671B = dict(dim=7168, layers=61, dense=3, attn=_ATTN, hidden=18_432, moe=_MOE, vocab=129_280, context=163_840)
+_ATTN = sparse_attention(dict(heads=64, head_dim=128, k=2048), **HEADS, gain=yarn_gain(40))
+_671B = deepseek_v3.decoder(**V3, attn=_ATTN)
 ABOUT = About(
     "DeepSeek-V3.2",
     "DeepSeek-AI 2025",
@@ -83,4 +70,4 @@ ABOUT = About(
     left_out="multi-token prediction",
 )
 _size = partial(Size, released="2025-12", stated_context=131_072)
-SIZES = {"deepseek-v3.2-671b": _size("deepseek-ai/DeepSeek-V3.2", 671_877_944_064, decoder(**_671B))}
+SIZES = {"deepseek-v3.2-671b": _size("deepseek-ai/DeepSeek-V3.2", 671_877_944_064, _671B)}

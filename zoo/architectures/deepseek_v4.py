@@ -146,9 +146,8 @@ RATES = {CSA: 4, HCA: 128}
 SHARE = 64 / 512  # rotated share of a head
 
 
-@reads("deepseek_v4", **DEFAULTS)
+@reads("deepseek_v4", expected=EXPECTED, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(**EXPECTED)
     config.neutral(router_jitter_noise=0.0)
     config.unused("expert_dtype")  # only the storage of the experts
     shape = config.common()
@@ -206,9 +205,7 @@ def read_kinds(config, layers):
 def read_hashed(config, layers):
     """Returns, for each layer, whether its experts are chosen by token id: from `mlp_layer_types`, or else the first
     `num_hash_layers`."""
-    first = config.get("num_hash_layers")
-    if first != 0:
-        first = config.integer("num_hash_layers", MAX_LAYERS)
+    first = config.count("num_hash_layers", MAX_LAYERS)
     kinds = config.plan("mlp_layer_types", (HASHED, SCORED), [HASHED if i < first else SCORED for i in range(layers)])
     return [kind == HASHED for kind in kinds]
 
@@ -230,8 +227,7 @@ def read_ropes(config, share):
 
 def to_hf(spec: Decoder) -> ConfigFields:
     attn = [layer.mixer for layer in spec.layers if isinstance(layer.mixer, CompressedAttention)]
-    config: ConfigFields = {"model_type": "deepseek_v4"} | EXPECTED | common_fields(spec)
-    config |= fields_of(spec, CompressedAttention, **ATTENTION, rope_dim="qk_rope_head_dim")
+    config = common_fields(spec) | fields_of(spec, CompressedAttention, **ATTENTION, rope_dim="qk_rope_head_dim")
     config |= fields_of(spec, EntryIndexer, **INDEX) | fields_of(spec, ClampedSwiGLU, limit="swiglu_limit")
     config |= fields_of(spec, Streams, count="hc_mult", eps="hc_eps")
     config |= fields_of(spec, HyperBranch, iterations="hc_sinkhorn_iters")

@@ -33,22 +33,28 @@ DEFAULTS = HEADS | CAPS | dict(max_position_embeddings=8192, rms_norm_eps=1e-6, 
 EXPECTED = dict(hidden_activation="gelu_pytorch_tanh", attention_bias=False)
 
 
-@reads("gemma2", **DEFAULTS, rope_theta=1e4)
+@reads("gemma2", expected=EXPECTED, **DEFAULTS, rope_theta=1e4)
 def from_hf(config: Config) -> Decoder:
-    config.expect(**EXPECTED)
-    config.neutral(use_bidirectional_attention=False)
     config.unused("hidden_act")  # the earlier name of hidden_activation, which the reference does not read
-    shape = config.dense() | {"head_dim": config.head_dim(), "window": config.integer("sliding_window")}
-    shape |= {"cap": config.optional_number("attn_logit_softcapping")}
-    shape |= {"logit_cap": config.optional_number("final_logit_softcapping")}
-    spec = decoder(**shape, scale=config.number("query_pre_attn_scalar") ** -0.5, rope=config.rope())
-    config.agrees_on_windows(spec)
-    return spec
+    caps = dict(cap="attn_logit_softcapping", logit_cap="final_logit_softcapping")
+    return decoder(**read_dense(config), **{name: config.optional_number(field) for name, field in caps.items()})
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    config = {"model_type": "gemma2"} | EXPECTED | dense_fields(spec) | window_fields(spec)
-    config |= fields_of(spec, GQA, cap="attn_logit_softcapping") | {"final_logit_softcapping": spec.logit_cap}
+    caps = fields_of(spec, GQA, cap="attn_logit_softcapping") | {"final_logit_softcapping": spec.logit_cap}
+    return windowed_fields(spec) | caps
+
+
+def read_dense(config, **rope):
+    """Returns the arguments of `decoder` for attention and feed-forward. `rope` are options of `Config.rope`."""
+    config.neutral(use_bidirectional_attention=False)
+    scale = config.number("query_pre_attn_scalar") ** -0.5
+    return config.dense(**rope) | {"window": config.integer("sliding_window"), "scale": scale}
+
+
+def windowed_fields(spec: Decoder) -> ConfigFields:
+    """Returns the fields that `read_dense` reads."""
+    config = dense_fields(spec) | window_fields(spec)
     if (attn := first(spec, GQA)) and attn.scale:
         config["query_pre_attn_scalar"] = round(max(attn.scale, 1e-6) ** -2)  # an integer in every release
     return config

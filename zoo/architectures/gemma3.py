@@ -1,60 +1,48 @@
 """Gemma 3 (Gemma Team 2025), text part. New here: five sliding-window layers to one that sees everything, each kind
 with its own RoPE base; sandwich norms that multiply by 1 + w; embeddings scaled by sqrt(dim); GeGLU."""
 
+from zoo.architectures.gemma2 import EXPECTED, read_dense, windowed_fields
+from zoo.architectures.gemma2 import WEIGHTS as WEIGHTS
 from zoo.blocks import GLU, GQA, GeGLU, Layer, LinearScaling, RMSNorm, RoPE, sandwich
-from zoo.hf.checkpoint_layout import Rename
 from zoo.hf.config import About, Config, ModelType, Size, reads
-from zoo.hf.write_config import ConfigFields, dense_fields, first, first_rope, window_fields
+from zoo.hf.write_config import ConfigFields, first_rope
 from zoo.model.decoder import Decoder
 
-WEIGHTS = (Rename("ffn.pre", "pre_feedforward_layernorm"),)
 
-
-def decoder(*, dim, layers, heads, kv_heads, head_dim, hidden, window, scale, full, local=RoPE(1e4), eps=1e-6, **rest):
+def decoder(*, dim, layers, heads, kv_heads, head_dim, hidden, window, scale, rope, local=RoPE(1e4), eps=1e-6, **rest):
     norm = RMSNorm(eps, unit_offset=True, scale_in_fp32=True)
 
     def layer(rope, window):
         attn = GQA(heads, kv_heads, head_dim, rope=rope, window=window, qk_norm=norm, scale=scale)
         return Layer(sandwich(norm, attn), sandwich(norm, GLU(hidden=hidden, act=GeGLU())))
 
-    pattern = tuple(layer(full, None) if i % 6 == 5 else layer(local, window) for i in range(layers))
+    pattern = tuple(layer(rope, None) if i % 6 == 5 else layer(local, window) for i in range(layers))
     return Decoder(dim=dim, layers=pattern, norm=norm, embed_scale=dim**0.5, **rest)
 
 
 ROPE = dict(rope_theta=1e6, rope_local_base_freq=1e4, max_position_embeddings=131_072)
 HEADS = dict(num_attention_heads=8, num_key_value_heads=4, head_dim=256, query_pre_attn_scalar=256, sliding_window=4096)
-EXPECTED = dict(hidden_activation="gelu_pytorch_tanh", attention_bias=False)
 DEFAULTS = ROPE | HEADS | dict(vocab_size=262_208, rms_norm_eps=1e-6, tie_word_embeddings=True)
 
 TEXT, WRAPPER = ModelType("gemma3_text", "Gemma3ForCausalLM"), ModelType("gemma3", "Gemma3ForConditionalGeneration")
 
 
-@reads(TEXT, WRAPPER, **DEFAULTS)
+@reads(TEXT, WRAPPER, expected=EXPECTED, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(**EXPECTED)
-    config.neutral(use_bidirectional_attention=False)
     config.expect(attn_logit_softcapping=None, final_logit_softcapping=None)
     config.expect(sliding_window_pattern=6, _sliding_window_pattern=6)
-    shape = config.dense() | {"head_dim": config.head_dim(), "window": config.integer("sliding_window")}
-    full = config.rope("full_attention")
     local = config.rope("sliding_attention", theta="rope_local_base_freq", scaled=False)
-    spec = decoder(**shape, scale=config.number("query_pre_attn_scalar") ** -0.5, full=full, local=local)
-    config.agrees_on_windows(spec)
-    return spec
+    return decoder(**read_dense(config, kind="full_attention"), local=local)
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    config = {"model_type": "gemma3_text"} | EXPECTED | dense_fields(spec) | window_fields(spec)
-    if (attn := first(spec, GQA)) and attn.scale:
-        config["query_pre_attn_scalar"] = round(max(attn.scale, 1e-6) ** -2)  # an integer in every release
-    if local := first_rope(spec, windowed=True):
-        config["rope_local_base_freq"] = float(local.theta)
-    return config
+    local = first_rope(spec, windowed=True)
+    return windowed_fields(spec) | ({"rope_local_base_freq": float(local.theta)} if local else {})
 
 
 _BOTH = dict(head_dim=256, scale=256**-0.5, tied=True)
-_SMALL = dict(_BOTH, heads=4, kv_heads=1, window=512, full=RoPE(1e6), vocab=262_144, context=32_768)
-_LARGE = dict(_BOTH, window=1024, full=RoPE(1e6, LinearScaling(8)), vocab=262_208, context=131_072)
+_SMALL = dict(_BOTH, heads=4, kv_heads=1, window=512, rope=RoPE(1e6), vocab=262_144, context=32_768)
+_LARGE = dict(_BOTH, window=1024, rope=RoPE(1e6, LinearScaling(8)), vocab=262_208, context=131_072)
 _270M = dict(_SMALL, dim=640, layers=18, hidden=2048)
 _1B = dict(_SMALL, dim=1152, layers=26, hidden=6912)
 _4B = dict(_LARGE, dim=2560, layers=34, heads=8, kv_heads=4, hidden=10_240)

@@ -32,7 +32,7 @@ from zoo.blocks import (
 )
 from zoo.hf.checkpoint_layout import GLU_NAMES, Rearranged, Rename, Skipped
 from zoo.hf.config import About, Config, ModelType, Size, layer_types, reads
-from zoo.hf.fields import MAX_INTEGER, Fields, alike
+from zoo.hf.fields import Fields
 from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first
 from zoo.model.decoder import Decoder
 
@@ -69,53 +69,28 @@ WEIGHTS = (
         for name in ("vision_tower", "audio_tower", "embed_vision", "embed_audio", "vision_embedder")
     ),
 )
-FULL, LOCAL = ProportionalRoPE(1e6, fraction=0.25), RoPE(1e4)
 
 
 def decoder(
-    *,
-    dim,
-    full_layers,
-    heads,
-    kv_heads,
-    full_kv_heads,
-    hidden,
-    window=1024,
-    head_dim=256,
-    full_head_dim=512,
-    keys_as_values=True,
-    full=FULL,
-    local=LOCAL,
-    routed=None,
-    sharing=0,
-    sharing_hidden=None,
-    width=None,
-    eps=1e-6,
-    cap=30.0,
-    vocab=262_144,
-    context=262_144,
-    **rest,
+    *, dim, full_layers, heads, full, local, hidden, routed=None, sharing=0, shared_hidden=None, width, eps=1e-6, **rest
 ):
-    """Returns the decoder. `full_layers`: for each layer, whether it has full attention. The last `sharing` layers have
-    no keys and values of their own. `width`: the width of per-layer inputs."""
+    """Returns the decoder. `full_layers`: for each layer, whether it has full attention. `full` and `local`: fields of
+    attention without and with a window. The last `sharing` layers have no keys and values of their own, and
+    feed-forwards of `shared_hidden`. `width`: the width of per-layer inputs; 0: none."""
     norm = RMSNorm(eps, scale_in_fp32=True)
     own = partial(KVSource if sharing else GQA, v_norm=RMSNorm(eps, weight=False))
     inputs = olmo(norm, LayerInput(width, GeGLU())) if width else None
 
     def layer(is_full, shares):
-        attention = partial(SharedKV if shares else own, heads, qk_norm=norm, scale=1.0)
-        if is_full:
-            values = {} if shares else {"keys_as_values": keys_as_values}
-            attn = attention(kv_heads=full_kv_heads or kv_heads, head_dim=full_head_dim, rope=full, **values)
-        else:
-            attn = attention(kv_heads=kv_heads, head_dim=head_dim, rope=local, window=window)
-        dense = GLU((shares and sharing_hidden) or hidden, GeGLU())
+        fields = (full if is_full else local) | ({"keys_as_values": False} if shares else {})
+        attn = (SharedKV if shares else own)(heads, **fields, qk_norm=norm, scale=1.0)
+        dense = GLU((shares and shared_hidden) or hidden, GeGLU())
         ffn = olmo(norm, DenseAndMoE(dense, routed, norm)) if routed else sandwich(norm, dense)
         return Layer(sandwich(norm, attn), ffn, inputs, LayerScale())
 
     layers = tuple(layer(is_full, i >= len(full_layers) - sharing) for i, is_full in enumerate(full_layers))
-    rest["per_layer"] = PerLayerInputs(width, norm) if width else None
-    return Decoder(vocab, dim, layers, norm, embed_scale=dim**0.5, logit_cap=cap, context=context, **rest)
+    per_layer = PerLayerInputs(width, norm) if width else None
+    return Decoder(dim=dim, layers=layers, norm=norm, embed_scale=dim**0.5, per_layer=per_layer, **rest)
 
 
 def mixture(hidden, experts, k, eps=1e-6):
@@ -154,39 +129,34 @@ KINDS = (
 )
 
 
-@reads(*KINDS, **DEFAULTS)
+@reads(*KINDS, expected=EXPECTED, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(**EXPECTED)
     if config.values.get("use_bidirectional_attention") == "vision":
         config.unused("use_bidirectional_attention")  # only among image tokens
     config.neutral(use_bidirectional_attention=None)
-    shape = config.dense()
+    shape = config.common() | config.integers(hidden="intermediate_size")
     full_layers = _full_layers(config, shape.pop("layers"))
     config.agrees("layer_types", (LAYER_TYPES[is_full] for is_full in full_layers))
-    shape |= config.integers(window="sliding_window", head_dim="head_dim") | _full_heads(config, full_layers)
+    widths = config.integers(kv_heads="num_key_value_heads", head_dim="head_dim", window="sliding_window")
     ropes = config.object("rope_parameters")
     full, local = (ropes.object(kind, ROPES[kind]) for kind in ROPES)
     full.expect(rope_type="proportional")
     local.expect(rope_type="default")
     local.neutral(partial_rotary_factor=1.0)
-    shape["full"] = ProportionalRoPE(full.number("rope_theta"), fraction=full.number("partial_rotary_factor"))
-    shape["local"] = RoPE(local.number("rope_theta"))
-    shape["width"] = _optional(config, "hidden_size_per_layer_input")
+    rope = ProportionalRoPE(full.number("rope_theta"), fraction=full.number("partial_rotary_factor"))
+    shape["full"] = _full_heads(config, full_layers) | {"rope": rope}
+    shape["local"] = widths | {"rope": RoPE(local.number("rope_theta"))}
+    shape["width"] = config.count("hidden_size_per_layer_input")
     if shape["width"]:
         config.expect(vocab_size_per_layer_input=shape["vocab"])
     config.unused("vocab_size_per_layer_input")
-    shape["sharing"] = _optional(config, "num_kv_shared_layers", len(full_layers) - 1)
+    shape["sharing"] = config.count("num_kv_shared_layers", len(full_layers) - 1)
     if config.flag("use_double_wide_mlp"):
-        shape["sharing_hidden"] = 2 * shape["hidden"]
+        shape["shared_hidden"] = 2 * shape["hidden"]
     if config.flag("enable_moe_block"):
         shape["routed"] = mixture(**config.integers(**MIXTURE), eps=shape["eps"])
     config.unused(*MIXTURE.values())
-    return decoder(**shape, full_layers=full_layers, cap=config.optional_number("final_logit_softcapping"))
-
-
-def _optional(config: Config, name: str, most: int = MAX_INTEGER) -> int:
-    """Returns an optional integer up to `most`; 0 if the feature is absent."""
-    return 0 if alike(config.get(name), 0) else config.integer(name, most)
+    return decoder(**shape, full_layers=full_layers, logit_cap=config.optional_number("final_logit_softcapping"))
 
 
 def _full_layers(config: Config, layers: int) -> tuple[bool, ...]:
@@ -202,11 +172,11 @@ def _full_heads(config: Config, full_layers: tuple[bool, ...]) -> dict[str, int 
     """Returns the heads of layers with full attention. Published files have two fields for them. Files written by
     transformers 5.24 have an object that holds, by layer, the differences from the other layers."""
     is_raw = config.flag("attention_k_eq_v")
-    names = {"full_head_dim": "global_head_dim", "full_kv_heads": "num_global_key_value_heads"}
+    names = {"head_dim": "global_head_dim", "kv_heads": "num_global_key_value_heads"}
     kv_heads = config.integer("num_key_value_heads")
     if config.values.get("per_layer_config") is None:
-        heads = config.integer(names["full_head_dim"]), config.optional(names["full_kv_heads"])
-        return {"full_head_dim": heads[0], "full_kv_heads": (is_raw and heads[1]) or kv_heads, "keys_as_values": is_raw}
+        heads = config.integer(names["head_dim"]), config.optional(names["kv_heads"])
+        return {"head_dim": heads[0], "kv_heads": (is_raw and heads[1]) or kv_heads, "keys_as_values": is_raw}
     config.unused(*names.values())
     given, usual = config.object("per_layer_config"), {"head_dim": config.head_dim(), "num_key_value_heads": kv_heads}
     numbers = {int(key): given.object(key, usual) for key in given.values if key.isdecimal()}
@@ -218,8 +188,7 @@ def _full_heads(config: Config, full_layers: tuple[bool, ...]) -> dict[str, int 
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    config: ConfigFields = {"model_type": "gemma4_text"} | EXPECTED | common_fields(spec)
-    config |= fields_of(spec, GLU, hidden="intermediate_size")
+    config = common_fields(spec) | fields_of(spec, GLU, hidden="intermediate_size")
     width = spec.per_layer.width if spec.per_layer else 0
     config |= {"hidden_size_per_layer_input": width, "vocab_size_per_layer_input": spec.vocab}
     sharing = [layer for layer in spec.layers if isinstance(layer.mixer, SharedKV)]
@@ -265,21 +234,20 @@ def gguf_fields(spec: Decoder) -> ConfigFields:
     return {"attention.shared_kv_layers": sum(bool(layer.takes()) for layer in spec.layers)}
 
 
-_31B = decoder(dim=5376, full_layers=every(6, 60), heads=32, kv_heads=16, full_kv_heads=4, hidden=21_504, tied=True)
-_SMALL = dict(heads=8, full_kv_heads=None, window=512, keys_as_values=False, width=256, tied=True, context=131_072)
-_E2B = dict(dim=1536, full_layers=every(5, 35), kv_heads=1, hidden=6144, sharing=20, sharing_hidden=12_288)
-_E4B = dict(dim=2560, full_layers=every(6, 42), kv_heads=2, hidden=10_240, sharing=18)
-_26B = decoder(
-    dim=2816,
-    full_layers=every(6, 30),
-    heads=16,
-    kv_heads=8,
-    full_kv_heads=2,
-    hidden=2112,
-    routed=mixture(704, experts=128, k=8),
-    tied=True,
-)
-_12B = decoder(dim=3840, full_layers=every(6, 48), heads=16, kv_heads=8, full_kv_heads=1, hidden=15_360, tied=True)
+def _released(kv_heads, full_kv_heads, window=1024, context=262_144, **rest):
+    values = {"keys_as_values": full_kv_heads != kv_heads}
+    full = dict(kv_heads=full_kv_heads, head_dim=512, rope=ProportionalRoPE(1e6, fraction=0.25)) | values
+    local = dict(kv_heads=kv_heads, head_dim=256, rope=RoPE(1e4), window=window)
+    rest = dict(width=0, vocab=262_144, context=context, tied=True, logit_cap=30.0) | rest
+    return decoder(full=full, local=local, **rest)
+
+
+_SMALL = dict(heads=8, window=512, width=256, context=131_072)
+_E2B = dict(dim=1536, full_layers=every(5, 35), hidden=6144, sharing=20, shared_hidden=12_288)
+_E4B = dict(dim=2560, full_layers=every(6, 42), hidden=10_240, sharing=18)
+_26B = dict(dim=2816, full_layers=every(6, 30), heads=16, hidden=2112, routed=mixture(704, experts=128, k=8))
+_12B = _released(8, 1, dim=3840, full_layers=every(6, 48), heads=16, hidden=15_360)
+_31B = _released(16, 4, dim=5376, full_layers=every(6, 60), heads=32, hidden=21_504)
 NOTE = "the month is not established, and the config is another library's defaults"
 ABOUT = About(
     "Gemma 4",
@@ -291,8 +259,8 @@ ABOUT = About(
 )
 BEST_KNOWN = "gemma4-31b"
 SIZES = {
-    "gemma4-e2b": Size("google/gemma-4-E2B", 4_628_569_379, decoder(**_SMALL | _E2B), released="2026-04"),
-    "gemma4-e4b": Size("google/gemma-4-E4B", 7_463_013_418, decoder(**_SMALL | _E4B), released="2026-04"),
+    "gemma4-e2b": Size("google/gemma-4-E2B", 4_628_569_379, _released(1, 1, **_SMALL, **_E2B), released="2026-04"),
+    "gemma4-e4b": Size("google/gemma-4-E4B", 7_463_013_418, _released(2, 2, **_SMALL, **_E4B), released="2026-04"),
     "gemma4-12b": Size(
         "google/gemma-4-12B",
         11_907_350_320,
@@ -300,6 +268,6 @@ SIZES = {
         released="2026-04",
         note=NOTE,
     ),
-    "gemma4-26b-a4b": Size("google/gemma-4-26B-A4B", 25_233_141_790, _26B, released="2026-04"),
+    "gemma4-26b-a4b": Size("google/gemma-4-26B-A4B", 25_233_141_790, _released(8, 2, **_26B), released="2026-04"),
     "gemma4-31b": Size("google/gemma-4-31B", 30_697_345_340, _31B, released="2026-04"),
 }

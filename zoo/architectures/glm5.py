@@ -6,14 +6,13 @@ and wider heads, one group of experts and no stretched RoPE.
 from dataclasses import replace
 
 from zoo.architectures import deepseek_v3
-from zoo.architectures.deepseek_v3_2 import read_sparse, sparse_attention
+from zoo.architectures.deepseek_v3_2 import OTHERS, read_sparse, sparse_attention
 from zoo.architectures.deepseek_v3_2 import to_hf as to_hf_v3_2
 from zoo.blocks import GLU, GroupedSigmoidTopK, MoE, RoPE, SparseMLA
 from zoo.hf.checkpoint_layout import PairedIndexRows, Rename
 from zoo.hf.config import About, Config, ModelType, Size, reads
 from zoo.hf.write_config import ConfigFields
-from zoo.model.decoder import Decoder
-from zoo.registry import swap
+from zoo.model.decoder import Decoder, swap_layers
 
 # The checkpoint rotates neighbouring rows as a pair in the indexer as well.
 WEIGHTS = (
@@ -28,17 +27,9 @@ FULL, SHARED = "full", "shared"  # layers with an indexer, and layers that reuse
 
 def decoder(*, indexers, **rest):
     spec = deepseek_v3.decoder(**rest, layers=len(indexers))
-    pairs = zip(spec.layers, indexers, strict=True)
-    return replace(spec, layers=tuple(layer if kind == FULL else shared(layer) for layer, kind in pairs))
-
-
-def shared(layer):
-    return swap(layer, SparseMLA, lambda attn: replace(attn, shares_choice=True))
-
-
-def every_fourth(layers):
-    """Returns the kinds of GLM-5.2's layers: three full layers, then a repeated group of three shared and one full."""
-    return [FULL if i < 3 or i % 4 == 2 else SHARED for i in range(layers)]
+    if SHARED not in indexers:
+        return spec
+    return swap_layers(spec, lambda i: indexers[i] == SHARED, SparseMLA, lambda attn: replace(attn, shares_choice=True))
 
 
 KIND = ModelType("glm_moe_dsa", "GlmMoeDsaForCausalLM")
@@ -46,13 +37,12 @@ WIDTHS = dict(num_key_value_heads=64, q_lora_rank=2048, max_position_embeddings=
 WIDTHS |= dict(index_n_heads=32, index_head_dim=128, index_topk=2048)
 
 
-@reads(KIND, **WIDTHS, rms_norm_eps=1e-5, rope_theta=1e4, tie_word_embeddings=False, first_k_dense_replace=3)
+@reads(KIND, expected=deepseek_v3.EXPECTED, **WIDTHS, rms_norm_eps=1e-5, rope_theta=1e4, **OTHERS)
 def from_hf(config: Config) -> Decoder:
     config.expect(indexer_rope_interleave=True, moe_router_dtype="float32")
     config.unused("index_share_for_mtp_iteration")  # for the multi-token prediction layer only
     shape = read_sparse(config)
-    indexers = read_indexers(config, shape.pop("layers"))
-    return decoder(**shape, indexers=indexers)
+    return decoder(indexers=read_indexers(config, shape.pop("layers")), **shape)
 
 
 def read_indexers(config, layers):
@@ -70,23 +60,19 @@ def read_indexers(config, layers):
 
 def to_hf(spec: Decoder) -> ConfigFields:
     kinds = [SHARED if getattr(layer.mixer, "shares_choice", False) else FULL for layer in spec.layers]
-    return to_hf_v3_2(spec) | {"model_type": "glm_moe_dsa", "indexer_types": kinds}
-
-
-def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the metadata of .gguf files that this architecture alone has: which layers have an indexer."""
-    return {"attention.indexer.types": [not layer.takes() for layer in spec.layers]}
+    return to_hf_v3_2(spec) | {"indexer_types": kinds}
 
 
 def _glm5(theta, **rest):
     widths = dict(heads=64, q_rank=2048, kv_rank=512, nope_dim=192, rope_dim=64, v_dim=256)
-    attn = sparse_attention(**widths, index_heads=32, index_head_dim=128, k=2048, rope=RoPE(theta), gain=1.0)
+    attn = sparse_attention(dict(heads=32, head_dim=128, k=2048), **widths, rope=RoPE(theta), gain=1.0)
     moe = MoE(256, GLU(2048), GroupedSigmoidTopK(k=8, groups=1, keep=1, scale=2.5), shared=GLU(2048))
     return decoder(dim=6144, dense=3, attn=attn, hidden=12_288, moe=moe, vocab=154_880, eps=1e-5, **rest)
 
 
 _5 = _glm5(1e6, indexers=[FULL] * 78, context=202_752)
-_52 = _glm5(8e6, indexers=every_fourth(78), context=1_048_576)
+# Three full layers, then a repeated group of three shared ones and a full one.
+_52 = _glm5(8e6, indexers=[FULL if i < 3 or i % 4 == 2 else SHARED for i in range(78)], context=1_048_576)
 ABOUT = About(
     "GLM-5 and GLM-5.2",
     "GLM Team 2026",

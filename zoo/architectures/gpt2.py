@@ -40,18 +40,19 @@ def decoder(*, dim, layers, heads, hidden=None, context=1024, vocab=50_257, eps=
 
 
 NAMES = dict(dim="n_embd", layers="n_layer", heads="n_head", context="n_positions", eps="layer_norm_epsilon")
-EXPECTED = dict(activation_function="gelu_new")
 # Fields of another class with a second head, and of the first versions of the reference.
 UNREAD = [f"summary_{name}" for name in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")]
 UNREAD += ["n_special", "output_past", "predict_special_tokens"]
 
 
-@reads(ModelType("gpt2", "GPT2LMHeadModel"), n_inner=None, layer_norm_epsilon=1e-5, tie_word_embeddings=True)
+KIND, EXPECTED = ModelType("gpt2", "GPT2LMHeadModel"), dict(activation_function="gelu_new")
+
+
+@reads(KIND, expected=EXPECTED, n_inner=None, layer_norm_epsilon=1e-5, tie_word_embeddings=True)
 def from_hf(config: Config) -> Decoder:
     shape = config.common(**NAMES)
     if shape["dim"] % shape["heads"]:
         raise config.error(f"n_embd={shape['dim']} must be a multiple of n_head={shape['heads']}")
-    config.expect(**EXPECTED)
     config.neutral(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, reorder_and_upcast_attn=False)
     config.neutral(n_ctx=shape["context"])
     config.unused(*UNREAD)
@@ -59,8 +60,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    config: ConfigFields = {"model_type": "gpt2"} | EXPECTED | common_fields(spec, **NAMES)
-    config |= fields_of(spec, GQA, heads="n_head")
+    config = common_fields(spec, **NAMES) | fields_of(spec, GQA, heads="n_head")
     if spec.positions:
         config |= dict.fromkeys(("n_positions", "n_ctx"), spec.positions.count)
     mlp = first(spec, MLP)

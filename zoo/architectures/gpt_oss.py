@@ -37,24 +37,20 @@ EXPERTS = dict(num_local_experts=128, num_experts_per_tok=4, swiglu_alpha=1.702,
 OTHERS = dict(max_position_embeddings=131_072, rms_norm_eps=1e-5, tie_word_embeddings=False)
 DEFAULTS = HEADS | EXPERTS | OTHERS | dict(rope_theta=1.5e5, rope_scaling=ROPE)
 ACT = dict(alpha="swiglu_alpha", limit="swiglu_limit")
-EXPECTED = dict(hidden_act="silu", attention_bias=True)
 
 
-@reads("gpt_oss", **DEFAULTS)
+@reads("gpt_oss", expected=dict(hidden_act="silu", attention_bias=True), **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(**EXPECTED)
-    shape = config.integers(window="sliding_window", experts="num_local_experts", k="num_experts_per_tok")
-    rope = config.rope()
-    config.neutral(experts_per_token=shape["k"], initial_context_length=getattr(rope.scaling, "original", None))
-    act = ClampedSwiGLU(**config.typed(ClampedSwiGLU, **ACT))
-    spec = decoder(**config.dense(), **shape, head_dim=config.head_dim(), act=act, rope=rope)
-    config.agrees_on_windows(spec)
-    return spec
+    names = dict(window="sliding_window", experts="num_local_experts", k="num_experts_per_tok")
+    shape = config.dense() | config.integers(**names)
+    original = getattr(shape["rope"].scaling, "original", None)
+    config.neutral(experts_per_token=shape["k"], initial_context_length=original)
+    return decoder(**shape, act=ClampedSwiGLU(**config.typed(ClampedSwiGLU, **ACT)))
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
     rope = first_rope(spec)
-    config = {"model_type": "gpt_oss"} | EXPECTED | dense_fields(spec) | window_fields(spec)
+    config = dense_fields(spec) | window_fields(spec)
     config |= rope_fields(spec, unscaled={"rope_type": "default"})  # a file without the field means the released YaRN
     config["initial_context_length"] = getattr(rope and rope.scaling, "original", None)
     for name in ("num_experts_per_tok", "experts_per_token"):

@@ -14,7 +14,7 @@ from zoo.blocks.layer import Branch
 from zoo.blocks.mamba2 import Mamba2
 from zoo.hf.checkpoint_layout import GATE_UP, Rearranged, Rename
 from zoo.hf.config import About, Config, ModelType, Size, reads
-from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first
+from zoo.hf.write_config import HEADS, ConfigFields, common_fields, fields_of, first
 from zoo.model.decoder import Decoder
 
 PACKED = "(gate_up hidden) dim -> gate_up hidden dim"
@@ -54,9 +54,8 @@ EXPECTED |= dict(normalization_function="rmsnorm")
 MAMBA = dict(heads="mamba_n_heads", groups="mamba_n_groups", state="mamba_d_state", conv="mamba_d_conv")
 
 
-@reads(ModelType("granitemoehybrid", "GraniteMoeHybridForCausalLM"), **WIDTHS, **ONES)
+@reads(ModelType("granitemoehybrid", "GraniteMoeHybridForCausalLM"), expected=EXPECTED, **WIDTHS, **ONES)
 def from_hf(config: Config) -> Decoder:
-    config.expect(**EXPECTED)
     config.unused("mamba_chunk_size", "init_method")
     shape = config.common() | {name: config.number(field) for name, field in MULTIPLIERS.items()}
     layers, heads = shape.pop("layers"), shape.pop("heads")
@@ -104,22 +103,20 @@ def _positions(config):
 def _feed_forward(config):
     """Returns routed experts beside a shared expert, or the shared one alone if there are no routed experts."""
     shared = GLU(config.integer("shared_intermediate_size"))
-    if config.get("num_local_experts") == 0:
+    if not (experts := config.count("num_local_experts")):
         config.unused("intermediate_size", "num_experts_per_tok")
         return shared
-    experts, router = config.integer("num_local_experts"), SoftmaxTopK(config.integer("num_experts_per_tok"))
+    router = SoftmaxTopK(config.integer("num_experts_per_tok"))
     return MoE(experts, GLU(config.integer("intermediate_size")), router, shared=shared)
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    mamba, moe = first(spec, Mamba2), first(spec, MoE)
-    config = {"model_type": "granitemoehybrid"} | EXPECTED | common_fields(spec)
+    mamba, moe, config = first(spec, Mamba2), first(spec, MoE), common_fields(spec)
     config["layer_types"] = ["mamba" if isinstance(layer.mixer, Mamba2) else "attention" for layer in spec.layers]
     config["position_embedding_type"] = "rope" if first(spec, RoPE) else "nope"
     config |= {field: float(getattr(spec, name)) for name, field in MULTIPLIERS.items()}
     config |= fields_of(spec, Branch, multiplier="residual_multiplier")
-    config |= fields_of(spec, GQA, scale="attention_multiplier", heads="num_attention_heads", head_dim="head_dim")
-    config |= fields_of(spec, GQA, kv_heads="num_key_value_heads")
+    config |= fields_of(spec, GQA, scale="attention_multiplier", **HEADS)
     config |= fields_of(spec, Mamba2, **MAMBA, head_dim="mamba_d_head")
     config |= {"mamba_expand": mamba.width // spec.dim} if mamba else {}
     if moe is None:
@@ -130,11 +127,10 @@ def to_hf(spec: Decoder) -> ConfigFields:
 
 
 def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the metadata that .gguf files of this architecture have otherwise: the width is that of a routed expert,
-    and `finetuned` false means that attention has no positions."""
-    moe, branch = first(spec, MoE), first(spec, Branch)
-    width = {"feed_forward_length": moe.expert.width} if moe else {}
-    return width | {"residual_scale": branch and branch.multiplier, "rope.scaling.finetuned": False}
+    """Returns the metadata of .gguf files that this architecture alone has; `finetuned` false means that attention has
+    no positions."""
+    branch = first(spec, Branch)
+    return {"residual_scale": branch and branch.multiplier, "rope.scaling.finetuned": False}
 
 
 def _released(dim, heads, kv_heads, mamba_heads, hidden, experts, k, logits_scaling):

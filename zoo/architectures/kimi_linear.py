@@ -1,11 +1,12 @@
 """Kimi Linear (Kimi Team 2025). New here: three layers of Kimi Delta Attention, whose state decays by channel and does
 not grow, to one of latent attention, which has no positions: order comes from the recurrent layers."""
 
+from zoo.architectures.deepseek_v3 import ATTENTION
 from zoo.blocks import GLU, MLA, GroupedSigmoidTopK, Layer, MoE, NoPE, RMSNorm, pre
 from zoo.blocks.kimi_delta_attention import KDA
 from zoo.hf.checkpoint_layout import GLU_NAMES, Rearranged, Rename, Stacked
 from zoo.hf.config import About, Config, ModelType, Remote, Size, layer_types, reads
-from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first
+from zoo.hf.write_config import ConfigFields, common_fields, fields_of, layers_before_experts, mixture_fields
 from zoo.model.decoder import Decoder
 
 STORED = {"decay.down": "f_a_proj", "decay.up": "f_b_proj", "gate.down": "g_a_proj", "gate.up": "g_b_proj"}
@@ -37,24 +38,15 @@ def decoder(*, types, dense, linear, latent, hidden, moe, eps=1e-5, **rest):
     return Decoder(layers=layers, norm=norm, **rest)
 
 
-REMOTE = Remote(
-    (
-        "configuration_kimi.KimiLinearConfig",
-        "modeling_kimi.KimiLinearModel",
-        "modeling_kimi.KimiLinearForCausalLM",
-    ),
-    publishers=("moonshotai",),
-)
+KIND = ModelType("kimi_linear", remote=Remote("kimi", "KimiLinear", publishers=("moonshotai",)))
 # The published field names, and the names that the reference writes.
 CONTEXT = "model_max_length", "max_position_embeddings"
 EXPERTS, SHARED = ("num_experts", "num_local_experts"), ("num_shared_experts", "n_shared_experts")
 K, GROUPS = ("num_experts_per_token", "num_experts_per_tok"), ("num_expert_group", "n_group")
-ROUTER = dict(keep="topk_group", scale="routed_scaling_factor")
+WIDTH, ROUTER = "moe_intermediate_size", dict(keep="topk_group", scale="routed_scaling_factor")
 LINEAR = dict(heads=("num_heads", "linear_num_heads"), head_dim=("head_dim", "linear_head_dim"))
 LINEAR |= dict(conv=("short_conv_kernel_size", "linear_conv_kernel_dim"))
 LISTS = "full_attn_layers", "kda_layers"
-LATENT = dict(heads="num_attention_heads", q_rank="q_lora_rank", kv_rank="kv_lora_rank")
-LATENT |= dict(nope_dim="qk_nope_head_dim", rope_dim="qk_rope_head_dim", v_dim="v_head_dim")
 DEFAULTS = dict(rms_norm_eps=1e-5, routed_scaling_factor=2.446, q_lora_rank=None, tie_word_embeddings=False)
 DEFAULTS |= dict(num_key_value_heads=32, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128)
 DEFAULTS |= dict(linear_num_heads=32, linear_head_dim=128, linear_conv_kernel_dim=4, model_max_length=1_048_576)
@@ -64,26 +56,19 @@ EXPECTED = dict(hidden_act="silu", mla_use_nope=True, moe_layer_freq=1)
 EXPECTED |= dict(moe_router_activation_func="sigmoid", moe_renormalize=True, use_grouped_topk=True)
 
 
-@reads(ModelType("kimi_linear", remote=REMOTE), **DEFAULTS)
+@reads(KIND, expected=EXPECTED, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
     shape = config.common(context=config.spelled(*CONTEXT))
-    config.expect(**EXPECTED, norm_topk_prob=True, attention_bias=False)
-    config.expect(num_key_value_heads=shape.pop("heads"))
+    config.expect(norm_topk_prob=True, attention_bias=False, num_key_value_heads=shape.pop("heads"))
     config.unused("head_dim", "qk_head_dim")  # attention has its own widths
     config.unused("rope_theta", "rope_scaling", "rope_parameters")  # attention has no position encoding
-    router = dict(k=config.spelled(*K), groups=config.spelled(*GROUPS), **ROUTER)
-    width, shared = config.integer("moe_intermediate_size"), config.integer(config.spelled(*SHARED))
-    shape["moe"] = MoE(
-        config.integer(config.spelled(*EXPERTS)),
-        GLU(width),
-        GroupedSigmoidTopK(**config.typed(GroupedSigmoidTopK, **router)),
-        shared=GLU(shared * width),
-    )
-    layers = shape.pop("layers")
-    shape |= dict(
-        types=_mixers(config, layers), dense=_dense(config, layers), hidden=config.integer("intermediate_size")
-    )
-    return decoder(**shape, linear=_linear(config), latent=config.typed(MLA, **LATENT))
+    names = dict(k=config.spelled(*K), groups=config.spelled(*GROUPS), **ROUTER)
+    router = GroupedSigmoidTopK(**config.typed(GroupedSigmoidTopK, **names))
+    experts = dict(experts=config.spelled(*EXPERTS), hidden=WIDTH, shared=config.spelled(*SHARED))
+    layers, hidden = shape.pop("layers"), config.integer("intermediate_size")
+    shape |= dict(types=_mixers(config, layers), dense=_dense(config, layers), hidden=hidden)
+    shape |= dict(linear=_linear(config), latent=config.typed(MLA, **ATTENTION))
+    return decoder(**shape, moe=config.mixture(router, **experts))
 
 
 def _linear(config):
@@ -112,7 +97,7 @@ def _mixers(config, layers):
 
 def _dense(config, layers):
     """Returns the number of layers before the first layer with experts."""
-    number = config.integer("first_k_dense_replace", most=layers)
+    number = config.count("first_k_dense_replace", most=layers)
     kinds = config.plan("mlp_layer_types", ("dense", "sparse"), ["dense"] * number + ["sparse"] * (layers - number))
     dense = [*kinds, "sparse"].index("sparse")
     config.agrees("mlp_layer_types", ["dense"] * dense + ["sparse"] * (layers - dense))
@@ -120,28 +105,17 @@ def _dense(config, layers):
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    moe, types = first(spec, MoE), layer_types(spec)
-    config = {"model_type": "kimi_linear"} | EXPECTED | common_fields(spec, context=CONTEXT[0])
-    config |= fields_of(spec, MLA, **LATENT) | fields_of(spec, MLA, heads="num_key_value_heads")
+    types, config = layer_types(spec), common_fields(spec, context=CONTEXT[0])
+    config |= fields_of(spec, MLA, **ATTENTION) | fields_of(spec, MLA, heads="num_key_value_heads")
     config |= fields_of(spec, GLU, hidden="intermediate_size")
+    config |= mixture_fields(spec, experts=EXPERTS[0], hidden=WIDTH, shared=SHARED[0])
     names = {field: name for field, (name, _) in LINEAR.items()}
     if recurrent := fields_of(spec, KDA, **names):
         full = [i + 1 for i, name in enumerate(types) if name == "full_attention"]
         rest = [i + 1 for i, name in enumerate(types) if name != "full_attention"]
         config["linear_attn_config"] = recurrent | dict(zip(LISTS, (full, rest), strict=True))
-    sparse = [first(layer, MoE) is not None for layer in spec.layers]
-    config["first_k_dense_replace"] = [*sparse, True].index(True) or 1
-    if moe:
-        config |= {EXPERTS[0]: moe.experts, "moe_intermediate_size": moe.expert.width}
-    if moe and moe.shared:  # its width is a multiple of a routed expert's
-        config[SHARED[0]] = moe.shared.width // moe.expert.width or 1
+    config["first_k_dense_replace"] = layers_before_experts(spec)
     return config | fields_of(spec, GroupedSigmoidTopK, k=K[0], groups=GROUPS[0], **ROUTER)
-
-
-def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the metadata of .gguf files that this architecture alone has: a width that the config has beside those of
-    latent attention, which no layer uses."""
-    return {"attention.value_length": ...}
 
 
 _LATENT = dict(heads=32, q_rank=None, kv_rank=512, nope_dim=128, rope_dim=64, v_dim=128)

@@ -13,7 +13,15 @@ from zoo.blocks import GLU, GQA, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, 
 from zoo.blocks.short_conv import ShortConv
 from zoo.hf.checkpoint_layout import Rename, Stacked
 from zoo.hf.config import About, Config, ModelType, Size, reads
-from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first
+from zoo.hf.write_config import (
+    HEADS,
+    ConfigFields,
+    common_fields,
+    fields_of,
+    first,
+    layers_before_experts,
+    mixture_fields,
+)
 from zoo.model.decoder import Decoder
 
 NAMES = {"gate": "w1", "up": "w3", "down": "w2"}
@@ -49,8 +57,8 @@ def decoder(*, mixers, dim, conv=3, heads, kv_heads, head_dim, hidden, moe=None,
     return Decoder(dim=dim, layers=tuple(layer(i, mixer) for i, mixer in enumerate(mixers)), norm=norm, **rest)
 
 
-def mixture(hidden, experts, k, scale=1.0):
-    return MoE(experts, GLU(hidden), GroupedSigmoidTopK(k, groups=1, keep=1, scale=scale, eps=1e-6))
+def routed(k, scale=1.0):
+    return GroupedSigmoidTopK(k, groups=1, keep=1, scale=scale, eps=1e-6)
 
 
 def adjusted(width, multiplier=1.0, multiple=256):
@@ -62,21 +70,21 @@ def adjusted(width, multiplier=1.0, multiple=256):
 
 RULE: dict[str, Any] = dict(block_auto_adjust_ff_dim=True, block_ffn_dim_multiplier=1.0, block_multiple_of=256)
 DENSE = ModelType("lfm2", defaults=RULE | dict(intermediate_size=12_288, layer_types=None))
-EXPERTS: dict[str, Any] = dict(intermediate_size=7168, moe_intermediate_size=1792, num_dense_layers=2, num_experts=32)
-EXPERTS |= dict(num_experts_per_tok=4, routed_scaling_factor=1.0)
-SPARSE = ModelType("lfm2_moe", defaults=EXPERTS)
+MOE: dict[str, Any] = dict(intermediate_size=7168, moe_intermediate_size=1792, num_dense_layers=2, num_experts=32)
+MOE |= dict(num_experts_per_tok=4, routed_scaling_factor=1.0)
+SPARSE = ModelType("lfm2_moe", defaults=MOE)
 DEFAULTS = dict(num_key_value_heads=8, head_dim=None, max_position_embeddings=128_000, norm_eps=1e-5)
 DEFAULTS |= dict(conv_L_cache=3, rope_theta=1e6, tie_word_embeddings=True)
 EXPECTED: dict[str, Any] = dict(conv_bias=False, block_use_swiglu=True, use_pos_enc=True)
 KINDS = ("conv", "full_attention")
-ROUTED = dict(experts="num_experts", k="num_experts_per_tok", hidden="moe_intermediate_size")
+EXPERTS = dict(experts="num_experts", hidden="moe_intermediate_size")
+ROUTER = dict(k="num_experts_per_tok", scale="routed_scaling_factor")
 # Fields of the initialisation.
 UNUSED = "block_mlp_init_scale block_out_init_scale block_use_xavier_init conv_use_xavier_init".split()
 
 
-@reads(DENSE, SPARSE, **DEFAULTS)
+@reads(DENSE, SPARSE, expected=EXPECTED, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(**EXPECTED)
     config.unused(*UNUSED)
     shape = config.common(eps="norm_eps") | {"head_dim": config.head_dim()}
     layers, dim, heads = shape.pop("layers"), shape["dim"], shape["heads"]
@@ -112,27 +120,24 @@ def _width(config):
 
 def _experts(config, layers):
     config.expect(norm_topk_prob=True, use_expert_bias=True)
-    moe = mixture(**config.integers(**ROUTED), scale=config.number("routed_scaling_factor"))
-    dense = config.integer("num_dense_layers", most=layers)
+    moe = config.mixture(routed(**config.typed(GroupedSigmoidTopK, **ROUTER)), **EXPERTS)
+    dense = config.count("num_dense_layers", most=layers)
     return {"hidden": config.integer("intermediate_size"), "moe": moe, "dense": dense}
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    moe = first(spec, MoE)
-    config = {"model_type": "lfm2_moe" if moe else "lfm2"} | EXPECTED | common_fields(spec, eps="norm_eps")
-    config |= fields_of(spec, GQA, heads="num_attention_heads", kv_heads="num_key_value_heads", head_dim="head_dim")
+    config = common_fields(spec, eps="norm_eps") | fields_of(spec, GQA, **HEADS)
     config |= fields_of(spec, ShortConv, conv="conv_L_cache")
     config["layer_types"] = [
         "conv" if isinstance(layer.mixer, ShortConv) else "full_attention" for layer in spec.layers
     ]
     hidden = next((layer.feed_forward.hidden for layer in spec.layers if isinstance(layer.feed_forward, GLU)), None)
-    if moe is None:  # the rule takes two thirds of this width
+    if not first(spec, MoE):  # the rule takes two thirds of this width
         published = {"intermediate_size": -(-3 * hidden // 2), "block_multiple_of": gcd(hidden, 256)} if hidden else {}
         return config | RULE | published
+    config |= {"model_type": "lfm2_moe", "num_dense_layers": layers_before_experts(spec)}
     config |= {"intermediate_size": hidden} if hidden else {}
-    config |= {"num_experts": moe.experts, "moe_intermediate_size": moe.expert.width}
-    config["num_dense_layers"] = [*(first(layer, MoE) is not None for layer in spec.layers), True].index(True) or 1
-    return config | fields_of(spec, GroupedSigmoidTopK, k="num_experts_per_tok", scale="routed_scaling_factor")
+    return config | mixture_fields(spec, **EXPERTS) | fields_of(spec, GroupedSigmoidTopK, **ROUTER)
 
 
 def _released(attention, layers, **rest):
@@ -143,7 +148,7 @@ def _released(attention, layers, **rest):
 
 
 _dense = partial(_released, (2, 5, 8, 10, 12, 14), layers=16)
-_MIXTURE = dict(moe=mixture(1792, experts=32, k=4), dense=2)
+_MIXTURE = dict(moe=MoE(32, GLU(1792), routed(k=4)), dense=2)
 _8B = _released((2, 6, 10, 14, 18, 21), layers=24, dim=2048, heads=32, hidden=7168, **_MIXTURE)
 ABOUT = About(
     "LFM2",

@@ -22,17 +22,14 @@ WIDTHS = dict(num_key_value_heads=None, head_dim=None, max_position_embeddings=2
 DEFAULTS = WIDTHS | dict(attention_bias=False, mlp_bias=False, tie_word_embeddings=False)
 
 
-@reads("llama", **DEFAULTS, rms_norm_eps=1e-6, rope_theta=1e4)
+@reads("llama", expected=dict(hidden_act="silu"), **DEFAULTS, rms_norm_eps=1e-6, rope_theta=1e4)
 def from_hf(config: Config) -> Decoder:
-    config.expect(hidden_act="silu")
     config.neutral(rope_interleaved=False)
-    biases = config.flag("attention_bias"), config.flag("mlp_bias")
-    return decoder(**config.dense(), biases=biases, head_dim=config.head_dim(), rope=config.rope())
+    return decoder(**config.dense(), biases=(config.flag("attention_bias"), config.flag("mlp_bias")))
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    biases = fields_of(spec, GQA, bias="attention_bias") | fields_of(spec, GLU, bias="mlp_bias")
-    return {"model_type": "llama", "hidden_act": "silu"} | dense_fields(spec) | biases
+    return dense_fields(spec) | fields_of(spec, GQA, bias="attention_bias") | fields_of(spec, GLU, bias="mlp_bias")
 
 
 _3 = dict(rope=RoPE(5e5), context=8192)

@@ -3,10 +3,11 @@ sees everything, has no positions, and queries that grow with the logarithm of t
 beside a shared one, and its weight multiplies the expert's input. Scout normalises queries and keys by a norm without
 weights; Maverick does not, and has experts in every second layer only."""
 
+from zoo.architectures.smollm3 import position_fields, rotated
 from zoo.blocks import GLU, GQA, InputScaledTopK, Layer, Llama3Scaling, LogTemperature, MoE, NoPE, RMSNorm, RoPE, pre
 from zoo.hf.checkpoint_layout import GATE_UP, GLU_NAMES, PairedRows, Rearranged, Rename, Skipped
 from zoo.hf.config import About, Config, ModelType, Size, reads
-from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first, window_fields
+from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first, mixture_fields, window_fields
 from zoo.model.decoder import Decoder
 
 WEIGHTS = (
@@ -22,33 +23,17 @@ WEIGHTS = (
 
 
 def decoder(
-    *,
-    layers,
-    heads=40,
-    kv_heads=8,
-    head_dim=128,
-    experts,
-    k=1,
-    hidden=8192,
-    dense=16_384,
-    step=1,
-    interval=4,
-    chunk=8192,
-    rope,
-    temperature=LogTemperature(0.1, 8192, from_one=True),
-    qk_norm=True,
-    eps=1e-5,
-    **rest,
+    *, layers, heads, kv_heads, head_dim, rope, chunk, qk_norm, temperature, moe, hidden, step, interval, eps, **rest
 ):
-    """Returns the decoder. One in `step` layers has experts. One in `interval` layers has full attention."""
+    """Returns the decoder. One in `step` layers has experts, the others have a feed-forward of width `hidden`. One in
+    `interval` layers has full attention."""
     norm, unit = RMSNorm(eps), RMSNorm(eps, weight=False) if qk_norm else None
     local = GQA(heads, kv_heads, head_dim, rope=rope, chunk=chunk, qk_norm=unit)
     everywhere = GQA(heads, kv_heads, head_dim, rope=NoPE(), temperature=temperature)
-    moe = MoE(experts, GLU(hidden), InputScaledTopK(k), shared=GLU(hidden))
 
     def layer(i):
         attn = everywhere if i % interval == interval - 1 else local
-        return Layer(pre(norm, attn), pre(norm, moe if i % step == step - 1 else GLU(dense)))
+        return Layer(pre(norm, attn), pre(norm, moe if i % step == step - 1 else GLU(hidden)))
 
     return Decoder(layers=tuple(map(layer, range(layers))), norm=norm, **rest)
 
@@ -59,34 +44,27 @@ HEADS = dict(num_key_value_heads=8, head_dim=128, use_qk_norm=True, max_position
 REACH = dict(attention_chunk_size=8192, no_rope_layer_interval=4)
 TEMPERATURE = dict(attn_temperature_tuning=True, attn_scale=0.1, floor_scale=8192)
 EXPERTS = dict(num_local_experts=16, num_experts_per_tok=1, interleave_moe_layer_step=1, intermediate_size_mlp=16_384)
+SHAPE = dict(step="interleave_moe_layer_step", interval="no_rope_layer_interval", hidden="intermediate_size_mlp")
 OTHERS = dict(rms_norm_eps=1e-5, rope_theta=5e5, tie_word_embeddings=False)
 EXPECTED = dict(hidden_act="silu", attention_bias=False)
-SHAPE = dict(experts="num_local_experts", k="num_experts_per_tok", dense="intermediate_size_mlp")
-SHAPE |= dict(step="interleave_moe_layer_step", interval="no_rope_layer_interval")
 
 
-@reads(TEXT, WRAPPER, **HEADS, **REACH, **TEMPERATURE, **EXPERTS, **OTHERS)
+@reads(TEXT, WRAPPER, expected=EXPECTED, **HEADS, **REACH, **TEMPERATURE, **EXPERTS, **OTHERS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(**EXPECTED)
     config.neutral(router_jitter_noise=0.0, for_llm_compressor=False)
-    shape = config.dense() | config.integers(**SHAPE)
-    rope, qk_norm = config.rope(), config.flag("use_qk_norm")
+    shape = config.dense()
+    rope, qk_norm, expert = shape["rope"], config.flag("use_qk_norm"), GLU(shape["hidden"])
     if qk_norm and rope.scaling and rope.scaling.gain != 1.0:
         gain = f"the rotation's factor of {rope.scaling.gain:g}"  # only a factor of 1 commutes with the norm
         raise config.error(f"{gain} with use_qk_norm is not supported: this norm follows the rotation and undoes it")
-    spec = decoder(
-        **shape,
-        head_dim=config.head_dim(),
-        chunk=config.optional("attention_chunk_size"),
-        rope=rope,
-        temperature=_temperature(config),
-        qk_norm=qk_norm,
-    )
-    config.agrees_on_windows(spec)
+    router = InputScaledTopK(config.integer("num_experts_per_tok"))
+    shape |= dict(chunk=config.optional("attention_chunk_size"), qk_norm=qk_norm, temperature=_temperature(config))
+    shape |= dict(moe=MoE(config.integer("num_local_experts"), expert, router, shared=expert))
+    spec = decoder(**shape | config.integers(**SHAPE))
     if config.values.get("no_rope_layers") == []:
         config.unused("no_rope_layers")  # an empty list means the same as no field
     else:
-        config.agrees("no_rope_layers", _rotated(spec))
+        config.agrees("no_rope_layers", rotated(spec))
     if config.values.get("moe_layers") is not None:
         config.expect(moe_layers=_sparse(spec))
     return spec
@@ -99,38 +77,32 @@ def _temperature(config):
     return LogTemperature(scale, step, from_one=True) if tuned else None
 
 
-def _rotated(spec):
-    return [int(first(layer, NoPE) is None) for layer in spec.layers]
-
-
 def _sparse(spec):
-    return [i for i, layer in enumerate(spec.layers) if first(layer, MoE)]
+    return [i for i, layer in enumerate(spec.layers) if layer.mixture]
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    config = {"model_type": "llama4_text"} | EXPECTED | dense_fields(spec) | window_fields(spec)
-    rotated, sparse, moe, attn = _rotated(spec), _sparse(spec), first(spec, MoE), first(spec, GQA)
-    config |= {"no_rope_layers": rotated, "no_rope_layer_interval": [*rotated, 0].index(0) + 1}
+    config = dense_fields(spec) | window_fields(spec) | position_fields(spec)
+    config |= {"interleave_moe_layer_step": [*_sparse(spec), len(spec.layers)][0] + 1}
+    attn = first(spec, GQA)
     config |= {"use_qk_norm": bool(attn and attn.qk_norm), "attention_chunk_size": attn and attn.chunk}
     config["attn_temperature_tuning"] = first(spec, LogTemperature) is not None
     config |= fields_of(spec, LogTemperature, scale="attn_scale", step="floor_scale")
-    config["interleave_moe_layer_step"] = [*sparse, len(spec.layers)][0] + 1
-    if dense := next((layer for i, layer in enumerate(spec.layers) if i not in sparse), None):
+    if dense := next((layer for layer in spec.layers if not layer.mixture), None):
         config |= fields_of(dense, GLU, hidden="intermediate_size_mlp")
-    if moe:
-        config |= {"intermediate_size": moe.expert.width, "num_local_experts": moe.experts}
+    config |= mixture_fields(spec, experts="num_local_experts", hidden="intermediate_size")
     return config | fields_of(spec, InputScaledTopK, k="num_experts_per_tok")
 
 
-def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the metadata that .gguf files of this architecture alone have: one layer of so many has experts."""
-    return {"interleave_moe_layer_step": [*_sparse(spec), len(spec.layers)][0] + 1}
+def _released(experts, **rest):
+    rest |= dict(dim=5120, layers=48, heads=40, kv_heads=8, head_dim=128, vocab=202_048, eps=1e-5)
+    rest |= dict(chunk=8192, temperature=LogTemperature(0.1, 8192, from_one=True), hidden=16_384, interval=4)
+    return decoder(moe=MoE(experts, GLU(8192), InputScaledTopK(1), shared=GLU(8192)), **rest)
 
 
-_BOTH = dict(dim=5120, layers=48, vocab=202_048)
-_SCOUT = dict(_BOTH, experts=16, rope=RoPE(5e5, Llama3Scaling(16, 8192, low=1.0, high=1.0)), context=10_485_760)
-_MAVERICK = dict(_BOTH, experts=128, step=2, rope=RoPE(5e5), qk_norm=False, context=1_048_576)
-_109B, _400B = decoder(**_SCOUT), decoder(**_MAVERICK)
+_STRETCHED = RoPE(5e5, Llama3Scaling(16, 8192, low=1.0, high=1.0))
+_109B = _released(16, rope=_STRETCHED, qk_norm=True, step=1, context=10_485_760)
+_400B = _released(128, rope=RoPE(5e5), qk_norm=False, step=2, context=1_048_576)
 ABOUT = About(
     "Llama 4",
     "Meta 2025",

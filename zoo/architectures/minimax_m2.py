@@ -28,8 +28,7 @@ def decoder(*, layers, heads, kv_heads, head_dim, hidden, experts, k, rope, eps=
     return Decoder(layers=(Layer(pre(norm, attn), pre(norm, moe)),) * layers, norm=norm, **rest)
 
 
-CODE = ("configuration", "Config"), ("modeling", "Model"), ("modeling", "ForCausalLM")
-REMOTE = Remote(tuple(f"{file}_minimax_m2.MiniMaxM2{name}" for file, name in CODE), publishers=("MiniMaxAI",))
+KIND = ModelType("minimax_m2", "MiniMaxM2ForCausalLM", remote=Remote("minimax_m2", "MiniMaxM2", ("MiniMaxAI",)))
 WIDTHS = dict(num_key_value_heads=8, head_dim=128, rotary_dim=None, max_position_embeddings=196_608)
 EXPERTS = dict(num_local_experts=256, num_experts_per_tok=8)
 OTHERS = dict(rms_norm_eps=1e-6, rope_theta=5e6, tie_word_embeddings=False)
@@ -39,23 +38,21 @@ EXPECTED |= dict(use_routing_bias=True, scoring_func="sigmoid", shared_intermedi
 UNREAD = "use_mtp", "mtp_transformer_layers", "num_mtp_modules", "shared_moe_mode", "mlp_intermediate_size"
 
 
-@reads(ModelType("minimax_m2", "MiniMaxM2ForCausalLM", remote=REMOTE), **WIDTHS, **EXPERTS, **OTHERS)
+@reads(KIND, expected=EXPECTED, **WIDTHS, **EXPERTS, **OTHERS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(**EXPECTED)
     config.neutral(router_jitter_noise=0.0)
     config.unused(*UNREAD)
-    shape = config.dense() | config.integers(experts="num_local_experts", k="num_experts_per_tok")
-    config.agrees("attn_type_list", [1] * shape["layers"])  # 0 is linear attention
     head_dim, rotated = config.head_dim(), config.optional("rotary_dim")
-    rope = config.rope(fraction=rotated / head_dim if rotated else 1.0)
+    shape = config.dense(fraction=rotated / head_dim if rotated else 1.0)
     if rotated:  # the reference writes the share too: the number must agree with it
-        config.expect(rotary_dim=rope.rotated(head_dim))
-    return decoder(**shape, head_dim=head_dim, rope=rope)
+        config.expect(rotary_dim=shape["rope"].rotated(head_dim))
+    config.agrees("attn_type_list", [1] * shape["layers"])  # 0 is linear attention
+    return decoder(**shape, **config.integers(experts="num_local_experts", k="num_experts_per_tok"))
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    config = {"model_type": "minimax_m2"} | EXPECTED | dense_fields(spec)
-    config |= fields_of(spec, MoE, experts="num_local_experts") | fields_of(spec, RoPE, fraction=PARTIAL)
+    config = dense_fields(spec) | fields_of(spec, MoE, experts="num_local_experts")
+    config |= fields_of(spec, RoPE, fraction=PARTIAL)
     attn = first(spec, GQA)
     if attn and isinstance(attn.rope, RoPE):
         config["rotary_dim"] = attn.rope.rotated(attn.head_dim)

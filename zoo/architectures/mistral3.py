@@ -7,11 +7,9 @@ from zoo.hf.write_config import ConfigFields, dense_fields, fields_of
 from zoo.model.decoder import Decoder
 
 
-def decoder(
-    *, layers, heads, hidden, kv_heads=8, head_dim=128, rope=RoPE(1e9), window=None, eps=1e-5, **rest
-) -> Decoder:
+def decoder(*, layers, heads, hidden, kv_heads=8, head_dim=128, rope, window=None, temperature=None, eps=1e-5, **rest):
     norm = RMSNorm(eps)
-    attn = GQA(heads, kv_heads, head_dim, rope=rope, window=window)
+    attn = GQA(heads, kv_heads, head_dim, rope=rope, window=window, temperature=temperature)
     layer = Layer(pre(norm, attn), pre(norm, GLU(hidden=hidden)))
     return Decoder(layers=(layer,) * layers, norm=norm, **rest)
 
@@ -20,20 +18,20 @@ HEADS = dict(num_key_value_heads=8, head_dim=None, sliding_window=4096, max_posi
 DEFAULTS = HEADS | dict(rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
 
 
-@reads("mistral", ModelType("mistral3", "Mistral3ForConditionalGeneration"), **DEFAULTS)
+WRAPPER = ModelType("mistral3", "Mistral3ForConditionalGeneration")
+
+
+@reads("mistral", WRAPPER, expected=dict(hidden_act="silu"), **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(hidden_act="silu")
     config.neutral(attention_bias=False, mlp_bias=False)
-    window = config.optional("sliding_window")
-    return decoder(**config.dense(), head_dim=config.head_dim(), window=window, rope=config.rope())
+    return decoder(**config.dense(), window=config.optional("sliding_window"))
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    window = fields_of(spec, GQA, window="sliding_window")
-    return {"model_type": "mistral", "hidden_act": "silu"} | dense_fields(spec) | window
+    return dense_fields(spec) | fields_of(spec, GQA, window="sliding_window")
 
 
-_24B = dict(dim=5120, layers=40, heads=32, hidden=32_768, vocab=131_072, context=131_072)
+_24B = dict(dim=5120, layers=40, heads=32, hidden=32_768, rope=RoPE(1e9), vocab=131_072, context=131_072)
 ABOUT = About(
     "Mistral Small 3.1",
     "Mistral AI 2025",

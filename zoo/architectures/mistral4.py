@@ -6,11 +6,12 @@ Every field is a class default of the reference, which names this model; its fil
 is not known either: they are written as the reference writes them, all of a layer in one tensor."""
 
 from zoo.architectures import deepseek_v3
-from zoo.architectures.deepseek_v3 import ATTENTION, ROUTER, attention, decoder, mscale_all_dim
+from zoo.architectures.deepseek_v3 import ROUTER, attention, decoder, read_attention, read_shape
+from zoo.architectures.mistral3 import WRAPPER
 from zoo.blocks import GLU, MLA, GroupedSoftmaxTopK, LogTemperature, MoE, RoPE, YarnScaling, yarn_gain
 from zoo.hf.checkpoint_layout import GATE_UP, Rearranged, Rename
-from zoo.hf.config import About, Config, ModelType, Size, reads
-from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first, rope_fields, temperature_fields
+from zoo.hf.config import PARTIAL, About, Config, Size, reads
+from zoo.hf.write_config import ConfigFields, fields_of, first, temperature_fields
 from zoo.model.decoder import Decoder
 
 WEIGHTS = (
@@ -26,41 +27,20 @@ OTHERS = dict(rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
 EXPECTED = dict(hidden_act="silu", attention_bias=False, rope_interleave=True, norm_topk_prob=True)
 
 
-KINDS = ModelType("mistral4"), ModelType("mistral3", "Mistral3ForConditionalGeneration")
-
-
-@reads(*KINDS, **WIDTHS, **EXPERTS, **OTHERS, rope_scaling=YARN)
+@reads("mistral4", WRAPPER, expected=EXPECTED, **WIDTHS, **EXPERTS, **OTHERS, rope_scaling=YARN)
 def from_hf(config: Config) -> Decoder:
-    shape = config.common() | config.integers(hidden="intermediate_size")
-    config.expect(**EXPECTED, num_key_value_heads=shape.pop("heads"))
-    absent = config.get("first_k_dense_replace") in (0, None)
-    shape["dense"] = 0 if absent else config.integer("first_k_dense_replace", most=shape["layers"])
-    widths = config.typed(MLA, **ATTENTION)
-    width = widths["nope_dim"] + widths["rope_dim"]
+    attn = attention(**read_attention(config), temperature=config.temperature())
+    width = attn.nope_dim + attn.rope_dim
     config.expect(head_dim=width, qk_head_dim=width)
-    gain = yarn_gain(config.rope_field("factor") or 1, config.rope_field("mscale_all_dim") or 0)
-    attn = attention(**widths, rope=config.rope(), gain=gain, temperature=config.temperature())
-    config.rotary_share(attn.rope_dim / width)
-    expert, shared = GLU(config.integer("moe_intermediate_size")), config.integer("n_shared_experts")
-    router = GroupedSoftmaxTopK(**config.typed(GroupedSoftmaxTopK, **ROUTER))
-    moe = MoE(config.integer("n_routed_experts"), expert, router, shared=GLU(shared * expert.hidden))
-    return decoder(**shape, attn=attn, moe=moe)
+    config.rope_fields.neutral(partial_rotary_factor=attn.rope_dim / width)
+    return decoder(**read_shape(config, GroupedSoftmaxTopK), attn=attn)
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    attn, moe = first(spec, MLA), first(spec, MoE)
-    config: ConfigFields = {"model_type": "mistral4", **EXPECTED} | common_fields(spec)
     # A file without the field uses the released YaRN. Its frequencies are for the rotary part of a head.
-    config |= rope_fields(spec, unscaled={"rope_type": "default"}, mscale_all_dim=mscale_all_dim(attn))
-    share = {"partial_rotary_factor": attn.rope_dim / (attn.nope_dim + attn.rope_dim)} if attn else {}
+    config, attn = deepseek_v3.to_hf(spec, unscaled={"rope_type": "default"}), first(spec, MLA)
+    share = {PARTIAL: attn.rope_dim / (attn.nope_dim + attn.rope_dim)} if attn else {}
     config["rope_scaling"] = (config.get("rope_scaling") or {}) | temperature_fields(spec) | share
-    config |= fields_of(spec, MLA, **ATTENTION) | fields_of(spec, MLA, heads="num_key_value_heads")
-    config |= fields_of(spec, GLU, hidden="intermediate_size")
-    config["first_k_dense_replace"] = [*(first(layer, MoE) is not None for layer in spec.layers), True].index(True)
-    if moe:
-        config |= {"n_routed_experts": moe.experts, "moe_intermediate_size": moe.expert.width}
-    if moe and moe.shared:  # its width is a multiple of a routed expert's
-        config["n_shared_experts"] = moe.shared.width // moe.expert.width or 1
     return config | fields_of(spec, GroupedSoftmaxTopK, **ROUTER)
 
 

@@ -29,19 +29,20 @@ EXPERTS = dict(num_local_experts=8, num_experts_per_tok=2)
 DEFAULTS = WIDTHS | EXPERTS | dict(rms_norm_eps=1e-5, rope_theta=1e6, tie_word_embeddings=False)
 
 
-@reads("mixtral", **DEFAULTS)
+@reads("mixtral", expected=dict(hidden_act="silu"), **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(hidden_act="silu")
     config.neutral(router_jitter_noise=0.0)
-    shape = config.dense() | config.integers(experts="num_local_experts", k="num_experts_per_tok")
-    window = config.optional("sliding_window")
-    return decoder(**shape, head_dim=config.head_dim(), rope=config.rope(), window=window)
+    experts = config.integers(experts="num_local_experts", k="num_experts_per_tok")
+    return decoder(**config.dense(), **experts, window=config.optional("sliding_window"))
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    window = fields_of(spec, GQA, window="sliding_window")
-    experts = fields_of(spec, MoE, experts="num_local_experts") | fields_of(spec, SoftmaxTopK, k="num_experts_per_tok")
-    return {"model_type": "mixtral", "hidden_act": "silu"} | dense_fields(spec) | window | experts
+    config = dense_fields(spec) | fields_of(spec, GQA, window="sliding_window")
+    return (
+        config
+        | fields_of(spec, MoE, experts="num_local_experts")
+        | fields_of(spec, SoftmaxTopK, k="num_experts_per_tok")
+    )
 
 
 _8X7B = dict(dim=4096, layers=32, heads=32, hidden=14_336, vocab=32_000, context=32_768)

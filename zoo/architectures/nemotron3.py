@@ -53,15 +53,7 @@ def mixture(experts, hidden, shared, router, latent=None):
 
 LETTERS = {"M": Mamba2, "*": GQA, "E": MoE, "-": MLP}
 KINDS = {"mamba": "M", "linear_attention": "M", "attention": "*", "full_attention": "*", "moe": "E", "mlp": "-"}
-REMOTE = Remote(
-    (
-        "configuration_nemotron_h.NemotronHConfig",
-        "modeling_nemotron_h.NemotronHModel",
-        "modeling_nemotron_h.NemotronHForCausalLM",
-    ),
-    publishers=("nvidia",),
-)
-KIND = ModelType("nemotron_h", "NemotronHForCausalLM", remote=REMOTE)
+KIND = ModelType("nemotron_h", "NemotronHForCausalLM", remote=Remote("nemotron_h", "NemotronH", ("nvidia",)))
 WIDTHS: dict[str, Any] = dict(intermediate_size=21_504, max_position_embeddings=4096)
 WIDTHS |= dict(num_key_value_heads=8, head_dim=128, layer_norm_epsilon=1e-5)
 WIDTHS |= dict(mamba_num_heads=128, mamba_head_dim=64, n_groups=8, ssm_state_size=128, conv_kernel=4)
@@ -85,9 +77,8 @@ UNUSED = (
 ).split()
 
 
-@reads(KIND, **WIDTHS, **LAYERS)
+@reads(KIND, expected=EXPECTED, **WIDTHS, **LAYERS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(**EXPECTED)
     config.unused(*UNUSED)
     eps, pattern = config.number("layer_norm_epsilon"), _pattern(config)
     config.neutral(norm_eps=eps)
@@ -124,7 +115,7 @@ def _pattern(config):
 def to_hf(spec: Decoder) -> ConfigFields:
     moe = first(spec, MoE)
     mlp = next((layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, MLP)), None)
-    config = {"model_type": "nemotron_h"} | EXPECTED | {ours: getattr(spec, name) for name, ours in MODEL.items()}
+    config: ConfigFields = {ours: getattr(spec, name) for name, ours in MODEL.items()}
     kinds: dict[Any, str] = {kind: letter for letter, kind in LETTERS.items()}
     letters = (kinds.get(type(layer.mixer or layer.feed_forward), "?") for layer in spec.layers)
     config["hybrid_override_pattern"] = "".join(letters)
@@ -138,10 +129,8 @@ def to_hf(spec: Decoder) -> ConfigFields:
 
 
 def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the metadata that .gguf files of this architecture have otherwise: widths are those of routed experts,
-    the shared expert counts as one, and `finetuned` false means that attention has no positions."""
-    widths = [layer.mixture.expert.width if layer.mixture else 0 for layer in spec.layers]
-    return {"feed_forward_length": widths, "expert_shared_count": 1, "rope.scaling.finetuned": False}
+    """Returns the metadata of .gguf files of this architecture: attention has no positions."""
+    return {"rope.scaling.finetuned": False}
 
 
 def _released(pattern, dim, heads, mamba_heads, hidden, experts, router, latent=None):

@@ -7,26 +7,27 @@ from zoo.hf.write_config import ConfigFields, dense_fields
 from zoo.model.decoder import Decoder
 
 
-def decoder(*, dim, layers, heads, hidden, kv_heads, eps=1e-6, rope=RoPE(5e5), vocab=100_352, context=4096, tied=False):
+def decoder(
+    *, layers, heads, hidden, kv_heads, head_dim=128, eps=1e-6, rope=RoPE(5e5), vocab=100_352, context=4096, **rest
+):
     norm = RMSNorm(eps, scale_in_fp32=True)
-    attn = GQA(heads, kv_heads, head_dim=dim // heads, rope=rope, qk_norm=norm, qk_norm_over="projection")
+    attn = GQA(heads, kv_heads, head_dim, rope=rope, qk_norm=norm, qk_norm_over="projection")
     layer = Layer(olmo(norm, attn), olmo(norm, GLU(hidden=hidden)))
-    return Decoder(vocab, dim, layers=(layer,) * layers, norm=norm, tied=tied, context=context)
+    return Decoder(vocab, layers=(layer,) * layers, norm=norm, context=context, **rest)
 
 
-DEFAULTS = dict(num_key_value_heads=None, max_position_embeddings=2048, tie_word_embeddings=False)
+WIDTHS = dict(num_key_value_heads=None, head_dim=None, max_position_embeddings=2048)
+DEFAULTS = WIDTHS | dict(rms_norm_eps=1e-5, rope_theta=1e4, tie_word_embeddings=False)
 
 
-@reads("olmo2", **DEFAULTS, rms_norm_eps=1e-5, rope_theta=1e4)
+@reads("olmo2", expected=dict(hidden_act="silu", attention_bias=False), **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(hidden_act="silu", attention_bias=False)
-    shape = config.dense()
-    config.neutral(head_dim=shape["dim"] // shape["heads"], mlp_bias=False)
-    return decoder(**shape, rope=config.rope())
+    config.neutral(mlp_bias=False)
+    return decoder(**config.dense())
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    return {"model_type": "olmo2", "hidden_act": "silu", "attention_bias": False} | dense_fields(spec)
+    return dense_fields(spec)
 
 
 _1B = dict(dim=2048, layers=16, heads=16, kv_heads=16, hidden=8192)

@@ -7,35 +7,30 @@ from zoo.hf.write_config import ConfigFields, dense_fields, first_rope, scaling_
 from zoo.model.decoder import Decoder
 
 
-def decoder(*, layers, heads, kv_heads, head_dim, hidden, window, full, local, eps=1e-6, **rest) -> Decoder:
+def decoder(*, layers, heads, kv_heads, head_dim, hidden, window, rope, local, eps=1e-6, **rest) -> Decoder:
     norm = RMSNorm(eps, scale_in_fp32=True)
 
     def layer(rope, window):
         attn = GQA(heads, kv_heads, head_dim, rope=rope, window=window, qk_norm=norm, qk_norm_over="projection")
         return Layer(olmo(norm, attn), olmo(norm, GLU(hidden=hidden)))
 
-    pattern = tuple(layer(full, None) if i % 4 == 3 else layer(local, window) for i in range(layers))
+    pattern = tuple(layer(rope, None) if i % 4 == 3 else layer(local, window) for i in range(layers))
     return Decoder(layers=pattern, norm=norm, **rest)
 
 
 THETA = 5e5
 WIDTHS = dict(num_key_value_heads=None, head_dim=None, sliding_window=4096, max_position_embeddings=2048)
 DEFAULTS = WIDTHS | dict(rms_norm_eps=1e-5, rope_theta=THETA, tie_word_embeddings=False)
-EXPECTED = dict(hidden_act="silu", attention_bias=False)
 
 
-@reads("olmo3", **DEFAULTS)
+@reads("olmo3", expected=dict(hidden_act="silu", attention_bias=False), **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(**EXPECTED)
-    shape = config.dense() | {"head_dim": config.head_dim(), "window": config.integer("sliding_window")}
     local = config.rope("sliding_attention", scaled=False)
-    spec = decoder(**shape, full=config.rope("full_attention"), local=local)
-    config.agrees_on_windows(spec)
-    return spec
+    return decoder(**config.dense(kind="full_attention"), window=config.integer("sliding_window"), local=local)
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    config = {"model_type": "olmo3"} | EXPECTED | dense_fields(spec) | window_fields(spec)
+    config = dense_fields(spec) | window_fields(spec)
     full, local = first_rope(spec), first_rope(spec, windowed=True)
     if full is None or local is None:
         return config
@@ -57,7 +52,7 @@ def _rope_entry(rope: RoPE, theta: float | None = None) -> ConfigFields:
 
 
 _STRETCHED = RoPE(THETA, YarnScaling(factor=8, original=8192, gain=yarn_gain(8)))
-_BOTH = dict(head_dim=128, window=4096, full=_STRETCHED, local=RoPE(THETA), vocab=100_278, context=65_536)
+_BOTH = dict(head_dim=128, window=4096, rope=_STRETCHED, local=RoPE(THETA), vocab=100_278, context=65_536)
 _7B = dict(_BOTH, dim=4096, layers=32, heads=32, kv_heads=32, hidden=11_008)
 _32B = dict(_BOTH, dim=5120, layers=64, heads=40, kv_heads=8, hidden=27_648)
 ABOUT = About(

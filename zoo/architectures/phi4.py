@@ -2,58 +2,48 @@
 each rotary frequency, and how the weights are stored: queries, keys and values in one matrix, gate and up in another.
 """
 
-from zoo.blocks import GLU, GQA, Layer, LongRoPE, RMSNorm, RoPE, longrope_gain, pre
+from zoo.architectures import mistral3
+from zoo.architectures.mistral3 import decoder
+from zoo.blocks import LongRoPE, RoPE, longrope_gain
 from zoo.hf.checkpoint_layout import FusedQKV, Rearranged
 from zoo.hf.config import ORIGINAL, PARTIAL, About, Config, ModelType, Remote, Size, reads
-from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first, first_rope
+from zoo.hf.write_config import ConfigFields, fields_of, first, first_rope
 from zoo.model.decoder import Decoder
 
 WEIGHTS = (
     FusedQKV(("attn.block.q", "attn.block.k", "attn.block.v"), "self_attn.qkv_proj"),
     Rearranged(("ffn.block.gate", "ffn.block.up"), "mlp.gate_up_proj", "(gate_up hidden) dim -> gate_up hidden dim"),
 )
-
-
-def decoder(
-    *, layers, heads, kv_heads, hidden, head_dim=128, window=None, rope=RoPE(2.5e5), eps=1e-5, **rest
-) -> Decoder:
-    norm = RMSNorm(eps)
-    attn = GQA(heads, kv_heads, head_dim, rope=rope, window=window)
-    layer = Layer(pre(norm, attn), pre(norm, GLU(hidden=hidden)))
-    return Decoder(layers=(layer,) * layers, norm=norm, **rest)
-
-
-REMOTE = Remote(("configuration_phi3.Phi3Config", "modeling_phi3.Phi3ForCausalLM"), publishers=("microsoft",))
+KIND = ModelType("phi3", remote=Remote("phi3", "Phi3", publishers=("microsoft",)))
 WIDTHS = dict(num_key_value_heads=None, head_dim=None, sliding_window=None)
 CONTEXTS = dict.fromkeys(("max_position_embeddings", ORIGINAL), 4096)
 DEFAULTS = WIDTHS | CONTEXTS | dict(rms_norm_eps=1e-5, rope_theta=1e4, tie_word_embeddings=False)
 
 
-@reads(ModelType("phi3", remote=REMOTE), **DEFAULTS)
+@reads(KIND, expected=dict(hidden_act="silu"), **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(hidden_act="silu")
     config.neutral(attention_bias=False, mlp_bias=False, lm_head_bias=False, full_attn_mod=1, interpolate_factor=1)
-    rope = config.rope(fraction=1.0, synonyms={"su": "longrope"})
+    shape, window = config.dense(fraction=1.0, synonyms={"su": "longrope"}), config.optional("sliding_window")
+    rope = shape["rope"]
     if rope.scaling is None:
         config.unused(ORIGINAL)
     elif not isinstance(rope.scaling, LongRoPE):  # the reference has no other scaling here
         raise config.error(f"{rope.scaling.describe()} as the scaling of RoPE is not supported, only LongRoPE")
     elif (original := config.integer(ORIGINAL)) != rope.scaling.original:  # the reference reads the former
         raise config.error(f"{ORIGINAL} is {original}, but {rope.scaling.original} in the scaling of RoPE")
-    shape, window = config.dense(), config.optional("sliding_window")
     if window and window >= shape["context"]:  # it hides no token of the context, so it counts as no window
         window = None
-    return decoder(**shape, head_dim=config.head_dim(), window=window, rope=rope)
+    return decoder(**shape, window=window)
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    config: ConfigFields = {"model_type": "phi3", "hidden_act": "silu"} | dense_fields(spec)
+    config = mistral3.to_hf(spec) | fields_of(spec, RoPE, fraction=PARTIAL)
     scaling, rope = config.pop("rope_scaling", None), first_rope(spec)
     if rope and isinstance(rope.scaling, LongRoPE):
         config |= {"rope_scaling": scaling, ORIGINAL: scaling.pop(ORIGINAL)}
         if rope.scaling.gain == _usual_gain(spec.context, rope.scaling.original):
             scaling.pop("attention_factor")
-    return config | fields_of(spec, GQA, window="sliding_window") | fields_of(spec, RoPE, fraction=PARTIAL)
+    return config
 
 
 def gguf_fields(spec: Decoder) -> ConfigFields:
@@ -68,7 +58,7 @@ def _usual_gain(context: int | None, original: int) -> float | None:
     return longrope_gain(context / original, original) if context and original > 1 else None
 
 
-_14B = dict(dim=5120, layers=40, heads=40, kv_heads=10, hidden=17_920, vocab=100_352, context=16_384)
+_14B = dict(dim=5120, layers=40, heads=40, kv_heads=10, hidden=17_920, rope=RoPE(2.5e5), vocab=100_352, context=16_384)
 # Divisors of the frequencies of Phi-4-mini's 48 rotated pairs beyond 4,096 tokens; up to 4,096 they are not divided.
 _LONG = (
     1.0,

@@ -16,20 +16,16 @@ def decoder(
 
 WIDTHS = dict(num_key_value_heads=32, head_dim=None, max_position_embeddings=32_768)
 DEFAULTS = WIDTHS | dict(rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
-EXPECTED = dict(hidden_act="silu", use_sliding_window=False)
 
 
-@reads("qwen2", **DEFAULTS)
+@reads("qwen2", expected=dict(hidden_act="silu", use_sliding_window=False), **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(**EXPECTED)
     config.unused("sliding_window", "max_window_layers")
-    spec = decoder(**config.dense(), head_dim=config.head_dim(), rope=config.rope())
-    config.agrees_on_windows(spec)
-    return spec
+    return decoder(**config.dense())
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    return {"model_type": "qwen2"} | EXPECTED | dense_fields(spec) | window_fields(spec)
+    return dense_fields(spec) | window_fields(spec)
 
 
 _05B = dict(

@@ -3,9 +3,9 @@ is not dim / heads; and experts without a shared one, the weights of the chosen 
 
 from functools import partial
 
-from zoo.blocks import GLU, GQA, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, pre
+from zoo.blocks import GLU, GQA, FeedForward, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, pre
 from zoo.hf.config import About, Config, ModelType, Size, reads
-from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first, window_fields
+from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first, mixture_fields, window_fields
 from zoo.model.decoder import Decoder
 
 
@@ -17,44 +17,37 @@ def decoder(
     return Decoder(vocab, layers=(layer,) * layers, norm=norm, context=context, **rest)
 
 
-def mixture(hidden, experts=128, k=8, renormalise=True):
-    return MoE(experts, expert=GLU(hidden), router=SoftmaxTopK(k, renormalise))
+def mixture(hidden):
+    return MoE(128, expert=GLU(hidden), router=SoftmaxTopK(k=8))
 
 
 DENSE = ModelType("qwen3", defaults=dict(num_key_value_heads=32, head_dim=128))
 SPARSE = ModelType("qwen3_moe", defaults=dict(num_key_value_heads=4, head_dim=None, norm_topk_prob=False))
 DEFAULTS = dict(max_position_embeddings=32_768, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=False)
+EXPERTS = dict(experts="num_experts", hidden="moe_intermediate_size")
 ROUTER = dict(k="num_experts_per_tok", renormalise="norm_topk_prob")
 EXPECTED = dict(hidden_act="silu", attention_bias=False, use_sliding_window=False)
 
 
-@reads(DENSE, SPARSE, **DEFAULTS)
+@reads(DENSE, SPARSE, expected=EXPECTED, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(**EXPECTED)
     config.neutral(qkv_bias=False, mlp_bias=False, use_qk_norm=True)
     config.unused("sliding_window", "max_window_layers")
     shape = config.dense()
-    dense = GLU(shape.pop("hidden"))
-    ffn = _mixture(config) if config.model_type == "qwen3_moe" else dense
-    spec = decoder(**shape, head_dim=config.head_dim(), rope=config.rope(), ffn=ffn)
-    config.agrees_on_windows(spec)
-    return spec
-
-
-def _mixture(config):
-    config.expect(decoder_sparse_step=1)
-    config.neutral(mlp_only_layers=[], shared_expert_intermediate_size=0)
-    count = "num_experts" if "num_experts" in config.values else "num_local_experts"
-    shape = config.integers(hidden="moe_intermediate_size", experts=count)
-    return mixture(**shape, **config.typed(SoftmaxTopK, **ROUTER))
+    ffn: FeedForward = GLU(shape.pop("hidden"))
+    if config.model_type == "qwen3_moe":
+        config.expect(decoder_sparse_step=1)
+        config.neutral(mlp_only_layers=[], shared_expert_intermediate_size=0)
+        named = EXPERTS | {"experts": config.spelled("num_experts", "num_local_experts")}
+        ffn = config.mixture(SoftmaxTopK(**config.typed(SoftmaxTopK, **ROUTER)), **named)
+    return decoder(**shape, ffn=ffn)
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    config = {"model_type": "qwen3"} | EXPECTED | dense_fields(spec) | window_fields(spec)
-    if not first(spec, MoE):
-        return config
-    experts = fields_of(spec, MoE, experts="num_experts") | fields_of(spec, GLU, hidden="moe_intermediate_size")
-    return config | {"model_type": "qwen3_moe"} | experts | fields_of(spec, SoftmaxTopK, **ROUTER)
+    config = dense_fields(spec) | window_fields(spec)
+    if first(spec, MoE):
+        config |= {"model_type": "qwen3_moe"} | mixture_fields(spec, **EXPERTS) | fields_of(spec, SoftmaxTopK, **ROUTER)
+    return config
 
 
 _SMALL = dict(layers=28, heads=16, tied=True)

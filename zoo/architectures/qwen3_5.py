@@ -9,6 +9,7 @@ from functools import partial
 
 from zoo.architectures.qwen3_next import (
     DEFAULTS,
+    EXPECTED,
     EXPERTS,
     SHARED_WEIGHTS,
     expert_fields,
@@ -18,7 +19,6 @@ from zoo.architectures.qwen3_next import (
     read_mixers,
 )
 from zoo.architectures.qwen3_next import decoder as hybrid
-from zoo.architectures.qwen3_next import gguf_fields as hybrid_fields
 from zoo.blocks import GLU, MoE, RoPE
 from zoo.hf.checkpoint_layout import Rename, Skipped
 from zoo.hf.config import About, Config, ModelType, Size, reads
@@ -40,15 +40,16 @@ KINDS = (
     ModelType("qwen3_5_moe_text", "Qwen3_5MoeForCausalLM", defaults=SPARSE),
     ModelType("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", defaults=SPARSE),
 )
-MROPE = ("mrope_section", "mrope_interleaved")  # the pairs of a head that each of the three positions rotates
 
 
-@reads(*KINDS, **DEFAULTS)
+@reads(*KINDS, expected=EXPECTED, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
     # Fields of computations that the reference always does, and of multi-token prediction layers.
     config.neutral(attn_output_gate=True, output_gate_type="swish", mamba_ssm_dtype="float32", mlp_only_layers=[])
     config.unused("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings")
-    shape = read_mixers(config, unread=MROPE)
+    # The pairs of a head that each of the three positions rotates.
+    config.rope_fields.unused("mrope_section", "mrope_interleaved")
+    shape = read_mixers(config)
     if config.model_type in ("qwen3_5_moe_text", "qwen3_5_moe"):
         config.unused("intermediate_size")  # there are no dense layers
         return hybrid(**shape, ffn=mixture(**config.integers(**EXPERTS, k="num_experts_per_tok")))
@@ -57,15 +58,15 @@ def from_hf(config: Config) -> Decoder:
 
 def to_hf(spec: Decoder) -> ConfigFields:
     if not first(spec, MoE):
-        return {"model_type": "qwen3_5_text"} | mixer_fields(spec)
+        return mixer_fields(spec)
     config = {"model_type": "qwen3_5_moe_text"} | mixer_fields(spec) | expert_fields(spec)
     return {name: value for name, value in config.items() if name != "norm_topk_prob"}
 
 
 def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the metadata of .gguf files that hybrids of Qwen alone have. The pairs that each of the three positions
+    """Returns the metadata of .gguf files that this architecture alone has. The pairs that each of the three positions
     rotates may be any: for text, the positions are equal."""
-    return hybrid_fields(spec) | {"rope.dimension_sections": ...}
+    return {"rope.dimension_sections": ...}
 
 
 def decoder(*, layers, key_heads=16, value_heads, head_dim=256, vocab=248_320, context=262_144, **rest):

@@ -66,42 +66,34 @@ LINEAR = dict(key_heads="linear_num_key_heads", value_heads="linear_num_value_he
 LINEAR |= dict(key_dim="linear_key_head_dim", value_dim="linear_value_head_dim", conv="linear_conv_kernel_dim")
 EXPERTS = dict(hidden="moe_intermediate_size", shared="shared_expert_intermediate_size", experts="num_experts")
 ROUTER = dict(k="num_experts_per_tok", renormalise="norm_topk_prob")
-EXPECTED_OF_MIXERS = dict(hidden_act="silu", attention_bias=False)
-EXPECTED = dict(decoder_sparse_step=1, mlp_only_layers=[])
+EXPECTED = dict(hidden_act="silu", attention_bias=False)
 DEFAULTS = dict(rope_theta=1e4, rms_norm_eps=1e-6, max_position_embeddings=32_768, tie_word_embeddings=False)
 DEFAULTS |= dict(head_dim=256, linear_num_key_heads=16, linear_num_value_heads=32, linear_key_head_dim=128)
 DEFAULTS |= dict(linear_value_head_dim=128, linear_conv_kernel_dim=4, full_attention_interval=4)
 
 
-def read_mixers(config, unread=()):
-    """Returns the arguments of `decoder` for the mixers and their pattern. The rotation's fields `unread` have no
-    effect."""
-    config.expect(**EXPECTED_OF_MIXERS)
+def read_mixers(config):
+    """Returns the arguments of `decoder` for the mixers and their pattern."""
     shape = config.common()
     default = pattern(shape.pop("layers"), config.integer("full_attention_interval"))
     types = config.plan("layer_types", ("linear_attention", "full_attention"), default)
     shape |= config.integers(kv_heads="num_key_value_heads", head_dim="head_dim")
-    return shape | {
-        "types": types,
-        "rope": config.rope(fraction=0.25, unread=unread),
-        "linear": config.integers(**LINEAR),
-    }
+    return shape | {"types": types, "rope": config.rope(fraction=0.25), "linear": config.integers(**LINEAR)}
 
 
 def mixer_fields(spec: Decoder) -> ConfigFields:
     """Returns the config fields that `read_mixers` reads."""
     linear = fields_of(spec, GatedDeltaNet, **LINEAR) | fields_of(spec, RoPE, fraction="partial_rotary_factor")
-    return EXPECTED_OF_MIXERS | dense_fields(spec) | linear | {"layer_types": layer_types(spec)}
+    return dense_fields(spec) | linear | {"layer_types": layer_types(spec)}
 
 
-@reads(
-    ModelType("qwen3_next", "Qwen3NextForCausalLM"),
-    **DEFAULTS,
-    **dict(num_key_value_heads=2, num_experts=512, num_experts_per_tok=10, norm_topk_prob=True),
-    **dict(moe_intermediate_size=512, shared_expert_intermediate_size=512),
-)
+KIND = ModelType("qwen3_next", "Qwen3NextForCausalLM")
+MOE = dict(num_key_value_heads=2, num_experts=512, num_experts_per_tok=10, norm_topk_prob=True)
+MOE |= dict(moe_intermediate_size=512, shared_expert_intermediate_size=512)
+
+
+@reads(KIND, expected=EXPECTED | dict(decoder_sparse_step=1, mlp_only_layers=[]), **DEFAULTS, **MOE)
 def from_hf(config: Config) -> Decoder:
-    config.expect(**EXPECTED)
     config.unused("intermediate_size")  # there are no dense layers
     shape = read_mixers(config)
     experts = mixture(**config.integers(**EXPERTS), **config.typed(SoftmaxTopK, **ROUTER))
@@ -109,13 +101,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    return {"model_type": "qwen3_next"} | EXPECTED | mixer_fields(spec) | expert_fields(spec)
-
-
-def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the metadata of .gguf files that hybrids of Qwen alone have: one layer of so many has attention."""
-    full = [bool(layer.cache_spec().per_token) for layer in spec.layers]
-    return {"full_attention_interval": [*full, True].index(True) + 1}
+    return mixer_fields(spec) | expert_fields(spec)
 
 
 def expert_fields(spec: Decoder) -> ConfigFields:

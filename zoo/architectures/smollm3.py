@@ -6,37 +6,41 @@ from zoo.hf.write_config import ConfigFields, dense_fields, first, window_fields
 from zoo.model.decoder import Decoder
 
 
-def decoder(*, dim, layers, heads, kv_heads, hidden, interval=4, rope=RoPE(5e6), eps=1e-6, **rest) -> Decoder:
+def decoder(*, layers, heads, kv_heads, head_dim=128, hidden, interval=4, rope=RoPE(5e6), eps=1e-6, **rest) -> Decoder:
     norm = RMSNorm(eps)
 
     def layer(position):
-        attn = GQA(heads, kv_heads, head_dim=dim // heads, rope=position)
-        return Layer(pre(norm, attn), pre(norm, GLU(hidden=hidden)))
+        return Layer(pre(norm, GQA(heads, kv_heads, head_dim, rope=position)), pre(norm, GLU(hidden=hidden)))
 
     pattern = tuple(layer(NoPE() if i % interval == interval - 1 else rope) for i in range(layers))
-    return Decoder(dim=dim, layers=pattern, norm=norm, **rest)
+    return Decoder(layers=pattern, norm=norm, **rest)
 
 
-DEFAULTS = dict(num_key_value_heads=4, max_position_embeddings=32_768, rms_norm_eps=1e-6, tie_word_embeddings=True)
+KIND = ModelType("smollm3", "SmolLM3ForCausalLM")
+WIDTHS = dict(num_key_value_heads=4, head_dim=None, max_position_embeddings=32_768, no_rope_layer_interval=4)
+DEFAULTS = WIDTHS | dict(rms_norm_eps=1e-6, rope_theta=2e6, tie_word_embeddings=True)
 EXPECTED = dict(hidden_act="silu", attention_bias=False, mlp_bias=False, use_sliding_window=False)
 
 
-@reads(ModelType("smollm3", "SmolLM3ForCausalLM"), **DEFAULTS, rope_theta=2e6, no_rope_layer_interval=4)
+@reads(KIND, expected=EXPECTED, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    config.expect(**EXPECTED)
     config.unused("sliding_window", "max_window_layers")
-    shape = config.dense()
-    config.neutral(head_dim=shape["dim"] // shape["heads"])
-    spec = decoder(**shape, interval=config.integer("no_rope_layer_interval"), rope=config.rope())
-    config.agrees_on_windows(spec)
-    config.agrees("no_rope_layers", [int(first(layer, NoPE) is None) for layer in spec.layers])
+    spec = decoder(**config.dense(), interval=config.integer("no_rope_layer_interval"))
+    config.agrees("no_rope_layers", rotated(spec))
     return spec
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    rotated = [int(first(layer, NoPE) is None) for layer in spec.layers]
-    positions = {"no_rope_layers": rotated, "no_rope_layer_interval": [*rotated, 0].index(0) + 1}
-    return {"model_type": "smollm3"} | EXPECTED | dense_fields(spec) | window_fields(spec) | positions
+    return dense_fields(spec) | window_fields(spec) | position_fields(spec)
+
+
+def position_fields(spec: Decoder) -> ConfigFields:
+    return {"no_rope_layers": rotated(spec), "no_rope_layer_interval": [*rotated(spec), 0].index(0) + 1}
+
+
+def rotated(spec):
+    """Returns, for each layer, 1 if it has positions and 0 if it has none."""
+    return [int(first(layer, NoPE) is None) for layer in spec.layers]
 
 
 _3B = dict(dim=2048, layers=36, heads=16, kv_heads=4, hidden=11_008, vocab=128_256, tied=True, context=65_536)

@@ -8,27 +8,20 @@ from pkgutil import iter_modules
 
 from zoo.blocks.compressed_attention import *
 from zoo.blocks.compressor import *
-from zoo.blocks.dense_and_moe import *
 from zoo.blocks.feed_forward import *
 from zoo.blocks.gated_delta_net import *
-from zoo.blocks.glu import *
 from zoo.blocks.gqa import *
-from zoo.blocks.hash_router import *
 from zoo.blocks.hyper_connections import *
-from zoo.blocks.indexer import *
 from zoo.blocks.kimi_delta_attention import *
 from zoo.blocks.layer import *
-from zoo.blocks.layer_scale import *
 from zoo.blocks.mamba2 import *
 from zoo.blocks.mla import *
-from zoo.blocks.mlp import *
 from zoo.blocks.moe import *
 from zoo.blocks.norms import *
 from zoo.blocks.per_layer import *
 from zoo.blocks.positions import *
 from zoo.blocks.rope_scaling import *
 from zoo.blocks.routers import *
-from zoo.blocks.shared_kv import *
 from zoo.blocks.short_conv import *
 from zoo.blocks.sparse_mla import *
 

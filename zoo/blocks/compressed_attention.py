@@ -1,8 +1,8 @@
 """Attention over a window and over compressed keys (DeepSeek-V4, section 2.3): heavily compressed attention, HCA, and
 compressed sparse attention, CSA."""
 
-from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -10,21 +10,22 @@ from torch import Tensor, nn
 
 from zoo.blocks.compressor import Compressor
 from zoo.blocks.norms import Norm
+from zoo.blocks.parts import Parts, PartsModule, TableMixer, matrix, normed, vector
 from zoo.blocks.positions import Position
 from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.core.ops.attention import attention
 from zoo.core.ops.entry_attention import chooses_all_entries, dense_entry_pairs, entry_attention
-from zoo.core.ops.linear import Linear, per_head
-from zoo.costs import Breakdown, CacheSpec, Full, Reach, Window, entry_pairs, linear_flops, linear_params
+from zoo.core.ops.linear import per_head
+from zoo.costs import Breakdown, CacheSpec, Full, Window, entry_pairs, linear_flops
 from zoo.facts import Fact
-from zoo.registry import Mixer, Spec
-from zoo.sharding import Cuts, Divide
+from zoo.registry import FlopGrowth, Spec
+from zoo.sharding import Divide
 
 __all__ = ["CompressedAttention"]
 
 
 @dataclass(frozen=True)
-class CompressedAttention(Mixer):
+class CompressedAttention(TableMixer):
     """`heads` query heads share one key of `head_dim`, which is also the value. A token sees the last `window` tokens,
     itself included, and the entries of a `compressor`, all in one softmax. HCA has one entry for many tokens, and a
     token sees all entries. CSA has one entry for few tokens, and a token sees the entries that an indexer chooses.
@@ -64,7 +65,7 @@ class CompressedAttention(Mixer):
         return new | {"compressor": self.compressor and to.compressor(self.compressor, self, new)}
 
     def build(self, dim: int) -> nn.Module:
-        return _CompressedAttention(self, dim)
+        return _CompressedAttention(self, self.parts(dim), dim)
 
     @property
     def nope_dim(self) -> int:
@@ -88,20 +89,24 @@ class CompressedAttention(Mixer):
         """The number of entries that an indexer chooses, None without one."""
         return self.compressor.indexer.k if self.compressor and self.compressor.indexer else None
 
-    def _projections(self, dim: int) -> list[tuple[int, int]]:
-        """Returns (inputs, outputs) of the query, key and output projections. Each group has its own inputs."""
-        queries = [(dim, self.q_rank), (self.q_rank, self.heads * self.head_dim)]
-        return [
-            *queries,
-            (dim, self.head_dim),
-            (self.group_dim, self.groups * self.o_rank),
-            (self.groups * self.o_rank, dim),
-        ]
+    def parts(self, dim: int) -> Parts:
+        """Returns the table, without the compressor and indexer: every rank holds these whole."""
+        grouped = matrix(self.group_dim, self.groups * self.o_rank, rows="groups")  # each group has its own inputs
+        build = partial(_GroupedLinear, self.groups, self.group_dim, self.o_rank)
+        return {
+            "q.down": matrix(dim, self.q_rank),
+            "q.norm": normed(self.norm, self.q_rank),
+            "q.up": matrix(self.q_rank, self.heads * self.head_dim, rows="heads"),
+            "q_norm": normed(self.q_norm, self.head_dim),
+            "kv": matrix(dim, self.head_dim),
+            "kv_norm": normed(self.norm, self.head_dim),
+            "sinks": vector(self.heads, rows="heads"),
+            "o_groups": grouped._replace(build=build),
+            "o": matrix(self.groups * self.o_rank, dim, columns="groups"),
+        }
 
     def param_breakdown(self, dim: int) -> Breakdown:
-        attn = sum(linear_params(*widths) for widths in self._projections(dim)) + self.heads
-        norms = self.norm.params(self.q_rank) + self.norm.params(self.head_dim) + self.q_norm.params(self.head_dim)
-        parts = {"attn": attn, "norm": norms}
+        parts = dict(super().param_breakdown(dim))
         if self.compressor:
             parts["attn"] += self.compressor.pooling_params(dim, self.head_dim)
             parts["norm"] += self.norm.params(self.head_dim)
@@ -109,7 +114,7 @@ class CompressedAttention(Mixer):
         return parts
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        projections = sum(linear_flops(new, *widths) for widths in self._projections(dim))
+        projections = self.projection_flops(dim, new)
         window, pair = Window(self.window), linear_flops(1, self.heads, 2 * self.head_dim)
         if self.compressor is None:
             pairs = (window.pairs if causal else window.dense_pairs)(past, new)
@@ -131,25 +136,13 @@ class CompressedAttention(Mixer):
             entries=tuple(entries for entries, _ in kept),
         )
 
-    def cuts(self) -> Cuts:
-        """Every rank holds the whole key projection, compressor and indexer."""
-        heads, groups = self.cut("heads"), self.cut("groups")
-        return {"q.up": heads, "sinks": heads, "o_groups": groups, "o": self.cut("groups", 1)}
-
-    def flop_reach(self, part: str) -> Reach:
+    def flop_growth(self, part: str) -> FlopGrowth:
+        if self.compressor is None or part not in ("entries", "indexer"):
+            return super().flop_growth(part)
+        every, chosen = self.compressor.every, self.chosen
         if part == "indexer":
-            return Full()
-        if part == "entries" and self.compressor:
-            return Window(self.chosen * self.compressor.every) if self.chosen else Full()
-        return super().flop_reach(part)
-
-    def flop_start(self, part: str) -> int:
-        if part == "indexer" and self.compressor and self.chosen:
-            return (self.chosen + 1) * self.compressor.every - 1
-        return super().flop_start(part)
-
-    def flop_every(self, part: str) -> int:
-        return self.compressor.every if self.compressor and part in ("entries", "indexer") else 1
+            return FlopGrowth(Full(), (chosen + 1) * every - 1 if chosen else 0, every)
+        return FlopGrowth(Window(chosen * every) if chosen else Full(), every=every)
 
     def tables(self) -> tuple[tuple[Spec, int], ...]:
         starts = [self.compressor.table(self.rope)] if self.compressor else []
@@ -173,20 +166,9 @@ class CompressedAttention(Mixer):
         )
 
 
-class _CompressedAttention(nn.Module):
-    residual_outputs = ("o",)  # matrices whose products are the block's output
-
-    def __init__(self, spec: CompressedAttention, dim: int) -> None:
-        super().__init__()
-        self.spec = spec
-        down, up = Linear(dim, spec.q_rank, bias=False), Linear(spec.q_rank, spec.heads * spec.head_dim, bias=False)
-        self.q = nn.Sequential(OrderedDict(down=down, norm=spec.norm.build(spec.q_rank), up=up))
-        self.q_norm = spec.q_norm.build(spec.head_dim)
-        self.kv = Linear(dim, spec.head_dim, bias=False)
-        self.kv_norm = spec.norm.build(spec.head_dim)
-        self.sinks = nn.Parameter(torch.empty(spec.heads))
-        self.o_groups = _GroupedLinear(spec.groups, spec.group_dim, spec.o_rank)
-        self.o = Linear(spec.groups * spec.o_rank, dim, bias=False)
+class _CompressedAttention(PartsModule):
+    def __init__(self, spec: CompressedAttention, parts: Parts, dim: int) -> None:
+        super().__init__(spec, parts)
         self.compressor = self.indexer = None
         if spec.compressor is not None:
             shared = spec.norm, spec.rope, spec.rope_dim

@@ -140,7 +140,7 @@ class Compressor(Spec):
         every = Fact("every", self.every, "tokens", "an entry every {}")
         if self.overlap:
             every = Fact("every", (2 * self.every, self.every), "tokens", "an entry of {} tokens every {}")
-        return (every, Fact("indexer", self.indexer)) if self.indexer else (every,)
+        return self.in_use(every, Fact("indexer", self.indexer))
 
 
 class _Compressor(nn.Module):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.blocks.glu import LinearFeedForward
+from zoo.blocks.feed_forward import LinearFeedForward
 from zoo.blocks.moe import MoE, MoEModule, StackedExperts
 from zoo.core.collectives import Group, exchanged_counts, exchanged_rows
 from zoo.core.forward_context import ForwardContext
@@ -43,6 +43,7 @@ class _ExpertParallelMoE(MoE):
     routed: int = 1
 
     divides: ClassVar = {"experts": Divide.EVENLY}
+    sums_over_ranks = True
 
     @classmethod
     def of(cls, moe: MoE) -> Self:
@@ -52,10 +53,6 @@ class _ExpertParallelMoE(MoE):
         super().check()
         self.require(isinstance(self.expert, LinearFeedForward), "ranks divide experts that are stacked linear maps")
         self.require(self.shared is None or bool(self.shared.cuts()), "ranks cannot divide its shared expert")
-
-    @property
-    def sums_over_ranks(self) -> bool:
-        return True
 
     def shard(self, rank: Rank) -> Self:
         shared = self.shared and self.shared.shard(rank)
@@ -81,9 +78,6 @@ class _ExpertParallelMoE(MoE):
 
     def build(self, dim: int) -> nn.Module:
         return _ExpertParallel(self, dim)
-
-    def active_params(self, dim: int) -> int:
-        return self.params(dim) - round((self.experts - self.router.k * self._share) * self.expert_params(dim))
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         """Returns the FLOPs of one rank by part. Tokens are spread evenly over ranks and experts."""

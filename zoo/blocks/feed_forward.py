@@ -1,18 +1,36 @@
-"""Feed-forward blocks, which compute each token by itself: their base class, and a gate on a whole block."""
+"""Feed-forward blocks, which compute each token by itself: a gated linear unit (Shazeer 2020), two linear maps without
+a gate (Vaswani et al. 2017, section 3.3), and a gate on a whole block."""
 
+from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.core.forward_context import ForwardContext
+from zoo.core.ops.experts import Apply
 from zoo.core.ops.linear import Linear
-from zoo.costs import linear_flops
+from zoo.costs import linear_flops, linear_params
 from zoo.facts import Fact
-from zoo.registry import Block
+from zoo.registry import Block, Spec
+from zoo.sharding import Cuts, Divide
 
-__all__ = ["FeedForward", "Gated"]
+__all__ = [
+    "GELU",
+    "GLU",
+    "MLP",
+    "Activation",
+    "ClampedSwiGLU",
+    "FeedForward",
+    "Gated",
+    "GeGLU",
+    "LinearFeedForward",
+    "Pointwise",
+    "ReLUSquared",
+    "SwiGLU",
+]
 
 
 class FeedForward(Block, abstract=True):
@@ -51,12 +69,6 @@ class Gated(FeedForward):
     def params(self, dim: int) -> int:
         return self.block.params(dim) + dim
 
-    def active_params(self, dim: int) -> int:
-        return self.block.active_params(dim) + dim
-
-    def read_params(self, dim: int, tokens: int) -> float:
-        return self.block.read_params(dim, tokens) + dim
-
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
         return self.block.flops(dim, past, new, causal) + linear_flops(new, dim, 1)
 
@@ -76,3 +88,166 @@ class _Gated(nn.Module):
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
         return torch.sigmoid(self.gate(x)) * self.block(x, ctx)
+
+
+class LinearFeedForward(FeedForward, abstract=True):
+    """A feed-forward of linear maps and a function that combines them. The same two methods serve a dense module and a
+    mixture, where the matrices of all experts are stacked."""
+
+    bias: bool
+
+    @abstractmethod
+    def linears(self, dim: int) -> tuple[tuple[str, int, int], ...]:
+        """Returns (name, inputs, outputs) of each linear map. The product of the last one is the output."""
+
+    @abstractmethod
+    def combine(self, apply: Apply, x: Tensor) -> Tensor:
+        """x (..., dim) -> (..., dim). `apply(name, x)` runs the linear map of that name."""
+
+    def build(self, dim: int) -> nn.Module:
+        return _LinearFeedForward(self, dim)
+
+    def cuts(self) -> Cuts:
+        """Returns cuts along the hidden width if it is in `divides`: the last map by inputs, the others by outputs."""
+        if "hidden" not in self.divides:
+            return {}
+        *names, last = (name for name, _, _ in self.linears(1))
+        return {**{name: self.cut("hidden") for name in names}, last: self.cut("hidden", 1)}
+
+    def params(self, dim: int) -> int:
+        return sum(linear_params(fan_in, fan_out, self.bias) for _, fan_in, fan_out in self.linears(dim))
+
+    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
+        return sum(linear_flops(new, fan_in, fan_out) for _, fan_in, fan_out in self.linears(dim))
+
+
+class _LinearFeedForward(nn.Module):
+    def __init__(self, spec: LinearFeedForward, dim: int) -> None:
+        super().__init__()
+        self.spec = spec
+        for name, fan_in, fan_out in spec.linears(dim):
+            self.add_module(name, Linear(fan_in, fan_out, spec.bias))
+            self.residual_outputs = (name,)  # the last matrix, whose product is the output
+
+    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
+        return self.spec.combine(lambda name, x: getattr(self, name)(x), x)
+
+
+class Activation(Spec, abstract=True):
+    """Combines gate and up, both (..., hidden), into (..., hidden). No parameters."""
+
+    role = "act"
+
+    @abstractmethod
+    def join(self, gate: Tensor, up: Tensor) -> Tensor:
+        """gate and up, both (..., hidden) -> (..., hidden)."""
+
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("kind", type(self).__name__),)
+
+
+@dataclass(frozen=True)
+class SwiGLU(Activation):
+    """silu(gate) * up."""
+
+    def join(self, gate: Tensor, up: Tensor) -> Tensor:
+        return F.silu(gate) * up
+
+
+@dataclass(frozen=True)
+class GeGLU(Activation):
+    """gelu(gate) * up, with gelu in its tanh form."""
+
+    def join(self, gate: Tensor, up: Tensor) -> Tensor:
+        return F.gelu(gate, approximate="tanh") * up
+
+
+@dataclass(frozen=True)
+class ClampedSwiGLU(Activation):
+    """gate * sigmoid(alpha * gate) * (up + 1), with gate clamped from above and up on both sides at `limit` (gpt-oss).
+    Without `plus_one`, up replaces up + 1: an alpha of 1 then gives a clamped SwiGLU (DeepSeek-V4)."""
+
+    alpha: float
+    limit: float
+    plus_one: bool = True
+
+    def join(self, gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        return gate * torch.sigmoid(self.alpha * gate) * (up + 1 if self.plus_one else up)
+
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("kind", self.limit, phrase="SwiGLU clamped at {:g}"),)
+
+
+@dataclass(frozen=True)
+class GLU(LinearFeedForward):
+    """down(act(gate(x), up(x))), with hidden width `hidden`."""
+
+    hidden: int
+    act: Activation = SwiGLU()
+    bias: bool = False
+
+    divides: ClassVar = {"hidden": Divide.ANY}
+
+    def linears(self, dim: int) -> tuple[tuple[str, int, int], ...]:
+        return ("gate", dim, self.hidden), ("up", dim, self.hidden), ("down", self.hidden, dim)
+
+    def combine(self, apply: Apply, x: Tensor) -> Tensor:
+        return apply("down", self.act.join(apply("gate", x), apply("up", x)))
+
+    def facts(self) -> tuple[Fact, ...]:
+        hidden = Fact("hidden", self.hidden, phrase="width {}")
+        return self.in_use(Fact("kind", self.act), hidden, Fact("bias", phrase="biases"))
+
+
+class Pointwise(Spec, abstract=True):
+    """A function of each element. No parameters."""
+
+    role = "act"
+
+    @abstractmethod
+    def apply(self, x: Tensor) -> Tensor:
+        """(..., hidden) -> (..., hidden)."""
+
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("kind", type(self).__name__),)
+
+
+@dataclass(frozen=True)
+class GELU(Pointwise):
+    """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), the tanh form (Hendrycks and Gimpel 2016, section 2)."""
+
+    def apply(self, x: Tensor) -> Tensor:
+        return F.gelu(x, approximate="tanh")
+
+
+@dataclass(frozen=True)
+class ReLUSquared(Pointwise):
+    """max(x, 0)^2 (Primer, So et al. 2021, section 4.2)."""
+
+    def apply(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("kind", "squared ReLU"),)
+
+
+@dataclass(frozen=True)
+class MLP(LinearFeedForward):
+    """down(act(up(x))), with hidden width `hidden`."""
+
+    hidden: int
+    act: Pointwise = GELU()
+    bias: bool = False
+
+    divides: ClassVar = {"hidden": Divide.ANY}
+
+    def linears(self, dim: int) -> tuple[tuple[str, int, int], ...]:
+        return ("up", dim, self.hidden), ("down", self.hidden, dim)
+
+    def combine(self, apply: Apply, x: Tensor) -> Tensor:
+        return apply("down", self.act.apply(apply("up", x)))
+
+    def facts(self) -> tuple[Fact, ...]:
+        hidden = Fact("hidden", self.hidden, phrase="width {}")
+        return self.in_use(Fact("kind", self.act, phrase="MLP with {}"), hidden, Fact("bias", phrase="biases"))

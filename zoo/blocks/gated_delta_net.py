@@ -3,15 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.norms import Norm
+from zoo.blocks.parts import Parts, PartsModule, TableMixer, conv, matrix, normed, vector
 from zoo.core.float32 import upcast
 from zoo.core.forward_context import ForwardContext, LayerCache
-from zoo.core.ops.causal_conv import CausalConv
-from zoo.core.ops.linear import Linear
 from zoo.core.ops.recurrence import (
     gated_delta_flops,
     gated_delta_rule,
@@ -19,16 +17,15 @@ from zoo.core.ops.recurrence import (
     initial_time_steps,
     l2_normalise,
 )
-from zoo.costs import Breakdown, CacheSpec, State, linear_flops, linear_params
+from zoo.costs import Breakdown, CacheSpec, State
 from zoo.facts import Fact
-from zoo.registry import Mixer
-from zoo.sharding import Cut, Cuts, Divide
+from zoo.sharding import Divide
 
 __all__ = ["GatedDeltaNet"]
 
 
 @dataclass(frozen=True)
-class GatedDeltaNet(Mixer):
+class GatedDeltaNet(TableMixer):
     """Each of `value_heads` heads has a state of `key_dim` x `value_dim`; value_heads / key_heads of them share a query
     and a key.
 
@@ -55,50 +52,38 @@ class GatedDeltaNet(Mixer):
         return to.key_and_value_heads(self)
 
     def build(self, dim: int) -> nn.Module:
-        return _GatedDeltaNet(self, dim)
-
-    @property
-    def width(self) -> int:
-        """The width of the values of all heads."""
-        return self.value_heads * self.value_dim
+        return _GatedDeltaNet(self, self.parts(dim))
 
     @property
     def mixed_widths(self) -> tuple[int, int, int]:
         """Widths of the queries, keys and values of all heads: the rows of `qkv` and of the convolution, in order."""
         keys = self.key_heads * self.key_dim
-        return keys, keys, self.width
+        return keys, keys, self.value_heads * self.value_dim
 
-    def _projections(self, dim: int) -> tuple[tuple[int, int], ...]:
-        """Returns (inputs, outputs) of the projections qkv, gate, beta, decay and o."""
-        width = self.value_heads * self.value_dim
-        return (
-            (dim, sum(self.mixed_widths)),
-            (dim, width),
-            (dim, self.value_heads),
-            (dim, self.value_heads),
-            (width, dim),
-        )
-
-    def param_breakdown(self, dim: int) -> Breakdown:
-        projections = sum(linear_params(*widths) for widths in self._projections(dim))
-        own = self.conv * sum(self.mixed_widths) + 2 * self.value_heads
-        return {"attn": projections + own, "norm": self.norm.params(self.value_dim)}
+    def parts(self, dim: int) -> Parts:
+        width, mixed = self.value_heads * self.value_dim, sum(self.mixed_widths)
+        rows = tuple(zip(("key_heads", "key_heads", "value_heads"), self.mixed_widths, strict=True))
+        return {
+            "qkv": matrix(dim, mixed, rows=rows),
+            "gate": matrix(dim, width, rows="value_heads"),
+            "beta": matrix(dim, self.value_heads, rows="value_heads"),
+            "decay": matrix(dim, self.value_heads, rows="value_heads"),
+            "o": matrix(width, dim, columns="value_heads"),
+            "conv": conv(mixed, self.conv, rows=rows),
+            "A_log": vector(self.value_heads, rows="value_heads"),
+            "dt_bias": vector(self.value_heads, rows="value_heads"),
+            "norm": normed(self.norm, self.value_dim),
+        }
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         """Returns the FLOPs by part. `scores` counts the recurrence (zoo.core.ops.recurrence)."""
-        projections = sum(linear_flops(new, *widths) for widths in self._projections(dim))
         sizes = self.key_heads, self.value_heads, self.key_dim, self.value_dim
-        return {"projections": projections, "scores": gated_delta_flops(new, *sizes, causal=causal)}
+        scores = gated_delta_flops(new, *sizes, causal=causal)
+        return {"projections": self.projection_flops(dim, new), "scores": scores}
 
     def cache_spec(self) -> CacheSpec:
         recurrent = State("recurrent", (self.value_heads, self.key_dim, self.value_dim), in_float32=True)
         return CacheSpec(state=(State("conv", (self.conv - 1, sum(self.mixed_widths))), recurrent))
-
-    def cuts(self) -> Cuts:
-        fields = "key_heads", "key_heads", "value_heads"
-        mixed = Cut(0, tuple(self.section(*each) for each in zip(fields, self.mixed_widths, strict=True)))
-        by_value_head = dict.fromkeys(("gate", "beta", "decay", "A_log", "dt_bias"), self.cut("value_heads"))
-        return {"qkv": mixed, "conv": mixed, **by_value_head, "o": self.cut("value_heads", 1)}
 
     def facts(self) -> tuple[Fact, ...]:
         sizes = self.value_heads, self.value_dim, self.key_heads, self.key_dim
@@ -106,18 +91,9 @@ class GatedDeltaNet(Mixer):
         return Fact("kind", "Gated DeltaNet"), heads, Fact("conv", self.conv, "tokens", "convolution over {}")
 
 
-class _GatedDeltaNet(nn.Module):
-    residual_outputs = ("o",)  # matrices whose products are the block's output
-
-    def __init__(self, spec: GatedDeltaNet, dim: int) -> None:
-        super().__init__()
-        self.spec = spec
-        projections = (Linear(*widths, bias=False) for widths in spec._projections(dim))
-        # Rows of qkv: the queries of all heads, then all keys, then all values.
-        self.qkv, self.gate, self.beta, self.decay, self.o = projections
-        self.conv = CausalConv(sum(spec.mixed_widths), spec.conv)
-        self.A_log, self.dt_bias = (nn.Parameter(torch.empty(spec.value_heads)) for _ in range(2))
-        self.norm = spec.norm.build(spec.value_dim)
+class _GatedDeltaNet(PartsModule):
+    def __init__(self, spec: GatedDeltaNet, parts: Parts) -> None:
+        super().__init__(spec, parts)
         self.identity = {
             "A_log": initial_decay_rates(spec.value_heads),
             "dt_bias": initial_time_steps(spec.value_heads),

@@ -1,28 +1,30 @@
-"""Grouped-query attention (Ainslie et al. 2023) and its special cases: multi-head, multi-query, windows, chunks."""
+"""Grouped-query attention (Ainslie et al. 2023) and its special cases: multi-head, multi-query, windows, chunks, and
+keys and values that several layers share."""
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from zoo.blocks.norms import Norm
+from zoo.blocks.parts import Part, Parts, PartsModule, TableMixer, matrix, normed, vector
 from zoo.blocks.positions import Position, Temperature
 from zoo.core.collectives import Group
 from zoo.core.forward_context import ForwardContext, LayerCache, Mask
 from zoo.core.ops.attention import attention
-from zoo.core.ops.linear import Linear
-from zoo.costs import Breakdown, CacheSpec, Chunk, Full, Reach, Window, linear_flops, linear_params
+from zoo.costs import Breakdown, CacheSpec, Chunk, Full, Reach, Window, linear_flops
 from zoo.errors import IndivisibleError
 from zoo.facts import Fact
-from zoo.registry import Alias, Mixer, Spec
-from zoo.sharding import Cuts, Divide, Exchange, Rank
+from zoo.registry import Alias, Spec
+from zoo.sharding import Divide, Exchange, Rank
 
-__all__ = ["GQA"]
+__all__ = ["GQA", "KVSource", "SharedKV"]
 
 
 @dataclass(frozen=True)
-class GQA(Mixer):
+class GQA(TableMixer):
     """`heads` query heads share `kv_heads` key and value heads, all `head_dim` wide. Values are `v_dim` wide, if given.
 
     kv_heads == heads is multi-head attention (MHA), kv_heads == 1 multi-query (MQA). With a `window` a token attends to
@@ -74,7 +76,7 @@ class GQA(Mixer):
         return to.grouped_heads(self) | {name: to.window(size) for name, size in windows.items() if size}
 
     def build(self, dim: int) -> nn.Module:
-        return GQAModule(self, dim)
+        return GQAModule(self, self.parts(dim))
 
     @property
     def sink_heads(self) -> int:
@@ -90,30 +92,34 @@ class GQA(Mixer):
         """The earlier tokens that a token attends to."""
         return Window(self.window) if self.window else Chunk(self.chunk) if self.chunk else Full()
 
-    def projections(self, dim: int) -> dict[str, tuple[int, int, bool]]:
-        """Returns name -> (inputs, outputs, whether it has a bias) for each linear map."""
-        kv, out, qkv_bias = self.kv_heads, self.heads * self.value_dim, bool(self.bias)
-        found = {
-            "q": (dim, self.heads * self.head_dim, qkv_bias),
-            "k": (dim, kv * self.head_dim, qkv_bias),
-            "v": (dim, kv * self.value_dim, qkv_bias),
-            "o": (out, dim, self.bias is True),
+    def parts(self, dim: int) -> Parts:
+        keys, values, out = self.kv_heads * self.head_dim, self.kv_heads * self.value_dim, self.heads * self.value_dim
+        bias, gates = bool(self.bias), self.heads if self.gate == "head" else out
+        parts: Parts = {
+            "q": matrix(dim, self.heads * self.head_dim, bias, rows="heads"),
+            "k": matrix(dim, keys, bias, rows="kv_heads"),
+            "v": None if self.keys_as_values else matrix(dim, values, bias, rows="kv_heads"),
+            "o": matrix(out, dim, self.bias is True, columns="heads"),
+            "gate": matrix(dim, gates, rows="heads") if self.gate else None,
+            "q_norm": self._qk_norm("heads"),
+            "k_norm": self._qk_norm("kv_heads"),
+            "v_norm": normed(self.v_norm, self.value_dim) if self.v_norm else None,
+            "sinks": vector(self.heads, rows="heads") if self.sinks else None,
         }
-        if self.keys_as_values:
-            del found["v"]
-        return found | ({"gate": (dim, self.heads if self.gate == "head" else out, False)} if self.gate else {})
+        return parts
 
-    def param_breakdown(self, dim: int) -> Breakdown:
-        projections = sum(linear_params(*each) for each in self.projections(dim).values())
-        norms = sum(self.qk_norm.params(width) for width in self.norm_widths().values()) if self.qk_norm else 0
-        norms += self.v_norm.params(self.value_dim) if self.v_norm else 0
-        return {"attn": projections + (self.heads if self.sinks else 0), "norm": norms}
+    def _qk_norm(self, heads: str) -> Part | None:
+        """Returns the norm of the queries or keys of the heads that a field counts."""
+        if self.qk_norm is None:
+            return None
+        if self.qk_norm_over == "head":
+            return normed(self.qk_norm, self.head_dim)
+        return normed(self.qk_norm, getattr(self, heads) * self.head_dim, rows=heads)
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         pairs = (self.reach.pairs if causal else self.reach.dense_pairs)(past, new)
-        projections = sum(linear_flops(new, *widths) for *widths, _ in self.projections(dim).values())
         scores = linear_flops(pairs, 1, self.heads * (self.head_dim + self.value_dim))  # q @ k.T and weights @ v
-        return {"projections": projections, "scores": scores}
+        return {"projections": self.projection_flops(dim, new), "scores": scores}
 
     def cache_spec(self) -> CacheSpec:
         streams = ("k", (self.kv_heads, self.head_dim)), ("v", (self.kv_heads, self.value_dim))
@@ -125,14 +131,9 @@ class GQA(Mixer):
             raise IndivisibleError(f"{type(self).__name__}: its norm over all heads", rank.ranks)
         return super().shard(rank)
 
-    def cuts(self) -> Cuts:
-        heads, keys = self.cut("heads"), self.cut("kv_heads")
-        norms = {"q_norm": heads, "k_norm": keys} if self.qk_norm_over == "projection" else {}
-        return {"q": heads, "k": keys, "v": keys, "gate": heads, "sinks": heads, "o": self.cut("heads", 1), **norms}
-
     def exchanges(self, dim: int, ranks: int) -> tuple[Exchange, ...]:
-        over_all = self.qk_norm if self.qk_norm_over == "projection" else None
-        means = len(self.norm_widths()) * over_all.means if over_all else 0
+        norms = [part for part in self.parts(dim).values() if part and part.is_norm and part.rows]
+        means = len(norms) * self.qk_norm.means if self.qk_norm else 0
         return *(Exchange("all-reduce", 1, in_float32=True),) * means, *super().exchanges(dim, ranks)
 
     def tables(self) -> tuple[tuple[Spec, int], ...]:
@@ -148,11 +149,14 @@ class GQA(Mixer):
         if kind != "GQA":
             heads = Fact("heads", (self.heads, self.head_dim), "heads", "{} heads of {}")
         qk_norm = f"QK-norm{_weightless(self.qk_norm)} per {{}}"
-        optional = (
+        seen = "window" if self.window else "chunk" if self.chunk else "reach"
+        return self.in_use(
+            Fact("kind", kind),
+            heads,
             Fact("v_dim", self.v_dim, phrase="values of {}", noun="value width"),
             Fact("keys_as_values", phrase="values are the raw keys", noun="keys reused as values"),
             Fact("rope", self.rope),
-            Fact("window" if self.window else "chunk" if self.chunk else "reach", self.reach.describe()),
+            *([] if self.reach == Full() else [Fact(seen, self.reach.describe())]),
             Fact("qk_norm", self.qk_norm_over, phrase=qk_norm, noun=f"QK-norm per {self.qk_norm_over}"),
             Fact("v_norm", phrase=f"V-norm{_weightless(self.v_norm)}", noun="V-norm"),
             Fact("scale", (self.scale or 1) ** -2, phrase="scale {:.4g}^-1/2", noun="attention scale"),
@@ -161,44 +165,22 @@ class GQA(Mixer):
             Fact("bias", phrase="biases on q, k, v" if self.bias == "qkv" else "biases", noun="biases"),
             Fact("sinks", phrase="sinks"),
             Fact("gate", self.gate, phrase="output gate by {}", noun="output gate"),
+            Fact("qk_norm_over", ""),
         )
-        unused = (None, False, Full())
-        in_use = [fact for fact in optional if getattr(self, fact.key) not in unused]
-        return Fact("kind", kind), heads, *in_use, Fact("qk_norm_over", "")
-
-    def norm_widths(self) -> dict[str, int]:
-        """Returns the number of elements that the norms of queries ("q") and of keys ("k") average over."""
-        if self.qk_norm_over == "projection":
-            return {"q": self.heads * self.head_dim, "k": self.kv_heads * self.head_dim}
-        return {"q": self.head_dim, "k": self.head_dim}
 
 
 def _weightless(norm: Norm | None) -> str:
     return "" if norm is None or norm.params(1) else " without weight"
 
 
-class GQAModule(nn.Module):
+class GQAModule(PartsModule):
     """Grouped-query attention."""
 
-    residual_outputs = ("o",)  # matrices whose products are the block's output
-
-    def __init__(self, spec: GQA, dim: int) -> None:
-        super().__init__()
-        self.spec = spec
+    def __init__(self, spec: GQA, parts: Parts) -> None:
+        super().__init__(spec, parts)
         self.scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
-        widths, norm_widths = spec.projections(dim), spec.norm_widths()
-        self.q = Linear(*widths["q"])
-        self.k, self.v = (Linear(*widths[name]) if name in widths else None for name in ("k", "v"))
-        self.o = Linear(*widths["o"])
-        self.gate = Linear(*widths["gate"]) if spec.gate else None
-        self.q_norm, self.k_norm = (
-            spec.qk_norm.build(norm_widths[name]) if spec.qk_norm and name in norm_widths else nn.Identity()
-            for name in ("q", "k")
-        )
         if spec.qk_norm and spec.scale:  # fresh scores have a variance of at most one: Gemma 4 leaves them unscaled
-            cast(dict[str, float], self.q_norm.identity)["weight"] += min(spec.head_dim**-0.5 / spec.scale, 1.0) - 1.0
-        self.v_norm = spec.v_norm.build(spec.value_dim) if spec.v_norm else None
-        self.sinks = nn.Parameter(torch.empty(spec.heads)) if spec.sinks else None
+            self.q_norm.identity["weight"] += min(spec.head_dim**-0.5 / spec.scale, 1.0) - 1.0
 
     def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
         """(b, t, dim) -> (b, t, dim)"""
@@ -214,13 +196,12 @@ class GQAModule(nn.Module):
     def over_ranks(self, whole: GQA, group: Group) -> None:
         """Makes a norm over the whole projection average over the heads of all ranks."""
         if whole.qk_norm and whole.qk_norm_over == "projection":
-            for name in whole.norm_widths():
-                norm: Any = getattr(self, f"{name}_norm")
-                norm.over_ranks(group)
+            for name, part in whole.parts(1).items():
+                if part and part.is_norm and part.rows:
+                    getattr(self, name).group = group
 
     def keys_and_values(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> tuple[Tensor, Tensor, Mask]:
         """(b, t, dim) -> the keys (b, g, s, d) and values (b, g, s, w) to attend over, and their mask."""
-        assert self.k is not None
         raw = self.k(x)
         v = (raw if self.v is None else self.v(x)).unflatten(-1, (-1, self.spec.value_dim)).transpose(1, 2)
         if self.v_norm is not None:
@@ -228,12 +209,81 @@ class GQAModule(nn.Module):
         k, v, mask = cache.append(ctx, self._positioned(raw, self.k_norm, ctx), v)
         return k, v, mask
 
-    def _positioned(self, x: Tensor, norm: nn.Module, ctx: ForwardContext) -> Tensor:
+    def _positioned(self, x: Tensor, norm: nn.Module | None, ctx: ForwardContext) -> Tensor:
         """(b, t, h * d) -> (b, h, t, d), normalised and rotated."""
         spec = self.spec
-        if spec.qk_norm_over == "projection":
+        if norm is not None and spec.qk_norm_over == "projection":
             x = norm(x)
         x = x.unflatten(-1, (-1, spec.head_dim)).transpose(1, 2)
-        if spec.qk_norm_over == "head":
+        if norm is not None and spec.qk_norm_over == "head":
             x = norm(x)
         return spec.rope.rotate(x, ctx.tables[spec.rope, spec.head_dim])
+
+
+def _key(attn: GQA) -> Hashable:
+    """Returns the key under which layers share K/V: they share it if heads, widths and reach are equal."""
+    kind, numbers = attn.reach.arguments
+    return "keys and values", attn.kv_heads, attn.head_dim, attn.value_dim, kind, *numbers
+
+
+@dataclass(frozen=True)
+class KVSource(GQA):
+    """GQA with keys and values that later layers reuse (SharedKV). Each later layer takes the nearest KVSource with
+    equal heads and reach."""
+
+    def build(self, dim: int) -> nn.Module:
+        return _KVSource(self, self.parts(dim))
+
+    def hands_on(self) -> tuple[Hashable, ...]:
+        return (_key(self),)
+
+    def names(self) -> list[str]:
+        held = super().names()
+        return [*(held[1:] if held[0] == "KVSource" else held), "KVSource"] if len(held) > 1 else held
+
+    def facts(self) -> tuple[Fact, ...]:
+        return *super().facts(), Fact("hands_on", phrase="keys and values handed on", noun="K/V reused later")
+
+
+class _KVSource(GQAModule):
+    def keys_and_values(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> tuple[Tensor, Tensor, Mask]:
+        k, v, mask = super().keys_and_values(x, ctx, cache)
+        ctx.hand_on(_key(self.spec), (*cache.shared(x, k, v), ctx.views[cache.geometry].keys, mask))
+        return k, v, mask
+
+
+@dataclass(frozen=True)
+class SharedKV(GQA):
+    """GQA over the keys and values of the nearest earlier KVSource with equal heads and reach. It projects and
+    normalises only queries, and its cache keeps nothing."""
+
+    def check(self) -> None:
+        super().check()
+        own = self.v_norm is not None or self.keys_as_values
+        self.require(not own, "v_norm and keys_as_values are of the layer that hands keys and values on")
+
+    def build(self, dim: int) -> nn.Module:
+        return _SharedKV(self, self.parts(dim))
+
+    def takes(self) -> Mapping[Hashable, str]:
+        widths = f"{self.kv_heads} x {self.head_dim} and {self.value_dim}"
+        return {_key(self): f"keys and values of {widths}, {self.reach.describe()}"}
+
+    def parts(self, dim: int) -> Parts:
+        return {name: part for name, part in super().parts(dim).items() if name not in ("k", "v", "k_norm")}
+
+    def cache_spec(self) -> CacheSpec:
+        return CacheSpec(reach=self.reach)
+
+    def names(self) -> list[str]:
+        return ["SharedKV", *(name for name in super().names() if name != "SharedKV")]
+
+    def facts(self) -> tuple[Fact, ...]:
+        taken = Fact("takes", phrase="keys and values of an earlier layer", noun="K/V of another layer")
+        return *super().facts(), taken
+
+
+class _SharedKV(GQAModule):
+    def keys_and_values(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> tuple[Tensor, Tensor, Mask]:
+        k, v, keys, mask = ctx.shared[_key(self.spec)]
+        return k.narrow(2, 0, len(keys)), v.narrow(2, 0, len(keys)), mask

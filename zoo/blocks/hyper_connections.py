@@ -79,20 +79,15 @@ class HyperBranch(Placement):
     streams: Streams = Streams()
     iterations: int = 20
 
+    placement = "hyper"
+    reads_x_by = "weights"
+
     def build(self, dim: int) -> nn.Module:
         return _HyperBranch(self, dim)
 
     @property
     def stream_spec(self) -> Spec | None:
         return self.streams
-
-    @property
-    def reads_x_by(self) -> str | None:
-        return "weights"
-
-    @property
-    def placement(self) -> str:
-        return "hyper"
 
     @property
     def formula(self) -> str:
@@ -114,12 +109,6 @@ class HyperBranch(Placement):
 
     def param_breakdown(self, dim: int) -> Breakdown:
         return sum_breakdowns([(1, super().param_breakdown(dim)), (1, self.mixing_params(dim))])
-
-    def active_params(self, dim: int) -> int:
-        return super().active_params(dim) + sum(self.mixing_params(dim).values())
-
-    def read_params(self, dim: int, tokens: int) -> float:
-        return super().read_params(dim, tokens) + sum(self.mixing_params(dim).values())
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         mixing = {"streams": self.mixing_flops(dim, new)}

@@ -1,18 +1,15 @@
 """Kimi Delta Attention (Kimi Linear, Kimi Team 2025): the gated delta rule with a decay for each key channel."""
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.norms import Norm
+from zoo.blocks.parts import Parts, PartsModule, TableMixer, conv, matrix, normed, vector
 from zoo.core.float32 import upcast
 from zoo.core.forward_context import ForwardContext, LayerCache
-from zoo.core.ops.causal_conv import CausalConv
-from zoo.core.ops.linear import Linear
 from zoo.core.ops.recurrence import (
     gated_delta_flops,
     gated_delta_rule,
@@ -20,10 +17,9 @@ from zoo.core.ops.recurrence import (
     initial_time_steps,
     l2_normalise,
 )
-from zoo.costs import Breakdown, CacheSpec, State, linear_flops, linear_params
+from zoo.costs import Breakdown, CacheSpec, State
 from zoo.facts import Fact
-from zoo.registry import Mixer
-from zoo.sharding import Cuts, Divide
+from zoo.sharding import Divide
 
 __all__ = ["KDA"]
 
@@ -31,7 +27,7 @@ STREAMS = "q", "k", "v"
 
 
 @dataclass(frozen=True)
-class KDA(Mixer):
+class KDA(TableMixer):
     """Each of `heads` heads has a state of `head_dim` x `head_dim`.
 
     Queries, keys and values are mixed over the last `conv` tokens. Each token decays a head's key channel by the factor
@@ -54,59 +50,45 @@ class KDA(Mixer):
         return to.plain_heads(self)
 
     def build(self, dim: int) -> nn.Module:
-        return _KDA(self, dim)
+        return _KDA(self, self.parts(dim))
 
     @property
     def width(self) -> int:
         """Width of all heads."""
         return self.heads * self.head_dim
 
-    def _projections(self, dim: int) -> tuple[tuple[int, int], ...]:
-        """Returns (inputs, outputs) of the projections q, k, v, both halves of decay and of gate, beta and o."""
-        low_rank = (dim, self.head_dim), (self.head_dim, self.width)
-        return *((dim, self.width),) * 3, *low_rank, *low_rank, (dim, self.heads), (self.width, dim)
-
-    def param_breakdown(self, dim: int) -> Breakdown:
-        projections = sum(linear_params(*widths) for widths in self._projections(dim))
-        own = 3 * self.conv * self.width + self.width + self.heads
-        return {"attn": projections + own, "norm": self.norm.params(self.head_dim)}
+    def parts(self, dim: int) -> Parts:
+        down, up = matrix(dim, self.head_dim), matrix(self.head_dim, self.width, rows="heads")
+        return {
+            **dict.fromkeys(STREAMS, matrix(dim, self.width, rows="heads")),
+            "beta": matrix(dim, self.heads, rows="heads"),
+            "o": matrix(self.width, dim, columns="heads"),
+            **{"decay.down": down, "decay.up": up, "gate.down": down, "gate.up": up},
+            **{f"{name}_conv": conv(self.width, self.conv, rows="heads") for name in STREAMS},
+            "A_log": vector(self.heads, rows="heads"),
+            "dt_bias": vector(self.width, rows="heads"),
+            "norm": normed(self.norm, self.head_dim),
+        }
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         """Returns the FLOPs by part. `scores` counts the recurrence (zoo.core.ops.recurrence)."""
-        projections = sum(linear_flops(new, *widths) for widths in self._projections(dim))
         sizes = self.heads, self.heads, self.head_dim, self.head_dim
-        return {
-            "projections": projections,
-            "scores": gated_delta_flops(new, *sizes, per_channel=self.head_dim > 1, causal=causal),
-        }
+        scores = gated_delta_flops(new, *sizes, per_channel=self.head_dim > 1, causal=causal)
+        return {"projections": self.projection_flops(dim, new), "scores": scores}
 
     def cache_spec(self) -> CacheSpec:
         convs = (State(name, (self.conv - 1, self.width)) for name in STREAMS)
         recurrent = State("recurrent", (self.heads, self.head_dim, self.head_dim), in_float32=True)
         return CacheSpec(state=(*convs, recurrent))
 
-    def cuts(self) -> Cuts:
-        by_head = *STREAMS, *(f"{name}_conv" for name in STREAMS), "decay.up", "gate.up", "beta", "A_log", "dt_bias"
-        return {**dict.fromkeys(by_head, self.cut("heads")), "o": self.cut("heads", 1)}
-
     def facts(self) -> tuple[Fact, ...]:
         heads = Fact("heads", (self.heads, self.head_dim), "heads", "{} heads of {}")
         return Fact("kind", "KDA"), heads, Fact("conv", self.conv, "tokens", "convolution over {}")
 
 
-class _KDA(nn.Module):
-    residual_outputs = ("o",)  # matrices whose products are the block's output
-
-    def __init__(self, spec: KDA, dim: int) -> None:
-        super().__init__()
-        self.spec = spec
-        q, k, v, *halves, beta, o = (Linear(*widths, bias=False) for widths in spec._projections(dim))
-        self.q, self.k, self.v, self.beta, self.o = q, k, v, beta, o
-        self.decay, self.gate = (nn.Sequential(OrderedDict(down=down, up=up)) for down, up in (halves[:2], halves[2:]))
-        self.q_conv, self.k_conv, self.v_conv = (CausalConv(spec.width, spec.conv) for _ in STREAMS)
-        self.A_log = nn.Parameter(torch.empty(spec.heads))
-        self.dt_bias = nn.Parameter(torch.empty(spec.width))
-        self.norm = spec.norm.build(spec.head_dim)
+class _KDA(PartsModule):
+    def __init__(self, spec: KDA, parts: Parts) -> None:
+        super().__init__(spec, parts)
         self.identity = {
             "A_log": initial_decay_rates(spec.heads),
             "dt_bias": initial_time_steps(spec.head_dim) * spec.heads,

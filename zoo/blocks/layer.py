@@ -8,37 +8,16 @@ from typing import Any, NamedTuple, Self
 from torch import Tensor, nn
 
 from zoo.blocks.feed_forward import FeedForward
-from zoo.blocks.layer_scale import LayerScale
 from zoo.blocks.moe import MoE
-from zoo.blocks.norms import Norm
+from zoo.blocks.norms import LayerScale, Norm
 from zoo.blocks.per_layer import LayerInput
 from zoo.blocks.positions import Position
 from zoo.core.forward_context import ForwardContext, LayerCache, RouterOutput
-from zoo.costs import Breakdown, CacheSpec, sum_breakdowns
+from zoo.costs import CacheSpec
 from zoo.facts import Fact
-from zoo.registry import Block, Mixer, Spec
+from zoo.registry import Block, Composite, Mixer, Spec
 
 __all__ = ["Branch", "Layer", "PostNorm", "olmo", "post", "pre", "sandwich"]
-
-
-class Composite(Block, abstract=True):
-    """A block made of inner blocks of the same `dim`. Each cost is the sum over the inner blocks."""
-
-    def blocks(self) -> Iterator[Block]:
-        """Returns the blocks held directly, in field order."""
-        return (child for _, child in self.children() if isinstance(child, Block))
-
-    def active_params(self, dim: int) -> int:
-        return sum(block.active_params(dim) for block in self.blocks())
-
-    def read_params(self, dim: int, tokens: int) -> float:
-        return sum(block.read_params(dim, tokens) for block in self.blocks())
-
-    def param_breakdown(self, dim: int) -> Breakdown:
-        return sum_breakdowns((1, block.param_breakdown(dim)) for block in self.blocks())
-
-    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        return sum_breakdowns((1, block.flop_breakdown(dim, past, new, causal)) for block in self.blocks())
 
 
 class Placement(Composite, abstract=True):
@@ -74,6 +53,9 @@ class Placement(Composite, abstract=True):
 
     def facts(self) -> tuple[Fact, ...]:
         return Fact("kind", self.placement), Fact("pre", ""), Fact("post", "")  # norms are part of a placement
+
+    def describe(self) -> str:
+        return f"{self.formula}, f: {self.block.describe()}"
 
     def norms(self) -> tuple[Norm, ...]:
         """Returns the norms of this placement, in the order they are applied."""
@@ -111,10 +93,7 @@ class Branch(Placement):
 
     def facts(self) -> tuple[Fact, ...]:
         multiplier = Fact("multiplier", self.multiplier, phrase="residual multiplier {:g}", noun="residual multiplier")
-        return *super().facts(), *(multiplier,) * (self.multiplier != 1)
-
-    def describe(self) -> str:
-        return f"{self.formula}, f: {self.block.describe()}"
+        return *super().facts(), *self.in_use(multiplier)
 
 
 class ResidualBranch(nn.Module):
@@ -144,19 +123,11 @@ class PostNorm(Placement):
     block: Block
     norm: Norm
 
+    placement = "post"
+    formula = "norm(x + f(x))"
+
     def build(self, dim: int) -> nn.Module:
         return _PostNorm(self, dim)
-
-    @property
-    def placement(self) -> str:
-        return "post"
-
-    @property
-    def formula(self) -> str:
-        return "norm(x + f(x))"
-
-    def describe(self) -> str:
-        return f"{self.formula}, f: {self.block.describe()}"
 
 
 class _PostNorm(ResidualBranch):

@@ -1,28 +1,26 @@
 """Multi-head latent attention (DeepSeek-V2, section 2.1): the cache keeps one compressed latent per token."""
 
-from collections import OrderedDict
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from zoo.blocks.norms import Norm
+from zoo.blocks.parts import Parts, PartsModule, TableMixer, matrix, normed
 from zoo.blocks.positions import Position, Temperature
 from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.core.ops.latent_attention import absorbing_is_cheaper, expand, latent_attention
-from zoo.core.ops.linear import Linear
-from zoo.costs import Breakdown, CacheSpec, Full, linear_flops, linear_params
+from zoo.costs import Breakdown, CacheSpec, Full, linear_flops
 from zoo.facts import Fact
-from zoo.registry import Mixer, Spec
-from zoo.sharding import Cuts, Divide
+from zoo.registry import Spec
+from zoo.sharding import Divide
 
 __all__ = ["MLA"]
 
 
 @dataclass(frozen=True)
-class MLA(Mixer):
+class MLA(TableMixer):
     """The cache keeps a latent of `kv_rank` elements and a rotary key of `rope_dim` elements per token. All heads share
     them.
 
@@ -51,19 +49,21 @@ class MLA(Mixer):
         return to.latent_heads(self)
 
     def build(self, dim: int) -> nn.Module:
-        return MLAModule(self, dim)
+        return MLAModule(self, self.parts(dim))
 
-    def projections(self, dim: int) -> list[tuple[int, int]]:
-        """Returns (inputs, outputs) of the projections of new tokens: queries, latent, output."""
-        q_width, ranks = self.heads * (self.nope_dim + self.rope_dim), [self.q_rank] if self.q_rank else []
-        queries = list(pairwise([dim, *ranks, q_width]))
-        return [*queries, (dim, self.kv_rank + self.rope_dim), (self.heads * self.v_dim, dim)]
-
-    def param_breakdown(self, dim: int) -> Breakdown:
-        expand = linear_params(self.kv_rank, self.heads * (self.nope_dim + self.v_dim))
-        projections = sum(linear_params(*widths) for widths in self.projections(dim))
-        norms = self.norm.params(self.kv_rank) + (self.norm.params(self.q_rank) if self.q_rank else 0)
-        return {"attn": projections + expand, "norm": norms}
+    def parts(self, dim: int) -> Parts:
+        up = matrix(self.q_rank or dim, self.heads * (self.nope_dim + self.rope_dim), rows="heads")
+        queries: Parts = {"q": up}
+        if self.q_rank:
+            queries = {"q.down": matrix(dim, self.q_rank), "q.norm": normed(self.norm, self.q_rank), "q.up": up}
+        expand = matrix(self.kv_rank, self.heads * (self.nope_dim + self.v_dim), rows="heads")
+        return {
+            **queries,
+            "kv_down": matrix(dim, self.kv_rank + self.rope_dim),
+            "kv_norm": normed(self.norm, self.kv_rank),
+            "kv_up": expand._replace(flops=0),  # for new tokens or for all, as `absorbs` says
+            "o": matrix(self.heads * self.v_dim, dim, columns="heads"),
+        }
 
     def absorbs(self, past: int, new: int) -> bool:
         """Whether attention runs over the latents, with the up-projections folded into query and output, instead of
@@ -78,56 +78,34 @@ class MLA(Mixer):
         widths += self.rope_dim if absorbed and not causal else 0  # the kernel computes them as values too
         pairs = (Full().pairs if causal else Full().dense_pairs)(past, new)
         scores = linear_flops(pairs, 1, self.heads * (widths + self.rope_dim))
-        projections = sum(linear_flops(new, *widths) for widths in self.projections(dim))
-        return {"projections": projections + up, "scores": scores}
+        return {"projections": self.projection_flops(dim, new) + up, "scores": scores}
 
     def cache_spec(self) -> CacheSpec:
         return CacheSpec(per_token=(("latent", (1, self.kv_rank + self.rope_dim)),))
-
-    def cuts(self) -> Cuts:
-        heads = self.cut("heads")
-        return {"q.up" if self.q_rank else "q": heads, "kv_up": heads, "o": self.cut("heads", 1)}
 
     def tables(self) -> tuple[tuple[Spec, int], ...]:
         return ((self.rope, self.rope_dim), *(((self.temperature, 1),) if self.temperature else ()))
 
     def facts(self) -> tuple[Fact, ...]:
         rank = self.q_rank
-        optional = (
-            [Fact("scale", self.scale**-2, phrase="scale {:.4g}^-1/2", noun="attention scale")] if self.scale else []
-        )
-        optional += [Fact("temperature", self.temperature, noun="temperature by position")] if self.temperature else []
-        return (
+        return self.in_use(
             Fact("kind", "MLA"),
             Fact("heads", (self.heads, self.nope_dim, self.rope_dim), "heads", "{} heads of {} + {} rotary"),
             Fact("v_dim", self.v_dim, phrase="values of {}"),
             Fact("kv_rank", self.kv_rank, phrase="KV rank {}"),
             Fact("q_rank", rank, phrase="query rank {}") if rank else Fact("q_rank", phrase="full-rank queries"),
             Fact("rope", self.rope),
-            *optional,
+            Fact("scale", (self.scale or 1) ** -2, phrase="scale {:.4g}^-1/2", noun="attention scale"),
+            Fact("temperature", self.temperature, noun="temperature by position"),
         )
 
 
-class MLAModule(nn.Module):
+class MLAModule(PartsModule):
     """Multi-head latent attention."""
 
-    residual_outputs = ("o",)  # matrices whose products are the block's output
-
-    def __init__(self, spec: MLA, dim: int) -> None:
-        super().__init__()
-        self.spec = spec
+    def __init__(self, spec: MLA, parts: Parts) -> None:
+        super().__init__(spec, parts)
         self.scale = (spec.nope_dim + spec.rope_dim) ** -0.5 if spec.scale is None else spec.scale
-        q_width = spec.heads * (spec.nope_dim + spec.rope_dim)
-        self.q: nn.Module
-        if spec.q_rank is None:
-            self.q = Linear(dim, q_width, bias=False)
-        else:
-            down, up = Linear(dim, spec.q_rank, bias=False), Linear(spec.q_rank, q_width, bias=False)
-            self.q = nn.Sequential(OrderedDict(down=down, norm=spec.norm.build(spec.q_rank), up=up))
-        self.kv_down = Linear(dim, spec.kv_rank + spec.rope_dim, bias=False)
-        self.kv_norm = spec.norm.build(spec.kv_rank)
-        self.kv_up = Linear(spec.kv_rank, spec.heads * (spec.nope_dim + spec.v_dim), bias=False)
-        self.o = Linear(spec.heads * spec.v_dim, dim, bias=False)
 
     def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
         """(b, t, dim) -> (b, t, dim)"""

@@ -1,5 +1,7 @@
-"""Mixture of experts: many feed-forward blocks, a few of which process each token (Shazeer et al. 2017)."""
+"""Mixture of experts: many feed-forward blocks, a few of which process each token (Shazeer et al. 2017), alone or
+beside a dense feed-forward (Gemma 4)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
@@ -7,17 +9,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from zoo.blocks.feed_forward import FeedForward
-from zoo.blocks.glu import GLU, LinearFeedForward
+from zoo.blocks.feed_forward import GLU, FeedForward, LinearFeedForward
+from zoo.blocks.norms import Norm
 from zoo.blocks.routers import Router
 from zoo.core.forward_context import ForwardContext
 from zoo.core.ops.experts import Linears, expert_outputs, mixture, separate_mixture
 from zoo.core.ops.linear import Linear
 from zoo.costs import Breakdown, linear_flops, linear_params
 from zoo.facts import Fact
+from zoo.registry import Block, Composite
 from zoo.sharding import Cut, Cuts, FirstRankOnly, Rank, prefixed
 
-__all__ = ["MoE"]
+__all__ = ["DenseAndMoE", "MoE"]
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,9 @@ class MoE(FeedForward):
             "router": self.router.params(dim, self.routed),
         }
 
-    def active_params(self, dim: int) -> int:
-        return self.params(dim) - (self.experts - self.router.k) * self.expert_params(dim)
-
-    def read_params(self, dim: int, tokens: int) -> float:
+    def idle_params(self, dim: int, tokens: int) -> float:
         idle = self.experts * (1 - self.router.k / self.routed) ** tokens  # expected number of experts without a token
-        return self.params(dim) - idle * self.expert_params(dim)
+        return idle * self.expert_params(dim)
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         latent = 2 * linear_flops(new, dim, self.latent) if self.latent else 0
@@ -113,9 +113,11 @@ class MoE(FeedForward):
         return shared | prefixed("experts", stacked)
 
     def facts(self) -> tuple[Fact, ...]:
-        shared = [Fact("shared", phrase="shared expert")] if self.shared else []
-        latent = [Fact("latent", self.latent, phrase="latent of {}", noun="latent of experts")] if self.latent else []
-        return Fact("experts", (self.experts, self.router.k), "experts", "{:,} experts ({:,} active)"), *latent, *shared
+        return self.in_use(
+            Fact("experts", (self.experts, self.router.k), "experts", "{:,} experts ({:,} active)"),
+            Fact("latent", self.latent, phrase="latent of {}", noun="latent of experts"),
+            Fact("shared", phrase="shared expert"),
+        )
 
     def describe(self) -> str:
         shared = f" + shared ({self.shared.describe()})" if self.shared else ""
@@ -190,3 +192,48 @@ def _one_sequence(expert: nn.Module, x: Tensor) -> Tensor:
     """x (n, dim) -> (n, dim), as one sequence of n tokens."""
     y: Tensor = expert(x.unsqueeze(0)).squeeze(0)
     return y
+
+
+@dataclass(frozen=True)
+class DenseAndMoE(Composite, FeedForward):
+    """norm(dense(norm(x))) + norm(routed(norm(x))), four norms of one kind. The router sees x itself."""
+
+    dense: FeedForward
+    routed: MoE
+    norm: Norm
+
+    input_norm = "dense_pre"
+
+    def check(self) -> None:
+        self.require(not any(isinstance(part, MoE) for part in self.dense.walk()), "dense must hold no MoE")
+
+    @property
+    def width(self) -> int:
+        return self.dense.width
+
+    def with_width(self, width: int) -> Self:
+        """Returns this block with another dense width. The routed experts' relative width stays."""
+        routed = max(1, round(width * self.routed.width / self.dense.width))
+        return replace(self, dense=self.dense.with_width(width), routed=self.routed.with_width(routed))
+
+    def build(self, dim: int) -> nn.Module:
+        return _DenseAndMoE(self, dim)
+
+    def blocks(self) -> Iterator[Block]:
+        return iter((self.dense, self.routed, *(self.norm,) * 4))
+
+    def describe(self) -> str:
+        return f"{self.dense.describe()} beside {self.routed.describe()}, each between norms"
+
+
+class _DenseAndMoE(nn.Module):
+    def __init__(self, spec: DenseAndMoE, dim: int) -> None:
+        super().__init__()
+        self.dense_pre, self.dense, self.dense_post = spec.norm.build(dim), spec.dense.build(dim), spec.norm.build(dim)
+        self.routed_pre, self.routed = spec.norm.build(dim), spec.routed.build(dim)
+        self.routed_post = spec.norm.build(dim)
+
+    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
+        """(b, t, dim) -> (b, t, dim)"""
+        dense = self.dense_post(self.dense(self.dense_pre(x), ctx))
+        return dense + self.routed_post(self.routed(self.routed_pre(x), ctx, routed_by=x))

@@ -1,4 +1,5 @@
-"""RMSNorm (Zhang and Sennrich 2019) with the roundings of released models, and LayerNorm (Ba et al. 2016)."""
+"""RMSNorm (Zhang and Sennrich 2019) with the roundings of released models, LayerNorm (Ba et al. 2016), and a scalar
+that multiplies the output of a layer (Gemma 4)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,7 +14,7 @@ from zoo.costs import Breakdown
 from zoo.facts import Fact
 from zoo.registry import Block
 
-__all__ = ["LayerNorm", "Norm", "RMSNorm"]
+__all__ = ["LayerNorm", "LayerScale", "Norm", "RMSNorm"]
 
 
 class Norm(Block, abstract=True):
@@ -56,13 +57,17 @@ class RMSNorm(Norm):
         return dim if self.weight else 0
 
     def facts(self) -> tuple[Fact, ...]:
-        optional = [Fact("unit_offset", phrase="weight 1 + w")] if self.unit_offset else []
-        optional += [] if self.weight else [Fact("weight", phrase="no weight")]
-        optional += [Fact("scale_in_fp32", phrase="multiplied in float32")] if self.scale_in_fp32 else []
-        return Fact("kind", "RMSNorm"), Fact("eps", self.eps, phrase="eps {:g}"), *optional
+        return self.in_use(
+            *(Fact("kind", "RMSNorm"), Fact("eps", self.eps, phrase="eps {:g}")),
+            Fact("unit_offset", phrase="weight 1 + w"),
+            Fact("weight", phrase="no weight"),
+            Fact("scale_in_fp32", phrase="multiplied in float32"),
+        )
 
 
 class _RMSNorm(nn.Module):
+    group: Group | None = None  # of the ranks that hold equally many elements of the axis each
+
     def __init__(self, spec: RMSNorm, dim: int) -> None:
         super().__init__()
         self.spec = spec
@@ -80,15 +85,8 @@ class _RMSNorm(nn.Module):
 
     def normed(self, x: Tensor) -> Tensor:
         """x / rms(x)"""
-        return F.rms_norm(x, x.shape[-1:], eps=self.spec.eps)
-
-    def over_ranks(self, group: Group) -> None:
-        """Makes the norm average over the elements of all ranks, which hold equally many each."""
-        self.__class__, self.group = _RMSNormOverRanks, group
-
-
-class _RMSNormOverRanks(_RMSNorm):
-    def normed(self, x: Tensor) -> Tensor:
+        if self.group is None:
+            return F.rms_norm(x, x.shape[-1:], eps=self.spec.eps)
         mean = mean_over_ranks(x.square().mean(-1, keepdim=True), self.group)
         return x * torch.rsqrt(mean + self.spec.eps)
 
@@ -109,11 +107,13 @@ class LayerNorm(Norm):
         return 2 * dim if self.bias else dim
 
     def facts(self) -> tuple[Fact, ...]:
-        unbiased = () if self.bias else (Fact("bias", phrase="no bias", noun="biases"),)
-        return Fact("kind", "LayerNorm"), Fact("eps", self.eps, phrase="eps {:g}"), *unbiased
+        eps, unbiased = Fact("eps", self.eps, phrase="eps {:g}"), Fact("bias", phrase="no bias", noun="biases")
+        return self.in_use(Fact("kind", "LayerNorm"), eps, unbiased)
 
 
 class _LayerNorm(nn.Module):
+    group: Group | None = None  # as in _RMSNorm
+
     def __init__(self, spec: LayerNorm, dim: int) -> None:
         super().__init__()
         self.spec = spec
@@ -122,18 +122,41 @@ class _LayerNorm(nn.Module):
         self.identity = {"weight": 1.0}
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = (part if part is None else part.to(x.dtype) for part in (self.weight, self.bias))
-        return F.layer_norm(x, self.weight.shape, weight, bias, self.spec.eps)
-
-    def over_ranks(self, group: Group) -> None:
-        """Makes the norm average over the elements of all ranks, which hold equally many each."""
-        self.__class__, self.group = _LayerNormOverRanks, group
-
-
-class _LayerNormOverRanks(_LayerNorm):
-    def forward(self, x: Tensor) -> Tensor:
+        if self.group is None:
+            weight, bias = (part if part is None else part.to(x.dtype) for part in (self.weight, self.bias))
+            return F.layer_norm(x, self.weight.shape, weight, bias, self.spec.eps)
         wide = x.to(upcast_dtype(x.dtype))
         centred = wide - mean_over_ranks(wide.mean(-1, keepdim=True), self.group)
         variance = mean_over_ranks(centred.square().mean(-1, keepdim=True), self.group)
         y = centred * torch.rsqrt(variance + self.spec.eps) * self.weight
         return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class LayerScale(Block):
+    """w * x, with one stored scalar w. It is not trained: the reference keeps it as a buffer. A fresh w is 1."""
+
+    role = "scale"
+
+    def build(self, dim: int) -> nn.Module:
+        return _LayerScale()
+
+    def param_breakdown(self, dim: int) -> Breakdown:
+        return {"norm": 1}
+
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
+        return {}  # no matrix products
+
+    def describe(self) -> str:
+        return "output times a stored number"
+
+
+class _LayerScale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1), requires_grad=False)
+        self.identity = {"weight": 1.0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, t, dim) -> (b, t, dim)"""
+        return (x * self.weight).to(x.dtype)  # as norms do, whatever dtype the scalar was cast to

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.blocks.glu import Activation, GeGLU
+from zoo.blocks.feed_forward import Activation, GeGLU
 from zoo.blocks.norms import Norm
 from zoo.core.forward_context import ForwardContext
 from zoo.core.ops.linear import Linear

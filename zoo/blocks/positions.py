@@ -149,14 +149,12 @@ class RoPE(Position):
     rotated_of: ClassVar[str] = "width"  # the whole that `fraction` refers to
 
     def facts(self) -> tuple[Fact, ...]:
-        found = [Fact("kind", "RoPE"), Fact("theta", format_count(self.theta))]
-        if self.fraction < 1:
-            found.append(
-                Fact("fraction", self.fraction, phrase=f"on {{:g}} of the {self.rotated_of}", noun="rotated fraction")
-            )
-        if self.scaling:
-            found.append(Fact("scaling", self.scaling))
-        return tuple(found)
+        part = f"on {{:g}} of the {self.rotated_of}"
+        return self.in_use(
+            *(Fact("kind", "RoPE"), Fact("theta", format_count(self.theta))),
+            Fact("fraction", self.fraction, phrase=part, noun="rotated fraction"),
+            Fact("scaling", self.scaling),
+        )
 
     def describe(self) -> str:
         return " ".join(f"({fact})" if fact.key == "scaling" else str(fact) for fact in self.facts())

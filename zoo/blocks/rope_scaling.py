@@ -134,8 +134,8 @@ class YarnScaling(Scaling):
 
     def facts(self) -> tuple[Fact, ...]:
         sizes = Fact("factor", self.factor, phrase="x{:g}"), Fact("original", self.original, "tokens", "from {}")
-        ramp = () if self.truncate else (Fact("truncate", phrase="unrounded ramp"),)
-        return Fact("kind", "YaRN"), *sizes, *ramp, *self.gain_facts()
+        ramp = Fact("truncate", phrase="unrounded ramp")
+        return *self.in_use(Fact("kind", "YaRN"), *sizes, ramp), *self.gain_facts()
 
 
 def yarn_gain(factor: float, mscale: float = 1.0) -> float:

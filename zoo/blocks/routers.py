@@ -10,14 +10,16 @@ from math import ceil
 from typing import Any, ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.norms import Norm
 from zoo.core.float32 import Float32Parameters, empty, upcast
 from zoo.core.forward_context import ForwardContext, RouterOutput
+from zoo.core.ops.indexing import top_k
 from zoo.core.ops.linear import linear
-from zoo.core.ops.top_k import top_k
 from zoo.costs import linear_params
+from zoo.errors import UsageError
 from zoo.facts import Fact
 from zoo.registry import Spec
 
@@ -25,10 +27,12 @@ __all__ = [
     "GroupedSigmoidTopK",
     "GroupedSoftmaxTopK",
     "GroupedTopK",
+    "HashTopK",
     "InputScaledTopK",
     "NormedSoftmaxTopK",
     "Router",
     "SoftmaxTopK",
+    "SqrtSoftplusTopK",
 ]
 
 
@@ -168,9 +172,8 @@ class SoftmaxTopK(Router):
         return top.softmax(-1) if self.renormalise else top
 
     def facts(self) -> tuple[Fact, ...]:
-        optional = [] if self.renormalise else [Fact("renormalise", phrase="not renormalised")]
-        optional += [Fact("bias", phrase="router bias")] if self.bias else []
-        return Fact("kind", self.k, phrase="softmax top-{} router"), *optional
+        kind, raw = Fact("kind", self.k, phrase="softmax top-{} router"), Fact("renormalise", phrase="not renormalised")
+        return self.in_use(kind, raw, Fact("bias", phrase="router bias"))
 
 
 class _SoftmaxTopK(LinearRouter):
@@ -238,11 +241,20 @@ class InputScaledTopK(Router):
         return f"{super().describe()}, weights on the experts' input"
 
 
+class ShareTopK(Router, abstract=True):
+    """A router whose weights are the scores of the chosen experts, divided by their sum plus `eps`, times `scale`."""
+
+    scale: float
+    eps: float = 1e-20
+
+    def weigh(self, top: Tensor) -> Tensor:
+        return top / (top.sum(-1, keepdim=True) + self.eps) * self.scale
+
+
 @dataclass(frozen=True)
-class GroupedTopK(Router, abstract=True):
+class GroupedTopK(ShareTopK, abstract=True):
     """Chooses the k experts with the highest scores in the `keep` best of `groups` equal groups. Groups are ranked by
-    the sum of their two best scores. The weights are the scores of the chosen experts, divided by their sum plus
-    `eps`, times `scale`."""
+    the sum of their two best scores."""
 
     k: int
     groups: int
@@ -275,9 +287,6 @@ class GroupedTopK(Router, abstract=True):
             kept = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter_(-1, best, True)
             scores = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(-2)
         return super().choose(scores)
-
-    def weigh(self, top: Tensor) -> Tensor:
-        return top / (top.sum(-1, keepdim=True) + self.eps) * self.scale
 
     def facts(self) -> tuple[Fact, ...]:
         grouped = (Fact("grouped", (self.keep, self.groups), phrase="in {} of {} groups", noun="groups of experts"),)
@@ -315,3 +324,77 @@ class GroupedSoftmaxTopK(GroupedTopK):
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.softmax(-1)
+
+
+class _SqrtSoftplus(ShareTopK, abstract=True):
+    """A router with scores sqrt(softplus(logit)), in float32 whatever the model's dtype."""
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return F.softplus(logits).sqrt()
+
+
+@dataclass(frozen=True)
+class SqrtSoftplusTopK(_SqrtSoftplus):
+    """Chooses the k experts with the highest score. A learned correction is added for the choice only: the weights are
+    computed from uncorrected scores."""
+
+    k: int
+    scale: float
+
+    has_correction = True
+
+    def build(self, dim: int, experts: int) -> nn.Module:
+        return CorrectedRouter(self, dim, experts)
+
+    def facts(self) -> tuple[Fact, ...]:
+        kind = Fact("kind", self.k, phrase="sqrt-softplus top-{} router")
+        return kind, Fact("scale", self.scale, phrase="weights x{:g}")
+
+
+@dataclass(frozen=True)
+class HashTopK(_SqrtSoftplus):
+    """Chooses the k experts that a table lists for the token id, with weights as in SqrtSoftplusTopK. The table has a
+    row for each of `vocab` token ids. It is a buffer, not a parameter, and is not trained."""
+
+    k: int
+    scale: float
+    vocab: int
+
+    reads_tokens = True
+    toy: ClassVar = {"vocab": 512}
+
+    @property
+    def table_rows(self) -> int | None:
+        return self.vocab
+
+    def among(self, experts: int, before: int, vocab: int) -> Self:
+        return replace(super().among(experts, before, vocab), vocab=vocab)
+
+    def build(self, dim: int, experts: int) -> nn.Module:
+        return _HashTopK(self, dim, experts)
+
+    def facts(self) -> tuple[Fact, ...]:
+        kind = Fact("kind", self.k, phrase="hash router of {} experts by token id")
+        return kind, Fact("scale", self.scale, phrase="sqrt-softplus weights x{:g}")
+
+
+class _HashTopK(Float32Router):
+    """A hash router. A fresh table assigns k experts to each token in turn: all get equally many tokens."""
+
+    stored_buffers = ("table",)  # buffers that a checkpoint holds
+
+    def __init__(self, spec: HashTopK, dim: int, experts: int) -> None:
+        super().__init__(spec, dim, experts)
+        self.register_buffer("table", (torch.arange(spec.vocab * spec.k) % experts).view(spec.vocab, spec.k))
+
+    def stored_problem(self) -> str:
+        """Returns an error message if the loaded table has expert ids out of range, "" otherwise."""
+        lowest, highest = (int(end) for end in torch.aminmax(self.get_buffer("table")))
+        experts = len(self.weight)
+        is_right = 0 <= lowest <= highest < experts
+        return "" if is_right else f"table has expert ids from {lowest} to {highest}, of {experts} experts"
+
+    def choose(self, scores: Tensor, ctx: ForwardContext | None) -> Tensor:
+        if ctx is None or ctx.tokens is None:
+            raise UsageError("a hash router needs the token ids of a forward pass")
+        return self.get_buffer("table")[ctx.tokens]

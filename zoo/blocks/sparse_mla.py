@@ -1,21 +1,88 @@
-"""DeepSeek Sparse Attention: latent attention over the tokens that an indexer chooses (DeepSeek-V3.2, section 2.1)."""
+"""DeepSeek Sparse Attention (DeepSeek-V3.2, section 2.1): latent attention over the tokens that an indexer chooses.
+
+A few narrow index heads score every stored token, which is cheap compared with attention. Attention then runs over the
+best k tokens.
+Sizes: b sequences, t queries, s stored tokens; h index heads, d their width.
+"""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from zoo.blocks.indexer import Indexer
 from zoo.blocks.mla import MLA, MLAModule
+from zoo.blocks.norms import Norm
+from zoo.blocks.parts import Parts, PartsModule, matrix, normed
+from zoo.blocks.positions import Position
 from zoo.core.forward_context import ForwardContext, LayerCache
-from zoo.core.ops.indexing import choose_keys, chooses_all, sees_all
+from zoo.core.ops.indexing import Index, choose_keys, chooses_all, query_blocks, sees_all
 from zoo.core.ops.latent_attention import sparse_latent_attention
-from zoo.costs import Breakdown, CacheSpec, Reach, Window, linear_flops, sum_breakdowns
+from zoo.costs import Breakdown, CacheSpec, Window, linear_flops, sum_breakdowns
 from zoo.facts import Fact
+from zoo.registry import FlopGrowth, Spec
 
-__all__ = ["SparseMLA"]
+__all__ = ["Indexer", "SparseMLA"]
+
+
+@dataclass(frozen=True)
+class Indexer(Spec):
+    """Chooses the `k` stored tokens s with the highest scores for a token t (DeepSeek-V3.2, equation 1):
+
+        score(t, s) = sum over heads of weight(t, head) * relu(query(t, head) . key(s))
+
+    in float32. All `heads` share one key per token, a projection of x under `norm`, `head_dim` wide. Queries are
+    projected from attention's query latent, and weights from x. The first elements of queries and keys carry
+    attention's rotary encoding. Released code multiplies scores by (heads * head_dim)^-1/2, which keeps their order.
+
+    No gradient passes through the choice, and the parameters require none: DeepSeek trains the indexer with a separate
+    loss.
+    """
+
+    heads: int
+    head_dim: int
+    k: int
+    norm: Norm
+
+    role = "indexer"
+    # With few heads many scores are zero after the ReLU, and the reference breaks ties differently.
+    toy: ClassVar[Mapping[str, Any]] = {"heads": 16, "k": 24}
+
+    def build(self, dim: int, q_rank: int, rope: Position, rope_dim: int) -> "_Indexer":
+        """Returns the module for a residual stream of width `dim` and a query latent of `q_rank` elements. `rope`
+        encodes the first `rope_dim` elements of each index head."""
+        return _Indexer(self, dim, q_rank, rope, rope_dim)
+
+    def parts(self, dim: int, q_rank: int) -> Parts:
+        """Returns the parts of the module."""
+        return {
+            "q": matrix(q_rank, self.heads * self.head_dim),
+            "k": matrix(dim, self.head_dim),
+            "k_norm": normed(self.norm, self.head_dim),
+            "head_weights": matrix(dim, self.heads),
+        }
+
+    def params(self, dim: int, q_rank: int) -> int:
+        """The number of parameters."""
+        return sum(part.params for part in self.parts(dim, q_rank).values() if part)
+
+    def flops(self, dim: int, q_rank: int, past: int, new: int, causal: bool = True) -> int:
+        """FLOPs for `new` tokens after `past`. Only keys are computed while at most k tokens are stored."""
+        keys = linear_flops(new, dim, self.head_dim)
+        first = sees_all(self.k, past, new)
+        if first == new:
+            return keys
+        if causal:
+            pairs = (new - first) * past + (new * (new + 1) - first * (first + 1)) // 2
+        else:
+            pairs = sum((end - start) * (past + end) for start, end in query_blocks(first, new))
+        queries = linear_flops(new, q_rank, self.heads * self.head_dim) + linear_flops(new, dim, self.heads)
+        return keys + queries + linear_flops(pairs, self.heads, self.head_dim + 1)
+
+    def facts(self) -> tuple[Fact, ...]:
+        return (Fact("k", (self.k, self.heads, self.head_dim), "keys", "top {} keys of {} index heads of {}"),)
 
 
 @dataclass(frozen=True)
@@ -46,7 +113,7 @@ class SparseMLA(MLA):
         return new | {"indexer": to.indexer(self.indexer, self, new)}
 
     def build(self, dim: int) -> nn.Module:
-        return _SparseMLA(self, dim)
+        return _SparseMLA(self, self.parts(dim), dim)
 
     def param_breakdown(self, dim: int) -> Breakdown:
         assert self.q_rank is not None
@@ -61,7 +128,7 @@ class SparseMLA(MLA):
         widths = 2 * self.kv_rank + self.rope_dim + (0 if causal else self.rope_dim)  # as in MLA
         folded = linear_flops(choosing, self.kv_rank, self.heads * (self.nope_dim + self.v_dim))
         over_chosen = {
-            "projections": sum(linear_flops(choosing, *each) for each in self.projections(dim)) + folded,
+            "projections": self.projection_flops(dim, choosing) + folded,
             "scores": linear_flops(choosing * self.indexer.k, self.heads, widths),
         }
         if not self.shares_choice:
@@ -84,11 +151,10 @@ class SparseMLA(MLA):
     def takes(self) -> Mapping[Hashable, str]:
         return {self.choice: f"top {self.indexer.k}"} if self.shares_choice else {}
 
-    def flop_reach(self, part: str) -> Reach:
-        return Window(self.indexer.k) if part == "scores" else super().flop_reach(part)
-
-    def flop_start(self, part: str) -> int:
-        return self.indexer.k if part == "indexer" else super().flop_start(part)
+    def flop_growth(self, part: str) -> FlopGrowth:
+        if part == "scores":
+            return FlopGrowth(Window(self.indexer.k))
+        return super().flop_growth(part)._replace(start=self.indexer.k if part == "indexer" else 0)
 
     def names(self) -> list[str]:
         return [*super().names(), "MLA"]
@@ -101,11 +167,38 @@ class SparseMLA(MLA):
         return kind._replace(phrase="sparse {}"), *others, chosen
 
 
+class _Indexer(PartsModule):
+    residual_outputs = ()
+    every = 1  # tokens that a key stands for
+
+    def __init__(self, spec: Indexer, dim: int, q_rank: int, rope: Position, rope_dim: int) -> None:
+        super().__init__(spec, spec.parts(dim, q_rank))
+        self.rope, self.rope_dim = rope, rope_dim
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def keys(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        """x (b, t, dim) -> keys to store, (b, 1, t, d)."""
+        return self.rope.rotate(self.k_norm(self.k(x)).unsqueeze(1), ctx.tables[self.rope, self.rope_dim])
+
+    @torch.no_grad()
+    def forward(
+        self, x: Tensor, q_latent: Tensor, ctx: ForwardContext, keys: Tensor, used: bool = True
+    ) -> Index | None:
+        """x (b, t, dim), q_latent (b, t, q_rank), stored keys (b, 1, s, d) -> scores for token selection; None
+        unless `used`."""
+        if not used:
+            return None
+        q = self.q(q_latent).unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
+        q = self.rope.rotate(q, ctx.tables[self.rope, self.rope_dim]).transpose(1, 2)  # the first elements
+        return Index(q, self.head_weights(x), keys, self.spec.k)
+
+
 class _SparseMLA(MLAModule):
     spec: SparseMLA
 
-    def __init__(self, spec: SparseMLA, dim: int) -> None:
-        super().__init__(spec, dim)
+    def __init__(self, spec: SparseMLA, parts: Parts, dim: int) -> None:
+        super().__init__(spec, parts)
         assert spec.q_rank is not None
         own = not spec.shares_choice
         self.indexer = spec.indexer.build(dim, spec.q_rank, spec.rope, spec.rope_dim) if own else None

@@ -1,22 +1,22 @@
-"""The card of a model (layers, blocks, costs) and the report of python -m zoo.build, each as data and as text."""
+"""The card of a model (layers, blocks, costs), the report of python -m zoo.build, and the figure that it draws."""
 
 import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from itertools import chain, zip_longest
 from textwrap import wrap
-from typing import Any
 
 import torch
 
+from zoo import diagram
 from zoo.blocks import Layer
 from zoo.blocks.layer import Placement
-from zoo.catalog import about, ancestor, sizes
+from zoo.catalog import about, ancestor, sizes, title
 from zoo.catalog import spec as published_spec
 from zoo.cli import self_check
+from zoo.cli.self_check import Facts
 from zoo.errors import SpecError
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
@@ -28,7 +28,6 @@ from zoo.units import dtype_name, format_bytes, format_count
 WIDTH, LABEL_WIDTH = 80, 15  # characters
 KV_CONTEXT, FLOPS_CONTEXT = 32 * 1024, 4096  # tokens
 CONVENTION = f"2 per multiply-add, matrix products only, of one new token that sees {FLOPS_CONTEXT:,}, itself included"
-Facts = dict[str, Any]
 Rows = dict[str, list[str]]  # label -> paragraphs
 
 
@@ -80,10 +79,48 @@ def build_report(
         "dropped": dropped,
         "original": card(original, dtype) if swaps else None,
         "card": card(spec, dtype, None if tiny or params or swaps else size.active),
-        "built": asdict(built),
-        "decoded": asdict(decoded) if decoded else None,
+        "built": built,
+        "decoded": decoded,
         "failures": self_check.failures(built, decoded),
     }
+
+
+def figure(
+    preset: str,
+    tiny: bool = False,
+    params: int | None = None,
+    swaps: Sequence[str] = (),
+    dtype: torch.dtype = torch.bfloat16,
+    theme: diagram.Theme = "light",
+    costs: bool = False,
+) -> tuple[str, list[str]]:
+    """Returns a preset's figure as SVG, and the features that swaps dropped.
+
+    Numbered sentences list what is new compared with the ancestor. For a swapped model they list the swaps' changes,
+    and the figure marks the differences.
+    """
+    original, drawn, dropped = swapped_specs(preset, tiny, list(swaps), params)
+    name = f"{title(preset)} at toy widths" if tiny else title(preset)
+    name += f" at {format_count(params)} parameters" if params else ""
+    name += f" with {', '.join(map(_spaced, swaps))}" if swaps else ""
+    known = None if swaps or tiny or params else ancestor(preset)
+    other = original if swaps else published_spec(known) if known else None
+    differences = structure_differences(drawn, other) if other else []
+    heading = "" if other is None else f"New compared with {title(known)}" if known else "Swapped"
+    if other and not differences:
+        heading += ": nothing but sizes"
+    drawing = diagram.svg(
+        drawn,
+        name,
+        dtype=dtype,
+        against=original if swaps else None,
+        theme=theme,
+        costs=costs,
+        subtitle=sizes()[preset].hub,
+        callouts=diagram.callouts(differences),
+        heading=heading,
+    )
+    return drawing, dropped
 
 
 def origin(preset: str) -> Facts:
@@ -150,7 +187,7 @@ def report_text(report: Facts) -> str:
     sections = [[*title, *wrap(released, WIDTH)]]
     if report["swaps"]:
         dropped = ", ".join(report["dropped"]) or "nothing"
-        sections.append(_one_column({"swap": list(map(spaced, report["swaps"])), "dropped": [dropped]}))
+        sections.append(_one_column({"swap": list(map(_spaced, report["swaps"])), "dropped": [dropped]}))
         sections.append(_two_columns(report["original"], report["card"]))
     else:
         sections.append(_one_column(_card_rows(report["card"])))
@@ -160,7 +197,7 @@ def report_text(report: Facts) -> str:
     return "\n\n".join("\n".join(lines) for lines in sections)
 
 
-def spaced(swap: str) -> str:
+def _spaced(swap: str) -> str:
     """Returns a swap with a space after each comma, where a line may break."""
     return re.sub(r",\s*", ", ", swap)
 

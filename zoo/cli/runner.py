@@ -1,36 +1,42 @@
-"""Runs a command line: exit codes, one-line errors, interrupts and closed pipes.
+"""Runs a command line: exit codes, one-line errors, interrupts, closed pipes, and several processes.
 
 Data goes to stdout or a file, everything else to stderr. Exit codes: 0 done, 1 a check failed, 2 usage, 3 not
 available, 4 malformed input, 130 interrupted.
 """
 
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import torch
+import torch.distributed as dist
 import typer
 
 from zoo.cli.interrupt import EXIT_CODE, raised
-from zoo.errors import NotAvailable, ZooError
+from zoo.core import processes
+from zoo.core.collectives import Group
+from zoo.core.devices import find_device
+from zoo.errors import UsageError, ZooError
+from zoo.new_files import write_file
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Write to this file instead of the terminal.")]
+TensorParallel = Annotated[
+    int, typer.Option("--tp", min=1, help="Processes that divide the model; torchrun starts them.")
+]
+ExpertParallel = Annotated[int, typer.Option("--ep", min=1, help="Processes that divide whole experts; equal to --tp.")]
 # click's UsageError (an unknown option, a missing argument, a bad value), whether typer imports click or contains it.
 _BadCall: type[Exception] = typer.BadParameter.__bases__[0]
 
 
-def _always() -> bool:
-    return True
-
-
-def run(
-    app: typer.Typer, prog: str, args: Sequence[str] | None = None, may_report: Callable[[], bool] = _always
-) -> NoReturn:
-    """Runs a command line and exits with its code; an error is one line on stderr, if this process `may_report` it.
+def run(app: typer.Typer, prog: str, args: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command line and exits with its code; an error is one line on stderr, of one process if there are several.
 
     A character that the terminal's encoding cannot show, such as × in ASCII, is printed as a question mark. Help and
     errors call the command `prog`, or as it was typed: the command `zoo` sets `typed_as` in the main module.
@@ -39,10 +45,10 @@ def run(
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a program's replacement of a stream may lack it
             stream.reconfigure(errors="replace")
-    sys.exit(exit_code(app, prog, sys.argv[1:] if args is None else args, may_report))
+    sys.exit(exit_code(app, prog, sys.argv[1:] if args is None else args))
 
 
-def exit_code(app: typer.Typer, prog: str, args: Sequence[str], may_report: Callable[[], bool] = _always) -> int:
+def exit_code(app: typer.Typer, prog: str, args: Sequence[str]) -> int:
     """Runs a command line and returns its exit code: 0, an integer that its function returned, or the error's."""
     command = typer.main.get_command(app)
     try:
@@ -54,21 +60,21 @@ def exit_code(app: typer.Typer, prog: str, args: Sequence[str], may_report: Call
     except typer.Exit as stop:  # --help, for one
         return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", EXIT_CODE, args, may_report)
+        return _fail("interrupted", EXIT_CODE, args)
     except _BadCall as error:
         message: str = error.format_message().replace("Value error, ", "")  # type: ignore[attr-defined]
-        return _fail(f"{message[:1].lower()}{message[1:].rstrip('.')} (see {prog} --help)", 2, args, may_report)
+        return _fail(f"{message[:1].lower()}{message[1:].rstrip('.')} (see {prog} --help)", 2, args)
     except ZooError as error:
-        return _fail(str(error), error.exit_code, args, may_report)
+        return _fail(str(error), error.exit_code, args)
     except BrokenPipeError:  # the reader, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # a bug: still one line, and how to see more
-        return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", 1, args, may_report)
+        return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", 1, args)
 
 
-def _fail(message: str, code: int, args: Sequence[str], may_report: Callable[[], bool]) -> int:
-    if not may_report():
+def _fail(message: str, code: int, args: Sequence[str]) -> int:
+    if not processes.may_report_error():
         return code
     if "--debug" in args:
         traceback.print_exc()
@@ -80,12 +86,40 @@ def emit(text: str, out: Path | None = None) -> None:
     """Writes text to stdout or to the file `out`, which is written as a whole or not at all."""
     if out is None:
         print(text)
+    else:
+        write_file(out, f"{text}\n".encode())
+
+
+@contextmanager
+def tensor_parallel(device: str, tp: int, command: str) -> Iterator[tuple[torch.device, Group | None]]:
+    """Yields the device of this process, and the group of all processes that torchrun started; None for a single
+    process.
+
+    Raises UsageError where `tp` is not the number of processes that run `command`, and as `processes.joined` does.
+    """
+    launched = processes.launched()
+    if tp != launched:
+        start = f"torchrun --nproc-per-node {tp} -m {command}"
+        advice = f"{start} ... --tp {tp} starts {tp}" if tp > 1 else f"give --tp {launched}"
+        raise UsageError(f"--tp {tp} with {launched} process{'es' * (launched > 1)}: {advice}")
+    if tp == 1:
+        yield find_device(device), None
         return
-    part = out.with_name(out.name + ".part")
+    with processes.joined(device) as place:
+        assert dist.group.WORLD is not None
+        yield place, Group.of(dist.group.WORLD)
+
+
+@contextmanager
+def quiet_unless_first() -> Iterator[None]:
+    """Silences every process but the first, so that the output appears once."""
+    if processes.rank() == 0:
+        yield
+        return
+    before = logging.root.manager.disable
+    logging.disable()
     try:
-        part.write_text(text + "\n", encoding="utf-8")
-        part.replace(out)
-    except OSError as error:
-        raise NotAvailable(f"cannot write {out}: {error.strerror}") from error
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            yield
     finally:
-        part.unlink(missing_ok=True)
+        logging.disable(before)

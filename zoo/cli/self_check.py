@@ -1,15 +1,15 @@
 """Builds a model and checks it. Its parameters and its cache must have the sizes that the formulas give. Decoding with
 the cache must give the logits of one forward pass."""
 
-from dataclasses import dataclass
 from math import inf
 from time import perf_counter
+from typing import Any
 
 import torch
 
 from zoo.catalog import allocate, build
 from zoo.core.devices import free_memory
-from zoo.core.equality import BOUND, largest_difference
+from zoo.core.float32 import BOUND, largest_difference
 from zoo.errors import NotAvailable
 from zoo.model.decoder import Decoder
 from zoo.model.module import Model
@@ -18,57 +18,26 @@ from zoo.units import dtype_name, format_bytes, format_count
 
 TOKENS_PAST_WINDOW, PREFILL_CHUNKS, DECODE_STEPS = 50, 3, 16  # chunks that are no multiple of a window
 MAX_WINDOW_TOKENS = 4096  # a longer window is not filled: this is a check, not a benchmark
+Facts = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class BuildCheck:
-    """The parameter count of a built module, and the count by the spec's formula."""
-
-    device: str
-    dtype: str
-    seconds: float
-    parameters: int
-    formula: int
-
-
-@dataclass(frozen=True)
-class DecodeCheck:
-    """The difference between one forward pass over `tokens` tokens and the same tokens through a cache.
-
-    The cache is filled by a prefill in `chunks` and then `steps` single tokens. `largest_difference` is relative to the
-    largest logit, and was computed in `compared_in`: float64, where rounding stays below `bound`. If the difference is
-    not judged, `bound` is None and `not_judged` gives the reason. Cache sizes are bytes, as allocated and by the
-    formula.
-    """
-
-    seed: int
-    tokens: int
-    chunks: tuple[int, ...]
-    steps: int
-    largest_logit: float
-    largest_difference: float
-    compared_in: str
-    bound: float | None
-    cache_bytes: int
-    cache_formula: int
-    not_judged: str | None = None
-
-
-def check_build(spec: Decoder, device: torch.device, dtype: torch.dtype, seed: int) -> tuple[Model, BuildCheck]:
-    """Builds the model and counts its parameters. Call `require_free_memory` first."""
+def check_build(spec: Decoder, device: torch.device, dtype: torch.dtype, seed: int) -> tuple[Model, Facts]:
+    """Builds the model and counts its parameters, also by the spec's formula. Call `require_free_memory` first."""
     start = perf_counter()
     model = build(spec, device=device, dtype=dtype, seed=seed)
     seconds = perf_counter() - start
-    parameters = sum(each.numel() for each in model.parameters())
-    return model, BuildCheck(str(device), dtype_name(dtype), seconds, parameters, spec.params())
+    counts = {"parameters": sum(each.numel() for each in model.parameters()), "formula": spec.params()}
+    return model, {"device": str(device), "dtype": dtype_name(dtype), "seconds": seconds} | counts
 
 
 @torch.no_grad()
-def check_decoding(model: Model, dtype: torch.dtype, seed: int) -> DecodeCheck:
-    """Runs the model on random tokens, in one forward pass and through a cache.
+def check_decoding(model: Model, dtype: torch.dtype, seed: int) -> Facts:
+    """Runs the model on `tokens` random tokens, in one forward pass and through a cache, which is filled by a prefill
+    in `chunks` and then `steps` single tokens.
 
     It runs in the model's own dtype, and with the same weights in float64, where rounding cannot be taken for a
-    mistake: the reported difference is that of float64.
+    mistake: `largest_difference` is that of float64, relative to the largest logit. If it is not judged, the `bound` is
+    None and `not_judged` gives the reason. Cache sizes are bytes, as allocated and by the formula.
     """
     spec, device, total = model.spec, model.embed.weight.device, tokens_needed(model.spec)
     chunks = tuple(len(part) for part in torch.arange(total - DECODE_STEPS).chunk(PREFILL_CHUNKS))
@@ -85,19 +54,19 @@ def check_decoding(model: Model, dtype: torch.dtype, seed: int) -> DecodeCheck:
     # Nemotron 3's prefill has no shorter time steps than this, its single tokens do.
     if any((getattr(node, "min_step", None) or 0) > MIN_STEP for node in spec.walk()):
         not_judged = "this model computes a single token otherwise than several"
-    return DecodeCheck(
-        seed,
-        total,
-        chunks,
-        DECODE_STEPS,
-        logits.abs().max().item(),
-        difference,
-        dtype_name(compared_in),
-        None if not_judged else BOUND,
-        cache.nbytes,
-        spec.kv_bytes(total, dtype=dtype),
-        not_judged,
-    )
+    return {
+        "seed": seed,
+        "tokens": total,
+        "chunks": chunks,
+        "steps": DECODE_STEPS,
+        "largest_logit": logits.abs().max().item(),
+        "largest_difference": difference,
+        "compared_in": dtype_name(compared_in),
+        "bound": None if not_judged else BOUND,
+        "cache_bytes": cache.nbytes,
+        "cache_formula": spec.kv_bytes(total, dtype=dtype),
+        "not_judged": not_judged,
+    }
 
 
 def _obstacle(spec: Decoder, device: torch.device) -> str | None:
@@ -110,16 +79,19 @@ def _obstacle(spec: Decoder, device: torch.device) -> str | None:
     return f"float64 needs {format_bytes(needed)} more, and {format_bytes(free)} is free"
 
 
-def failures(built: BuildCheck, decoded: DecodeCheck | None) -> list[str]:
+def failures(built: Facts, decoded: Facts | None) -> list[str]:
     """Returns a line for each check that failed."""
     found = []
-    if built.parameters != built.formula:
-        found.append(f"{built.parameters:,} parameters were built, and the formula says {built.formula:,}")
-    if decoded and decoded.cache_bytes != decoded.cache_formula:
-        found.append(f"the cache has {decoded.cache_bytes:,} bytes, and the formula says {decoded.cache_formula:,}")
-    if decoded and decoded.bound is not None and not decoded.largest_difference <= decoded.bound:  # also for NaN
-        difference = f"by {decoded.largest_difference:.1e} of the largest logit, above {decoded.bound:.0e}"
-        found.append(f"decoding over the cache differs from the forward {difference}")
+    if built["parameters"] != built["formula"]:
+        found.append(f"{built['parameters']:,} parameters were built, and the formula says {built['formula']:,}")
+    if decoded is None:
+        return found
+    nbytes, formula, difference = (decoded[key] for key in ("cache_bytes", "cache_formula", "largest_difference"))
+    if nbytes != formula:
+        found.append(f"the cache has {nbytes:,} bytes, and the formula says {formula:,}")
+    if decoded["bound"] is not None and not difference <= decoded["bound"]:  # also for NaN
+        by = f"by {difference:.1e} of the largest logit, above {decoded['bound']:.0e}"
+        found.append(f"decoding over the cache differs from the forward {by}")
     return found
 
 

@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,22 +23,12 @@ def prepare_forward(
     layer_caches: Iterable[LayerCache],
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    position: Tensor | None = None,
 ) -> ForwardContext:
     """Returns the context of a forward pass of `new` tokens after `past`. Layers look up the `tables` of these (spec,
     width) pairs and store their tokens in `layer_caches`. Tables are in float32, or in float64 for a model of that
-    `dtype`."""
-    return prepare_forward_at(torch.arange(past, past + new, device=device), past, tables, layer_caches, dtype)
-
-
-def prepare_forward_at(
-    positions: Tensor,
-    past: int,
-    tables: Iterable[tuple[Any, int]],
-    layer_caches: Iterable[LayerCache],
-    dtype: torch.dtype = torch.float32,
-) -> ForwardContext:
-    """Returns the context of a forward pass of tokens at `positions` (t,), as in `prepare_forward`. In single-token
-    decode over static caches it depends on `positions` and not on `past`."""
+    `dtype`. In single-token decode over static caches, a tensor with the `position` (1,) replaces `past`."""
+    positions = torch.arange(past, past + new, device=device) if position is None else position
     views: dict[Hashable, CacheView] = {}
     for layer_cache in layer_caches:
         if layer_cache.geometry not in views:
@@ -48,7 +38,7 @@ def prepare_forward_at(
     return ForwardContext(positions, computed, views)
 
 
-class NoCache:
+class NoCache(LayerCache):
     """The absence of a cache: tokens see only tokens of the same pass, and states start at zero and are not kept."""
 
     def __init__(self, spec: CacheSpec) -> None:
@@ -69,21 +59,12 @@ class NoCache:
     def append_entries(self, ctx: ForwardContext, name: str, numbers: Tensor, new: Tensor) -> Tensor:
         return new if len(ctx.positions) > 1 else new.narrow(2, 0, 0)  # one token completes no block
 
-    def shared(self, x: Tensor, *read: Tensor) -> tuple[Tensor, ...]:
-        return read
-
     def state(self, name: str, x: Tensor) -> Tensor:
         shape, in_float32 = self.shapes[name]
         return torch.zeros(x.shape[0], *shape, dtype=upcast_dtype(x.dtype) if in_float32 else x.dtype, device=x.device)
 
-    def set_state(self, name: str, value: Tensor) -> None:
-        pass
 
-    def resizable(self) -> list[Tensor]:
-        return []
-
-
-class _AllocatedCache:
+class _AllocatedCache(LayerCache):
     """Streams of (batch, heads, tokens, width) and states of (batch, *shape), allocated once.
 
     If `static`, single-token decode reads all places under a mask. Every step then has the same shapes and depends
@@ -93,11 +74,12 @@ class _AllocatedCache:
     def __init__(
         self, spec: CacheSpec, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, static: bool = False
     ) -> None:
-        self.tokens, self.static = tokens, static
+        self.tokens, self.static = spec.tokens(tokens), static
         self.reach, self.sees_all = spec.reach, spec.reach.is_full
-        self.geometry: Hashable = spec.geometry
+        self.geometry = spec.geometry
         self.streams = [
-            torch.zeros(batch, heads, tokens, width, dtype=dtype, device=device) for _, (heads, width) in spec.per_token
+            torch.zeros(batch, heads, self.tokens, width, dtype=dtype, device=device)
+            for _, (heads, width) in spec.per_token
         ]
         self.states = {
             state.name: torch.zeros(
@@ -105,9 +87,6 @@ class _AllocatedCache:
             )
             for state in spec.state
         }
-
-    def append_entries(self, ctx: ForwardContext, name: str, numbers: Tensor, new: Tensor) -> Tensor:
-        raise TypeError("this layer's cache spec has no entries")
 
     def state(self, name: str, x: Tensor) -> Tensor:
         state = self.states[name]  # `set_state` overwrites it, and a backward pass may still need it
@@ -127,9 +106,6 @@ class _AllocatedCache:
         """Tensors that a pass overwrites in place, in addition to new tokens after the stored ones: the states."""
         return list(self.states.values())
 
-    def resizable(self) -> list[Tensor]:
-        return []
-
     def kept(self) -> list[Tensor]:
         """Every tensor that is kept from one pass to the next."""
         return [*self.streams, *self.states.values()]
@@ -145,9 +121,6 @@ class StateCache(_AllocatedCache):
     def view(self, positions: Tensor, past: int) -> CacheView:
         return CacheView(positions, positions, None)
 
-    def append(self, ctx: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
-        raise TypeError("this layer's cache spec has no streams to append to")
-
 
 class FullCache(_AllocatedCache):
     """A cache of every token, at the index of its position."""
@@ -159,8 +132,7 @@ class FullCache(_AllocatedCache):
         return CacheView(positions, keys, None if sees_all_before else visible(positions, keys, self.reach))
 
     def append(self, ctx: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
-        view = ctx.views[self.geometry]
-        write, keys, mask = view.write, view.keys, view.mask
+        write, keys, mask, _ = ctx.views[self.geometry]
         is_decode = new[0].shape[2] == 1
         for stream, tokens in zip(self.streams, new, strict=True):
             stream.index_copy_(2, write, tokens.detach().to(stream.dtype))  # under autocast the dtypes differ
@@ -205,8 +177,7 @@ class RingCache(_AllocatedCache):
         return self.streams
 
     def append(self, ctx: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
-        view = ctx.views[self.geometry]
-        write, keys, mask = view.write, view.keys, view.mask
+        write, keys, mask, _ = ctx.views[self.geometry]
         is_decode, held = new[0].shape[2] == 1, len(keys) - new[0].shape[2]
         read = list(new)
         if not is_decode and held > 0:
@@ -223,9 +194,9 @@ class EntryCache(RingCache):
     """A ring, and streams with one entry for several tokens, each at the index of its block."""
 
     def __init__(
-        self, spec: CacheSpec, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, **options: Any
-    ):
-        super().__init__(spec, batch, spec.tokens(tokens), dtype, device, **options)
+        self, spec: CacheSpec, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, static: bool = False
+    ) -> None:
+        super().__init__(spec, batch, tokens, dtype, device, static)
         self.blocks = {each.name: each.every for each in spec.entries}
         self.entries = {
             each.name: torch.zeros(batch, heads, each.count(tokens), width, dtype=dtype, device=device)
@@ -265,22 +236,16 @@ def _first(stream: Tensor, count: int) -> Tensor:
     return stream.narrow(2, 0, count)
 
 
-def _layer_cache(
-    spec: CacheSpec, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, static: bool
-) -> StateCache | FullCache | RingCache:
-    """Returns the cache of one layer for at most `tokens` tokens of each sequence."""
+def _kind(spec: CacheSpec) -> type[_AllocatedCache]:
     if spec.entries:
-        return EntryCache(spec, batch, tokens, dtype, device, static=static)
-    bounded = FullCache if spec.reach.limit is None else RingCache
-    kind = bounded if spec.per_token else StateCache
-    return kind(spec, batch, spec.tokens(tokens), dtype, device, static)
+        return EntryCache
+    if not spec.per_token:
+        return StateCache
+    return FullCache if spec.reach.limit is None else RingCache
 
 
-class Snapshot(NamedTuple):
-    """A cache at one point: its length, and pairs of a tensor and a copy of its content."""
-
-    length: int
-    copies: list[tuple[Tensor, Tensor]]
+# A cache at one point: its length, and pairs of a tensor and a copy of its content.
+Snapshot = tuple[int, list[tuple[Tensor, Tensor]]]
 
 
 class Cache:
@@ -303,7 +268,7 @@ class Cache:
             raise UsageError(f"a cache needs a batch and tokens of at least 1, got {batch} and {tokens}")
         self.cache_specs, self.batch, self.tokens, self.length = tuple(cache_specs), batch, tokens, 0
         self.static = device.type == "cuda" if static is None else static
-        self.layers = [_layer_cache(spec, batch, tokens, dtype, device, self.static) for spec in cache_specs]
+        self.layers = [_kind(spec)(spec, batch, tokens, dtype, device, self.static) for spec in cache_specs]
 
     @property
     def nbytes(self) -> int:
@@ -318,12 +283,12 @@ class Cache:
 
         Full caches need no copy: later tokens lie past the restored length.
         """
-        return Snapshot(self.length, [(kept, kept.clone()) for each in self.layers for kept in each.overwritten()])
+        return self.length, [(kept, kept.clone()) for each in self.layers for kept in each.overwritten()]
 
     def restore(self, snapshot: Snapshot) -> None:
         """Discards every token after the `snapshot`, which can be restored again."""
-        self.length = snapshot.length
-        for kept, copy in snapshot.copies:
+        self.length, copies = snapshot
+        for kept, copy in copies:
             kept.copy_(copy)
 
     def require_room(self, cache_specs: tuple[CacheSpec, ...], batch: int, new: int) -> None:

@@ -5,6 +5,7 @@ each summand. The gradient of a tensor that every rank reads is the sum of the r
 g and f of Megatron-LM (Shoeybi et al. 2019, section 3).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,14 +33,12 @@ class Group:
 
 def summed(x: Tensor, group: Group) -> Tensor:
     """Returns the sum of x over ranks, in every rank."""
-    out: Tensor = _Summed.apply(x, group.name)  # type: ignore[no-untyped-call]
-    return out
+    return _with_gradient(x, lambda x: _all_reduce(x, group.name), lambda grad: grad)
 
 
 def read_by_all(x: Tensor, group: Group) -> Tensor:
     """Returns x, which each rank then uses differently: its gradient is the sum of the ranks' gradients."""
-    out: Tensor = _ReadByAll.apply(x, group.name)  # type: ignore[no-untyped-call]
-    return out
+    return _with_gradient(x, lambda x: x.view_as(x), lambda grad: _all_reduce(grad, group.name))
 
 
 def mean_over_ranks(x: Tensor, group: Group) -> Tensor:
@@ -49,14 +48,24 @@ def mean_over_ranks(x: Tensor, group: Group) -> Tensor:
 
 def gathered_columns(x: Tensor, group: Group, counts: list[int]) -> Tensor:
     """Concatenates the x (..., columns) of all ranks to (..., all columns); rank i has counts[i] columns."""
-    out: Tensor = _GatheredColumns.apply(x, group, counts)  # type: ignore[no-untyped-call]
-    return out
+    index, ranks = group.rank.index, group.rank.ranks
+    start, own = sum(counts[:index]), counts[index]
+
+    def gather(x: Tensor) -> Tensor:
+        padded = torch.nn.functional.pad(x, (0, max(counts) - own)).contiguous()
+        parts = _all_gather(padded, group.name, ranks).chunk(ranks)
+        return torch.cat([part[..., :count] for part, count in zip(parts, counts, strict=True)], dim=-1)
+
+    return _with_gradient(x, gather, lambda grad: grad.narrow(-1, start, own))
 
 
 def exchanged_rows(x: Tensor, group: Group, sent: list[int], received: list[int]) -> Tensor:
     """Sends rows of x (n, ...), the first sent[0] to rank 0 and so on; returns received[i] rows from each rank i."""
-    out: Tensor = _ExchangedRows.apply(x, group.name, sent, received)  # type: ignore[no-untyped-call]
-    return out
+    return _with_gradient(
+        x,
+        lambda x: _all_to_all(x, group.name, sent, received),
+        lambda grad: _all_to_all(grad, group.name, received, sent),
+    )
 
 
 def exchanged_counts(counts: Tensor, group: Group) -> Tensor:
@@ -80,48 +89,20 @@ def _all_reduce(x: Tensor, name: str) -> Tensor:
     return torch.ops._c10d_functional.wait_tensor(out)
 
 
-class _Summed(torch.autograd.Function):
+def _with_gradient(x: Tensor, forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor], Tensor]) -> Tensor:
+    """Returns forward(x), whose gradient `backward` maps to the gradient of x."""
+    out: Tensor = _LinearMap.apply(x, forward, backward)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _LinearMap(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
-        return _all_reduce(x, name)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
-class _ReadByAll(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
-        ctx.name = name
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _all_reduce(grad, ctx.name), None
-
-
-class _ExchangedRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, name: str, sent: list[int], received: list[int]) -> Tensor:
-        ctx.name, ctx.sent, ctx.received = name, sent, received
-        return _all_to_all(x, name, sent, received)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return _all_to_all(grad, ctx.name, ctx.received, ctx.sent), None, None, None
-
-
-class _GatheredColumns(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group, counts: list[int]) -> Tensor:
-        index, ranks = group.rank.index, group.rank.ranks
-        ctx.columns = sum(counts[:index]), counts[index]
-        widest = max(counts)
-        padded = torch.nn.functional.pad(x, (0, widest - counts[index])).contiguous()
-        parts = _all_gather(padded, group.name, ranks).chunk(ranks)
-        return torch.cat([part[..., :count] for part, count in zip(parts, counts, strict=True)], dim=-1)
+    def forward(
+        ctx: Any, x: Tensor, forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        ctx.map = backward
+        return forward(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad.narrow(-1, *ctx.columns), None, None
+        return ctx.map(grad), None, None

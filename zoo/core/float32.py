@@ -1,4 +1,10 @@
-"""Arithmetic in at least float32: narrower models compute it in float32, and float64 models in float64."""
+"""Arithmetic in at least float32, and the one bound within which two computations in float64 count as equal.
+
+Narrower models compute such arithmetic in float32, float64 models in float64. Models in float32 differ by rounding, and
+the amount depends on the processor, the library and the order of sums. In float64, two equal models differ by 1e-14 of
+the largest element, while a mistake makes as large a difference as in float32. Rounding can therefore neither hide a
+mistake nor look like one.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -7,6 +13,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+BOUND = 1e-10  # largest difference of equal computations in float64, relative to the largest element
 # A dtype -> float64 for float64, float32 for narrower ones.
 upcast_dtype: Callable[[torch.dtype], torch.dtype] = partial(torch.promote_types, torch.float32)
 
@@ -38,3 +45,19 @@ class Float32Parameters(nn.Module):
             if parameter.dtype != upcast_dtype(parameter.dtype):
                 parameter.data = value.to(parameter.device, torch.float32)
         return self
+
+
+def largest_difference(value: Tensor, expected: Tensor) -> float:
+    """Returns the largest absolute difference of two tensors, relative to the largest element of `expected`.
+
+    The difference is absolute if `expected` is zero everywhere. It is NaN if any element is NaN, and infinite if an
+    element is infinite in only one tensor. Raises ValueError for different shapes.
+    """
+    if value.shape != expected.shape:
+        raise ValueError(f"shapes {tuple(value.shape)} and {tuple(expected.shape)} differ")
+    if not expected.numel():
+        return 0.0
+    value, expected = value.detach().double(), expected.detach().double()
+    difference = (value - expected).masked_fill(value == expected, 0.0)  # equal infinities
+    largest = expected.masked_fill(expected.isinf(), 0.0).abs().amax()
+    return float(difference.abs().amax() / (largest if largest > 0 else 1.0))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,24 +49,21 @@ class CacheView(NamedTuple):
     so_far: Tensor | None = None
 
 
-class LayerCache(Protocol):
-    """The store of one layer's tokens and states."""
+class LayerCache:
+    """The store of one layer's tokens and states. Layer caches of equal `geometry` share one CacheView."""
 
-    @property
-    def geometry(self) -> Hashable:
-        """Layer caches of equal geometry share one CacheView."""
-        ...
+    geometry: Hashable
 
     def view(self, positions: Tensor, past: int) -> CacheView:
         """Returns the places that a pass of tokens at `positions` (t,), after `past` tokens, writes and reads."""
-        ...
+        raise NotImplementedError
 
     def append(self, ctx: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
         """Stores the new part of each stream (batch, heads, t, width).
 
         Returns the streams to attend over, each (batch, heads, s, width), and last the mask.
         """
-        ...
+        raise TypeError("this layer's cache spec has no streams to append to")
 
     def append_entries(self, ctx: ForwardContext, name: str, numbers: Tensor, new: Tensor) -> Tensor:
         """Stores `new` entries (batch, heads, n, width) of a stream at their `numbers` (n,).
@@ -76,29 +73,28 @@ class LayerCache(Protocol):
         token and a cache that is not static, it holds only complete entries. Otherwise each token sees only the entries
         of blocks that are complete, its own token included.
         """
-        ...
+        raise TypeError("this layer's cache spec has no entries")
 
     def shared(self, x: Tensor, *read: Tensor) -> tuple[Tensor, ...]:
         """Returns the streams of `append` as later layers read them, (batch, heads, places, width).
 
         The first s places are the keys of the view. `x` (b, t, ...) is any tensor of the pass.
         """
-        ...
+        return read
 
     def resizable(self) -> list[Tensor]:
         """Returns the streams (batch, heads, places, width) whose places may equal another size by chance."""
-        ...
+        return []
 
     def state(self, name: str, x: Tensor) -> Tensor:
         """Returns the state of this name (batch, *shape) after the tokens so far; zeros before the first token.
 
         `x` is any tensor of the pass whose first axis is the batch.
         """
-        ...
+        raise NotImplementedError
 
     def set_state(self, name: str, value: Tensor) -> None:
         """Keeps the state for the next pass."""
-        ...
 
 
 class RouterOutput(NamedTuple):
@@ -124,7 +120,7 @@ class ForwardContext:
     `routing`: the list to which routers add their RouterOutput; None without a recording. `shared`: tensors from
     earlier layers, by key. `handed_on`: the dict for this layer's own tensors; if None, they go to `shared`.
     `layer_input` (b, t, width): this layer's own input (zoo.blocks.per_layer). `tokens` (b, t): the token ids, in
-    layers that read them (zoo.blocks.hash_router).
+    layers that read them (zoo.blocks.routers).
     """
 
     positions: Tensor
@@ -139,15 +135,10 @@ class ForwardContext:
     def collecting(self) -> ForwardContext:
         """Returns a copy of this context for one layer, with an empty `routing` list and an empty `handed_on` dict.
         Either stays None if it was None."""
-        return ForwardContext(
-            self.positions,
-            self.tables,
-            self.views,
-            None if self.routing is None else [],
-            self.shared,
-            None if self.handed_on is None else {},
-            self.layer_input,
-            self.tokens,
+        return replace(
+            self,
+            routing=None if self.routing is None else [],
+            handed_on=None if self.handed_on is None else {},
         )
 
     def hand_on(self, key: Hashable, value: Any) -> None:
@@ -214,3 +205,10 @@ def visible(queries: Tensor, keys: Tensor, reach: Reach = Full()) -> Tensor:
     """
     seen: Tensor = reach.sees(queries[:, None], keys) & (keys >= 0)
     return seen
+
+
+def whole_mask(mask: Mask, new: int, stored: int, device: torch.device) -> Tensor:
+    """Returns a mask of the last `new` of `stored` tokens as a tensor (..., t, s)."""
+    if mask is None:
+        return causal(new, stored, device)
+    return visible(*mask) if isinstance(mask, ReachMask) else mask

@@ -3,9 +3,9 @@ a C++ compiler."""
 
 import codecs
 import locale
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -37,6 +37,7 @@ def load_compiler() -> None:
 
 def find_compiler() -> None:
     """Raises NotAvailable if the C++ compiler that CPU code needs is missing."""
+    load_compiler()
     from torch._inductor import cpp_builder, exc
 
     try:
@@ -71,11 +72,21 @@ def options() -> dict[str, Any]:
     return {"cpp.simdlen": width, **FUSED_MULTIPLY_ADD}
 
 
-def compiled(function: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
-    """Returns `function` compiled, independently of its other compilations.
-
-    The code serves all shapes if `dynamic`. Otherwise it serves the shapes of the first call, except marked dimensions.
-    """
+def compiled(function: F, as_built: bool = True, **given: Any) -> F:
+    """Returns `function` compiled for every length at once, isolated from its other compiled forms. `given` are options
+    of torch.compile. If its modules are not `as_built`, torch keeps all its guards, and runs the parts uncompiled that
+    it cannot compile."""
     load_compiler()
-    settings: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True, "options": options()}
-    return torch.compile(function, dynamic=dynamic, **settings)
+    defaults: dict[str, Any] = {"dynamic": True, "fullgraph": as_built, "isolate_recompiles": True}
+    backend_options: dict[str, Any] = {"guard_filter_fn": _kept_guards} if as_built else {}
+    if given.get("backend", "inductor") == "inductor" and "mode" not in given:
+        backend_options |= options()
+    backend_options |= given.get("options") or {}
+    return cast(F, torch.compile(function, **(defaults | given | {"options": backend_options or None})))
+
+
+def _kept_guards(entries: Sequence[Any]) -> list[bool]:
+    """Tells for each guard whether compiled code keeps it. Guards on modules are dropped, since zoo.model.guards checks
+    these; guards on globals, such as functions, are dropped, since these do not change."""
+    kept = torch.compiler.skip_guard_on_all_nn_modules_unsafe(entries)
+    return [is_kept and not entry.is_global for is_kept, entry in zip(kept, entries, strict=True)]

@@ -24,10 +24,11 @@ import torch
 
 from zoo.errors import MalformedError, NotAvailable, unknown
 from zoo.new_files import write_file
+from zoo.units import dtype_name
 
 PLAIN = "plain"
 VARIABLE = "ZOO_KERNELS"
-SCHEMA_VERSION = 2  # version 1 had a kernel for each class of sizes
+SCHEMA_VERSION = 2
 
 Decision = tuple[str, torch.dtype]  # an operation in a dtype
 _FLOATS = torch.float64, torch.float32, torch.bfloat16, torch.float16
@@ -90,7 +91,7 @@ def is_replaced(operation: str, dtype: torch.dtype) -> bool:
 def name(decision: Decision) -> str:
     """Returns a decision as text, such as "linear prefill, float32"."""
     operation, dtype = decision
-    return f"{operation}, {str(dtype).removeprefix('torch.')}"
+    return f"{operation}, {dtype_name(dtype)}"
 
 
 current: KernelChoices | None = None  # None until ZOO_KERNELS is read
@@ -153,8 +154,7 @@ def read(path: Path) -> tuple[dict[Decision, str], dict[str, Any]]:
         raise MalformedError(f"{path}: not JSON: {error}") from error
     version = document.get("schema_version") if isinstance(document, dict) else None
     if version != SCHEMA_VERSION or not isinstance(document.get("kernels"), dict):
-        older = "; it has classes of sizes, which were given up: write a new one" if version == 1 else ""
-        raise MalformedError(f"{path}: not a file of kernels of schema_version {SCHEMA_VERSION}{older}")
+        raise MalformedError(f"{path}: not a file of kernels of schema_version {SCHEMA_VERSION}")
     return parse(document["kernels"], str(path)), document
 
 
@@ -173,7 +173,7 @@ def parse(named: Mapping[str, str], where: str) -> dict[Decision, str]:
         operation, _, dtype = given.partition(", ")
         if operation not in OPERATIONS:
             raise MalformedError(f"{where}: {unknown('operation', operation, OPERATIONS)}")
-        dtypes = {str(each).removeprefix("torch."): each for each in OPERATIONS[operation].dtypes}
+        dtypes = {dtype_name(each): each for each in OPERATIONS[operation].dtypes}
         if dtype and dtype not in dtypes:
             raise MalformedError(f"{where}: {unknown(f'dtype of {operation}', dtype, dtypes)}")
         kernels = (PLAIN, OPERATIONS[operation].kernel)

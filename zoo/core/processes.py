@@ -5,12 +5,11 @@
 Without torchrun, every function also works for a single process.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -93,29 +92,17 @@ def may_report_error() -> bool:
     if not is_launched():
         return True
     store, _, _ = next(rendezvous("env://"))
-    return store.add(f"zoo/errors/{_attempt()}", 1) == 1
-
-
-def _attempt() -> str:
-    """The number of this start of the processes: torchrun may restart them with the same store."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun may restart them with the same store
+    return store.add(f"zoo/errors/{attempt}", 1) == 1
 
 
 def from_first(compute: Callable[[], T]) -> T:
-    """Calls `compute` in rank 0 alone and returns its result in every rank.
-
-    The result travels as JSON: tuples arrive as lists.
-    """
+    """Calls `compute` in rank 0 alone and returns its result in every rank."""
     if ranks() == 1:
         return compute()
-    value = compute() if rank() == 0 else None
-    text = json.dumps(value).encode()
-    length = torch.tensor([len(text)], device=_group_device())
-    dist.broadcast(length, 0)
-    data = torch.frombuffer(bytearray(text), dtype=torch.uint8) if rank() == 0 else torch.empty(0, dtype=torch.uint8)
-    sent = data.to(length.device) if rank() == 0 else data.new_empty(int(length), device=length.device)
-    dist.broadcast(sent, 0)
-    return json.loads(bytes(sent.cpu().numpy())) if rank() else value  # type: ignore[return-value]
+    sent: list[Any] = [compute() if rank() == 0 else None]
+    dist.broadcast_object_list(sent, device=_group_device())
+    return sent[0]
 
 
 def wait_for_all() -> None:
@@ -133,9 +120,7 @@ def sums(*figures: float) -> list[float]:
     """Returns each figure summed over ranks, in float64."""
     if ranks() == 1:
         return list(figures)
-    total = torch.tensor(figures, dtype=torch.float64, device=_group_device())
-    dist.all_reduce(total)
-    return total.tolist()
+    return summed(torch.tensor(figures, dtype=torch.float64, device=_group_device())).tolist()
 
 
 def summed(figures: Tensor) -> Tensor:

@@ -1,9 +1,7 @@
 """A diagram of any model, drawn from its spec: `zoo.diagram.svg(spec, title)`. Imports no command-line package."""
 
-from zoo.diagram.canvas import Fragment
 from zoo.diagram.export import encode
-from zoo.diagram.figure import Callout, callouts, marked_elements, svg
-from zoo.diagram.fragments import Fragments
+from zoo.diagram.figure import callouts, marked_elements, svg
 from zoo.diagram.palette import Theme, colours
 
-__all__ = ["Callout", "Fragment", "Fragments", "Theme", "callouts", "colours", "encode", "marked_elements", "svg"]
+__all__ = ["Theme", "callouts", "colours", "encode", "marked_elements", "svg"]

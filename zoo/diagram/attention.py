@@ -2,22 +2,8 @@
 the contents of the cache, the visible tokens, the output."""
 
 from zoo.blocks import GQA, MLA, CompressedAttention, NoPE, SparseMLA
-from zoo.diagram.canvas import typeset, wrap_text
-from zoo.diagram.region import (
-    BADGE,
-    LINE,
-    MASK,
-    PAD,
-    SMALL,
-    Bar,
-    Lanes,
-    Region,
-    chips,
-    heads,
-    kind,
-    mask,
-    title,
-)
+from zoo.diagram.canvas import LINE, SMALL, typeset, wrap_text
+from zoo.diagram.region import BADGE, MASK, PAD, Bar, Lanes, Region, chips, heads, kind, mask, title
 from zoo.registry import Mixer, stated
 
 OF_SCORES = ("reach", "sinks", "cap")  # parts whose call-outs stand at the softmax
@@ -61,7 +47,7 @@ def grouped_query_attention(block: GQA, region: Region) -> float:
 def _heads_of_columns(lanes: Lanes, block: GQA) -> set[str]:
     """Draws the heads of queries, keys and values. Returns those of q, k and v that the block projects itself."""
     region = lanes.region
-    own = {"q", "k", "v"} & {*block.projections(region.dim)}
+    own = {"q", "k", "v"} & {name for name, part in block.parts(region.dim).items() if part}
     for column, (letter, label) in enumerate({"q": "queries", "k": "keys", "v": "values"}.items()):
         x, width = lanes.columns[column]
         shown = label if letter in own else "= keys" if "k" in own else "shared"
@@ -158,7 +144,7 @@ def _attend(lanes: Lanes, block: Mixer, last: int, scores: list[str], chosen: st
     is_limited = cache.entries or not cache.reach.is_full
     seen = chosen or (typeset(cache.describe()) if is_limited else "sees all earlier tokens")
     free = width - MASK - 26 - region.badges_width(OF_SCORES)
-    lines = wrap_text(", ".join(scores), SMALL, free) if scores else []
+    lines = wrap_text(", ".join(scores), free)
     height = max(MASK + 10, LINE * (len(lines) + 2) + 2 * PAD)
     x, top = lanes.box(0, last, height)
     at = Region(region.canvas, x + 6, top + (height - MASK) / 2, width, region.dim, region.place, region.badges)
@@ -169,8 +155,7 @@ def _attend(lanes: Lanes, block: Mixer, last: int, scores: list[str], chosen: st
     region.canvas.text(text.x, y, "softmax of q · k, times v", SMALL, text.width, "faint")
     text.at(y + LINE).line(seen, "window", css_class="strong")
     css_class = region.canvas.with_fact("ink", f"{region.place}.scores", ", ".join(scores)) if scores else "ink"
-    for i, line in enumerate(lines):
-        region.canvas.text(text.x, y + LINE * (2 + i), line, SMALL, text.width, css_class)
+    region.canvas.lines(text.x, y + 2 * LINE, lines, text.width, css_class)
 
 
 def _output(lanes: Lanes, last: int, inner: int, dim: int) -> None:

@@ -1,22 +1,54 @@
-"""The blow-ups of blocks in a drawing: their places, and their contents. A blow-up holds the inside of its block, or
-the differences from another block that is drawn in full."""
+"""The layout of a drawing on a page and on a phone, and its blow-ups: a blow-up holds the inside of its block,
+or the differences from another block that is drawn in full."""
 
 from collections.abc import Iterator
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 from zoo.blocks import Layer
 from zoo.diagram.canvas import Canvas
 from zoo.diagram.insides import inside
-from zoo.diagram.layout import Layout
 from zoo.diagram.looks import Look
 from zoo.diagram.parts import Costs
 from zoo.diagram.region import MASK, Badges, Region, chips, kind, mask, title
 from zoo.registry import Block, Mixer
 
+GAP, BAR, TABLE, PLUS = 12.0, 21.0, 28.0, 7.5  # gap between boxes, height of a norm and of a table, radius of a sum
+TAP, PANEL_TOP = 14.0, 5.0  # y of the start of a branch and of a blow-up, in a row
 REPEATED = ("reach",)  # facts that repeat another fact
 MAX_CHANGES = 5  # most differences for a block to be drawn by its differences from another
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Horizontal places: the frame of a layer, the residual stream, the blocks on a branch, the blow-ups."""
+
+    width: float
+    left: float  # of the whole drawing
+    frame_end: float
+    stream: float
+    rail: float  # of a branch
+    block: float
+    block_end: float
+    panel: float
+    panel_end: float
+
+    @property
+    def narrow(self) -> bool:
+        """Whether blow-ups stand below their blocks."""
+        return self.panel < self.frame_end
+
+    @property
+    def inner_width(self) -> float:
+        """The width of a block's inside: in its blow-up, or in its box if blow-ups stand below."""
+        return (self.block_end - self.block if self.narrow else self.panel_end - self.panel) - 24
+
+
+LAYOUTS = {
+    "wide": Layout(760, 22, 292, 46, 98, 76, 280, 326, 738),
+    "narrow": Layout(360, 10, 350, 27, 76, 48, 342, 10, 350),
+}
 
 
 class Kind(NamedTuple):

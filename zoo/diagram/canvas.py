@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from zoo.diagram.palette import FILE_FONT, Theme, attributes, css
 
-FONT_SIZE = 11.5  # of text without a size of its own
+SMALL, LINE = 11.5, 15.0  # font size of text without a size of its own, and the pitch of its lines
 
 # Advance widths of DejaVu Sans in hundredths of the font size: the widest face among the usual system fonts.
 _ADVANCES = {
@@ -89,7 +89,7 @@ def fit_text(text: str, size: float, width: float, bold: bool = False) -> str:
     return f"{text.rstrip()}…"
 
 
-def wrap_text(text: str, size: float, width: float, bold: bool = False) -> list[str]:
+def wrap_text(text: str, width: float, size: float = SMALL, bold: bool = False) -> list[str]:
     """Returns the text in lines of at most `width`; a longer word is cut."""
     lines: list[str] = []
     for word in text.split():
@@ -126,7 +126,7 @@ class Canvas:
 
     def __init__(self, width: float, title: str, description: str) -> None:
         self.root = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "class": "zoo-diagram", "role": "img"})
-        self.root.set("font-size", _n(FONT_SIZE))
+        self.root.set("font-size", _n(SMALL))
         self.width, self.height = width, 0.0
         self.statements: list[Statement] = []
         self.facts: dict[tuple[str, str], None] = {}  # every (place, text) drawn so far, in order
@@ -221,7 +221,7 @@ class Canvas:
         width."""
         bold = "strong" in css_class.split()
         shown = fit_text(text, size, max_width, bold)
-        others = {} if size == FONT_SIZE else {"font-size": _n(size)}
+        others = {} if size == SMALL else {"font-size": _n(size)}
         others |= {} if anchor == "start" else {"text-anchor": anchor}
         css_class = self.with_fact(css_class, place, text) if place else css_class
         element = self._add("text", css_class, x=_n(x), y=_n(y), **others)
@@ -229,6 +229,13 @@ class Canvas:
         if shown != text:
             SubElement(element, "title").text = text
         return text_width(shown, size, bold)
+
+    def lines(self, x: float, y: float, lines: Iterable[str], width: float, css_class: str = "ink") -> float:
+        """Draws lines of text, the first on the baseline `y`, and returns the baseline of the line after them."""
+        for line in lines:
+            self.text(x, y, line, SMALL, width, css_class)
+            y += LINE
+        return y
 
     def with_fact(self, css_class: str, place: str, text: str, weak: bool = False) -> str:
         """Returns the CSS class of an element that states `text` at `place`."""

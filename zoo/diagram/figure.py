@@ -1,21 +1,21 @@
 """The whole diagram: title, figures, the layers across the depth, a token's path through the model, and call-outs."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
 
 from zoo.blocks import Layer
-from zoo.diagram.blow_ups import BlowUps, Kind
-from zoo.diagram.canvas import Canvas, Facts, text_width, typeset, wrap_text
+from zoo.blocks.layer import Placement
+from zoo.diagram.blow_ups import LAYOUTS, BlowUps, Drawn, Kind, Layout, Places
+from zoo.diagram.canvas import LINE, SMALL, Canvas, Facts, Fragment, text_width, typeset, wrap_text
 from zoo.diagram.flow import branch_name
-from zoo.diagram.layout import NARROW, WIDE, Layout
-from zoo.diagram.looks import Look, draw_legend, draw_strip, look
+from zoo.diagram.looks import draw_pattern, draw_strip, look
 from zoo.diagram.palette import Theme
 from zoo.diagram.parts import Cost, Costs
-from zoo.diagram.region import BADGE, LINE, SMALL, Badges, draw_badge
+from zoo.diagram.region import BADGE, Badges, draw_badge
 from zoo.diagram.rows import Rows
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
@@ -23,8 +23,9 @@ from zoo.model.layer_pattern import fold, labels
 from zoo.swaps.differences import Difference
 from zoo.units import dtype_name, format_bytes, format_count
 
+Shown = Literal["here", "above", "below"]
+SHOWN: dict[Shown, int] = {"here": 0, "above": -1, "below": 1}  # place of a block's blow-up, relative to its branch
 STRIP, STRIP_ABOVE, STRIP_BELOW = 22.0, 10.0, 8.0  # height of the strip of layers, and the room around it
-LAYOUTS: dict[str, Layout] = {"wide": WIDE, "narrow": NARROW}
 Callout = tuple[str | None, str]  # the part that the call-out is about, and its sentence
 
 
@@ -123,6 +124,32 @@ def _facts(spec: Decoder, context: int, dtype: torch.dtype, layout: Literal["wid
     return Facts(_draw(spec, "", Options(context, dtype, layout)).facts)
 
 
+def fragments(
+    spec: Decoder,
+    draw: Callable[[Rows], None],
+    layout: Literal["wide", "narrow"] = "wide",
+    where: Places | None = None,
+) -> list[Fragment]:
+    """Returns parts of a drawing, for a page that assembles many drawings from parts that they share: a swap of
+    attention leaves the parts of the feed-forward as they were.
+
+    They are the parts that `svg` stacks, with two differences: a tooltip describes one layer, and every block is drawn
+    in full, or `where` it says. A page draws the strip of layers itself, from each layer's look (zoo.diagram.looks).
+    """
+    options = Options(layout=layout)
+    canvas, costs = Canvas(LAYOUTS[layout].width, "", ""), Costs(spec, options.context, options.dtype)
+    draw(Rows(BlowUps(canvas, LAYOUTS[layout], costs, [], Badges({}), Badges({}), with_costs=False, where=where)))
+    return canvas.fragments()
+
+
+def branch_fragment(
+    spec: Decoder, role: str, branch: Placement, shown: Shown = "here", layout: Literal["wide", "narrow"] = "wide"
+) -> Fragment:
+    """Returns a branch. Its block is blown up in it ("here"), or a note refers to a frame above or below."""
+    where = {(role, branch.block): Drawn(SHOWN[shown])}
+    return fragments(spec, lambda rows: rows.branch(0, role, branch, 1), layout, where)[0]
+
+
 def _draw(spec: Decoder, title: str, options: Options, compared: bool = False) -> Canvas:
     """Returns the drawing. The number of a call-out stands at the inner part of a block, or at the block if that part
     is not drawn. `compared` adds a note on the meaning of the marks."""
@@ -182,10 +209,10 @@ def _draw_title(canvas: Canvas, layout: Layout, title: str, subtitle: str) -> fl
     width = layout.panel_end - layout.left
     size = next((size for size in (21.0, 17.0) if text_width(title, size, bold=True) <= width), 13.0)
     y = 16.0 + size
-    for i, line in enumerate(wrap_text(title, size, width, bold=True)):
+    for i, line in enumerate(wrap_text(title, width, size, bold=True)):
         y += 1.3 * size if i else 0
         canvas.text(layout.left, y, line, size, width, "strong")
-    for line in wrap_text(_printable(subtitle), SMALL, width):
+    for line in wrap_text(_printable(subtitle), width):
         y += LINE + 2
         canvas.text(layout.left, y, line, SMALL, width, "faint")
     return y
@@ -230,18 +257,7 @@ def _draw_layers(canvas: Canvas, layout: Layout, spec: Decoder, pattern: str, ba
     badges.draw(canvas, ("layers",), layout.panel_end - 4, y)
     several = len(set(spec.layers)) > 1
     looks = [look(layer, spec) for layer in set(spec.layers)]
-    return draw_pattern(canvas, layout, looks, pattern if several else "", y + STRIP + STRIP_BELOW)
-
-
-def draw_pattern(canvas: Canvas, layout: Layout, looks: Iterable[Look], pattern: str, y: float) -> float:
-    """Draws the legend of a strip, and the pattern of layers in text. Returns the y below them."""
-    width = layout.panel_end - layout.left
-    y = draw_legend(canvas, looks, layout.left, y, width, SMALL)
-    css_class = canvas.with_fact("ink", "pattern", pattern) if pattern else "ink"
-    for line in wrap_text(pattern, SMALL, width):
-        canvas.text(layout.left, y + 11, line, SMALL, width, css_class)
-        y += LINE
-    return y + 6
+    return draw_pattern(canvas, looks, pattern if several else "", layout.left, y + STRIP + STRIP_BELOW, width)
 
 
 def folded(names: Sequence[str]) -> str:
@@ -287,7 +303,7 @@ def _draw_callouts(canvas: Canvas, layout: Layout, options: Options) -> float:
     width = (layout.panel_end - layout.left - 24 * (columns - 1)) / columns
     canvas.path(f"M{layout.left} 6H{layout.panel_end}", "rule")
     top = 12.0
-    for line in wrap_text(options.heading, 12.5, layout.panel_end - layout.left, bold=True):
+    for line in wrap_text(options.heading, layout.panel_end - layout.left, 12.5, bold=True):
         canvas.text(layout.left, top + 14, line, 12.5, layout.panel_end - layout.left, "strong")
         top += 19
     per_column = -(-len(options.callouts) // columns)
@@ -297,10 +313,8 @@ def _draw_callouts(canvas: Canvas, layout: Layout, options: Options) -> float:
         chosen = list(enumerate(options.callouts, 1))[column * per_column : (column + 1) * per_column]
         for number, (_, sentence) in chosen:
             draw_badge(canvas, number, x + BADGE, y + 8)
-            for line in wrap_text(_printable(sentence), SMALL, width - 26):
-                canvas.text(x + 24, y + 12, line, SMALL, width - 24)
-                y += LINE
-            y += 7
+            lines = wrap_text(_printable(sentence), width - 26)
+            y = canvas.lines(x + 24, y + 12, lines, width - 24) - 5
         bottoms.append(y)
     return max(bottoms) + 4
 
@@ -315,11 +329,8 @@ def _draw_notes(canvas: Canvas, layout: Layout, options: Options, compared: bool
         )
     if compared:
         notes.append("In red: what the model it is compared with does not have there. In plum: another size.")
-    y = 4.0
-    for line in wrap_text(" ".join(notes), SMALL, layout.panel_end - layout.left):
-        canvas.text(layout.left, y + 11, line, SMALL, layout.panel_end - layout.left, "faint")
-        y += LINE
-    return y + 10
+    width = layout.panel_end - layout.left
+    return canvas.lines(layout.left, 15, wrap_text(" ".join(notes), width), width, "faint") - 1
 
 
 def _description(spec: Decoder, names: dict[Layer, str], pattern: str, options: Options) -> str:

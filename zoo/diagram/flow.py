@@ -9,11 +9,10 @@ from zoo.blocks import MoE
 from zoo.blocks.hyper_connections import HyperBranch
 from zoo.blocks.layer import Placement, PostNorm
 from zoo.blocks.norms import Norm
-from zoo.diagram.blow_ups import BlowUps
-from zoo.diagram.canvas import Canvas, typeset, wrap_text
-from zoo.diagram.layout import BAR, GAP, PLUS, TAP
+from zoo.diagram.blow_ups import BAR, GAP, PLUS, TAP, BlowUps
+from zoo.diagram.canvas import LINE, SMALL, Canvas, typeset, wrap_text
 from zoo.diagram.parts import Cost, tooltip
-from zoo.diagram.region import BIG, LINE, SMALL, kind
+from zoo.diagram.region import BIG, kind
 from zoo.registry import Block, Mixer
 
 BRANCH_NAMES = {"attn": "attention", "ffn": "feed-forward", "inputs": "per-layer input"}
@@ -96,14 +95,13 @@ class Flow:
         params = self.layers * sum(branch.mixing_params(dim).values())
         cost = Cost(self.layers, params, params, flops=self.layers * branch.mixing_flops(dim, 1))
         text = f"{branch.streams.describe()}, {branch.formula}"
-        lines = wrap_text(text, SMALL, width)
+        lines = wrap_text(text, width)
 
         def draw(y: float) -> None:
             stated = f"{text}, {branch.iterations}, {branch.streams}"
             with self.canvas.group(tooltip("hyper-connections", cost, self.layers)):
                 self._bar(y, self.layout.block, f"{self.role}.streams", stated, BAR + LINE * (len(lines) - 1))
-                for i, line in enumerate(lines):
-                    self.canvas.text(self.layout.block + 10, y + 14.5 + LINE * i, line, SMALL, width)
+                self.canvas.lines(self.layout.block + 10, y + 14.5, lines, width)
                 self._anchor("streams", y)
 
         return Piece(BAR + LINE * (len(lines) - 1), draw)
@@ -118,7 +116,7 @@ class Flow:
         name = branch_name(self.role, block)
         here = self.blow_ups.is_blown_up(self.position, self.role, block)
         width = layout.block_end - layout.block - 20
-        lines = wrap_text(summary(block), SMALL, width)
+        lines = wrap_text(summary(block), width)
         elsewhere = "drawn below" if self.blow_ups.where[self.role, block].position > self.position else "drawn above"
         inner = layout.narrow and here
         height = 30 + LINE * len(lines) + (0 if here else LINE)
@@ -137,8 +135,9 @@ class Flow:
                 self.blow_ups.contents(x, y + 24, self.position, self.role, block, self.layers)
             else:
                 canvas.text(x, y + 19, name.capitalize(), BIG, width, "strong")
-                for i, line in enumerate(lines if here else [*lines, elsewhere]):
-                    canvas.text(x, y + 36 + LINE * i, line, SMALL, width, "ink" if i < len(lines) else "faint")
+                end = canvas.lines(x, y + 36, lines, width)
+                if not here:
+                    canvas.text(x, end, elsewhere, SMALL, width, "faint")
             if here:  # the blocks may differ in a field that is not drawn
                 canvas.add_statement(box, f"{self.role}.block", repr(block), self.blow_ups.inner)
             self._anchor(self.role, y)

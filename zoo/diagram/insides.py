@@ -20,21 +20,9 @@ from zoo.blocks import (
 )
 from zoo.costs import State
 from zoo.diagram.attention import compressed_attention, grouped_query_attention, latent_attention
-from zoo.diagram.canvas import typeset, wrap_text
+from zoo.diagram.canvas import LINE, SMALL, typeset, wrap_text
 from zoo.diagram.recurrence import delta_rule, short_convolution, state_space
-from zoo.diagram.region import (
-    ARROW,
-    LINE,
-    SMALL,
-    Bar,
-    Lanes,
-    Region,
-    chips,
-    example_choice,
-    experts,
-    kind,
-    title,
-)
+from zoo.diagram.region import ARROW, Bar, Lanes, Region, chips, example_choice, experts, kind, title
 from zoo.registry import Mixer, Spec, stated
 
 FUNNEL = 24.0  # height of a linear map between two widths
@@ -52,10 +40,8 @@ def _described(region: Region, block: Spec) -> float:
     y = title(region, kind(block)) + 6
     description = typeset(block.describe())
     css_class = region.canvas.with_fact("ink", f"{region.place}.description", block.describe())
-    for line in wrap_text(description, SMALL, region.width):
-        region.canvas.text(region.x, y, line, SMALL, region.width, css_class)
-        y += LINE
-    return y - 6
+    lines = wrap_text(description, region.width)
+    return region.canvas.lines(region.x, y, lines, region.width, css_class) - 6
 
 
 @inside.register
@@ -135,7 +121,7 @@ def _(block: MoE, region: Region) -> float:
     bottom = _experts(lanes, block)
     y = bottom + 15
     for text, fact in _expert_widths(block, region.dim):
-        for line in wrap_text(text, SMALL, region.width):
+        for line in wrap_text(text, region.width):
             region.at(y).line(line, fact)
             y += LINE
     options = [("biases", "bias")] if getattr(block.expert, "bias", False) else []

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from zoo.blocks import Indexer, MoE, NoPE
+from zoo.blocks import Indexer
 from zoo.blocks.layer import Layer
 from zoo.costs import Full, Reach
-from zoo.diagram.canvas import Canvas, text_width
+from zoo.diagram.canvas import SMALL, Canvas, text_width, wrap_text
 from zoo.model.decoder import Decoder
 
 # class -> words for the legend, of what attention reaches by another rule than a Reach
@@ -37,7 +37,8 @@ def reaches() -> dict[str, str]:
 
 def look(layer: Layer, spec: Decoder) -> Look:
     """Returns the look of one of a model's layers."""
-    return Look(_reach(layer, spec), _feed_forward(layer))
+    ffn = "ffn-experts" if layer.mixture else "ffn-dense" if layer.ffn else NONE
+    return Look(_reach(layer, spec), ffn)
 
 
 def _reach(layer: Layer, spec: Decoder) -> str:
@@ -50,14 +51,9 @@ def _reach(layer: Layer, spec: Decoder) -> str:
         return f"reach-{kept.reach.name}"
     if any(isinstance(part, Indexer) for part in layer.walk()):
         return "reach-sparse"
-    encoded = spec.positions is not None  # positions are added to the embedding
-    return "reach-nope" if not encoded and any(isinstance(part, NoPE) for part in layer.walk()) else "reach-full"
-
-
-def _feed_forward(layer: Layer) -> str:
-    if not layer.ffn:
-        return NONE
-    return "ffn-experts" if any(isinstance(part, MoE) for part in layer.ffn.walk()) else "ffn-dense"
+    encoding = layer.position_encoding
+    has_none = encoding and not encoding.encodes and spec.positions is None  # those are added to the embedding
+    return "reach-nope" if has_none else "reach-full"
 
 
 def draw_look(canvas: Canvas, x: float, y: float, width: float, height: float, layer: Look) -> None:
@@ -88,6 +84,13 @@ def _draw_bars(canvas: Canvas, y: float, height: float, bars: Sequence[tuple[flo
             boxes.setdefault(css_class, []).append(box)
     for css_class, each in boxes.items():
         canvas.boxes(each, css_class)
+
+
+def draw_pattern(canvas: Canvas, looks: Iterable[Look], pattern: str, x: float, y: float, width: float) -> float:
+    """Draws the legend of a strip, and the pattern of layers in text. Returns the y below them."""
+    y = draw_legend(canvas, looks, x, y, width, SMALL)
+    css_class = canvas.with_fact("ink", "pattern", pattern) if pattern else "ink"
+    return canvas.lines(x, y + 11, wrap_text(pattern, width), width, css_class) - 5
 
 
 def draw_legend(canvas: Canvas, looks: Iterable[Look], x: float, y: float, width: float, size: float) -> float:

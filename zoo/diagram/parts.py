@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 
 from zoo.costs import whole
-from zoo.diagram.canvas import Canvas, text_width, wrap_text
-from zoo.diagram.region import LINE, SMALL
+from zoo.diagram.canvas import SMALL, Canvas, text_width, wrap_text
 from zoo.model.decoder import Decoder
 from zoo.registry import Block, Mixer
 from zoo.units import format_bytes, format_count
@@ -106,10 +105,8 @@ class Costs:
             canvas.text(left, y + 11, f"{figure} {what}" if in_line else figure, SMALL, room)
             canvas.rect(left, y + 17, room, 3, "track", 1.5)
             canvas.rect(left, y + 17, max(room * min(share, 1.0), 0.5), 3, css_class, 1.5)
-            lines = [line for text in below for line in wrap_text(text, SMALL, room)]
-            for j, line in enumerate(lines):
-                canvas.text(left, y + CELL + 7 + LINE * j, line, SMALL, room, "faint")
-            lowest = max(lowest, y + CELL + LINE * len(lines))
+            lines = [line for text in below for line in wrap_text(text, room)]
+            lowest = max(lowest, canvas.lines(left, y + CELL + 7, lines, room, "faint") - 7)
         return lowest
 
     def _flop_details(self, cost: Cost) -> list[str]:

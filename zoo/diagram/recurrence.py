@@ -4,7 +4,8 @@ the norm and the gate of the output."""
 from collections.abc import Sequence
 
 from zoo.blocks import KDA, GatedDeltaNet, Mamba2, ShortConv
-from zoo.diagram.region import SMALL, Bar, Lanes, Region, heads, title
+from zoo.diagram.canvas import SMALL
+from zoo.diagram.region import Bar, Lanes, Region, heads, title
 from zoo.registry import stated
 
 Column = tuple[str, int, str]  # label, number of heads (0: none), their class

@@ -12,11 +12,11 @@ from typing import NamedTuple, Self
 
 from zoo.blocks import Router
 from zoo.costs import Reach
-from zoo.diagram.canvas import FONT_SIZE, Canvas, text_width, wrap_text
+from zoo.diagram.canvas import LINE, SMALL, Canvas, text_width, wrap_text
 from zoo.registry import Spec
 
-BIG, SMALL = 13.5, FONT_SIZE
-LINE, PAD = 15.0, 5.0  # pitch of lines of small text; room above and below the lines in a box
+BIG = 13.5  # font size of names
+PAD = 5.0  # room above and below the lines in a box
 ARROW = 9.0  # between two stages
 MASK = 38.0  # side of a mask
 MAX_HEADS, MAX_EXPERTS = 64, 512  # most that are drawn one by one; larger numbers are only written
@@ -133,7 +133,7 @@ class Lanes:
         for bar in bars:
             x, width = self.span(bar.first, bar.last)
             free = 2 * self.region.badges_width(badges) if bar is bars[0] else 0  # on both sides: the text is centred
-            lines = wrap_text(bar.text, SMALL, width - 10 - free)
+            lines = wrap_text(bar.text, width - 10 - free)
             height = LINE * len(lines) + PAD
             canvas, place = self.region.canvas, f"{self.region.place}.{bar.fact}"
             self.reserve(bar.first, bar.last, top)
@@ -184,7 +184,7 @@ def title(region: Region, name: str, *details: tuple[str, str], fact: str = "kin
         if width <= region.width:
             left += region.at(y).line(text, detail, css_class="faint", left=left) + 8
         else:
-            for line in wrap_text(text, SMALL, region.width):
+            for line in wrap_text(text, region.width):
                 region.at(y).line(line, detail, css_class="faint")
                 y += LINE
             y, left = y - LINE, region.width
@@ -270,7 +270,7 @@ def chips(region: Region, texts: Sequence[tuple[str, str]]) -> float:
     y below."""
     x, y = region.x, region.y
     for text, fact in texts:
-        lines = wrap_text(text, SMALL, region.width - 14)
+        lines = wrap_text(text, region.width - 14)
         width = max(text_width(line, SMALL) for line in lines) + 14
         height = LINE * len(lines) + 3
         if x > region.x and x + width > region.x + region.width:

@@ -1,16 +1,16 @@
 """A token's path through a model, in rows from the top: tables and norms on the residual stream, and for each kind of
 layer a frame with its branches. A branch's block is blown up beside it, or below it if the page is narrow."""
 
+from collections.abc import Iterable
+
 from zoo.blocks.layer import Placement
-from zoo.blocks.layer_scale import LayerScale
-from zoo.blocks.norms import Norm
-from zoo.diagram.blow_ups import BlowUps
-from zoo.diagram.canvas import stretch, typeset, wrap_text
+from zoo.blocks.norms import LayerScale, Norm
+from zoo.diagram.blow_ups import BAR, GAP, PANEL_TOP, TABLE, BlowUps
+from zoo.diagram.canvas import LINE, SMALL, stretch, typeset, wrap_text
 from zoo.diagram.flow import Flow, branch_name, norm_name
-from zoo.diagram.layout import BAR, GAP, PANEL_TOP, TABLE
-from zoo.diagram.looks import Look, draw_look
+from zoo.diagram.looks import Look, draw_look, draw_pattern
 from zoo.diagram.parts import Cost, tooltip
-from zoo.diagram.region import BIG, LINE, SMALL
+from zoo.diagram.region import BIG
 
 
 class Rows:
@@ -77,6 +77,12 @@ class Rows:
 
     # Layers.
 
+    def pattern(self, looks: Iterable[Look], pattern: str) -> None:
+        """Draws the legend of the strip of layers, and their pattern in text, if there is one."""
+        left, right = self.layout.left, self.layout.panel_end
+        with self.canvas.fragment() as height:
+            height.append(draw_pattern(self.canvas, looks, pattern, left, 0, right - left))
+
     def layer(self, position: int) -> None:
         """Draws the frame of a kind of layer and the rows of its branches."""
         each = self.blow_ups.kinds[position]
@@ -91,15 +97,14 @@ class Rows:
         with canvas.fragment() as height:
             left, right, top = layout.left, layout.frame_end, GAP
             x = layout.stream + 18
-            label = wrap_text(typeset(name), SMALL, right - x - 40)
+            label = wrap_text(typeset(name), right - x - 40)
             bottom = top + 30 + LINE * len(label)
             frame = f"M{left} {bottom + 1}V{top + 8}q0 -8 8 -8H{right - 8}q8 0 8 8V{bottom + 1}"
             canvas.path(frame, "card")
             canvas.path(f"M{layout.stream} 0V{bottom + 1}", "residual")
             canvas.text(x, top + 22, f"{layers:,} × layer", 15, right - x - 40, "strong")
             draw_look(canvas, right - 34, top + 10, 22, 15, look)
-            for i, line in enumerate(label):
-                canvas.text(x, top + 38 + LINE * i, line, SMALL, right - x - 12, "faint")
+            canvas.lines(x, top + 38, label, right - x - 12, "faint")
             height.append(bottom)
 
     def bottom(self, scale: LayerScale | None, layers: int) -> None:

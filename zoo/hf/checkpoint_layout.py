@@ -159,8 +159,8 @@ class FusedQKV(Rule):
     def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
         assert layer is not None
         assert isinstance(layer.mixer, GQA)
-        outputs = layer.mixer.projections(dim=1)
-        return stored[0].split([outputs[name][1] for name in ("q", "k", "v")])
+        heads, groups, width = layer.mixer.heads, layer.mixer.kv_heads, layer.mixer.head_dim
+        return stored[0].split([heads * width, groups * width, groups * layer.mixer.value_dim])
 
     def write(self, parameters: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
         return [torch.cat([parameter.detach() for parameter in parameters])]

@@ -13,11 +13,14 @@ from types import MappingProxyType
 from typing import Any
 
 from zoo.blocks import (
+    GLU,
     LinearScaling,
     Llama3Scaling,
     LogTemperature,
     LongRoPE,
+    MoE,
     RoPE,
+    Router,
     Scaling,
     YarnScaling,
     longrope_gain,
@@ -107,16 +110,26 @@ class Config(Fields):
             "tied": self.flag("tie_word_embeddings"),
         }
 
-    def dense(self) -> dict[str, Any]:
-        """Returns `common`, and the arguments for grouped-query attention with a dense feed-forward."""
+    def dense(self, heads_divide: bool = True, **rope: Any) -> dict[str, Any]:
+        """Returns `common`, and the arguments for grouped-query attention with a dense feed-forward. `heads_divide` is
+        for `head_dim`; `rope` are options of the method `rope`."""
         kv_heads = self.optional("num_key_value_heads") or self.integer("num_attention_heads")
-        return self.common() | {"kv_heads": kv_heads, "hidden": self.integer("intermediate_size")}
+        shape = self.common() | {"kv_heads": kv_heads, "hidden": self.integer("intermediate_size")}
+        return shape | {"head_dim": self.head_dim(heads_divide), "rope": self.rope(**rope)}
 
-    def head_dim(self) -> int:
-        """Returns the width of a head; hidden_size / num_attention_heads where the field is null."""
+    def mixture(self, router: Router, experts: str, hidden: str, shared: str | None = None) -> MoE:
+        """Returns a mixture of experts. The arguments are published names: of the number of experts, of their width,
+        and of how many times as wide the shared expert is."""
+        expert = GLU(self.integer(hidden))
+        beside = GLU(self.integer(shared) * expert.hidden) if shared else None
+        return MoE(self.integer(experts), expert, router, shared=beside)
+
+    def head_dim(self, heads_divide: bool = True) -> int:
+        """Returns the width of a head; hidden_size / num_attention_heads where the field is null, which must be whole
+        if `heads_divide`."""
         given = self.optional("head_dim")
         dim, heads = self.integer("hidden_size"), self.integer("num_attention_heads")
-        if given is None and dim % heads:
+        if given is None and heads_divide and dim % heads:
             raise self.error(f"hidden_size={dim} must be a multiple of num_attention_heads={heads}")
         return given or dim // heads
 
@@ -126,7 +139,6 @@ class Config(Fields):
         theta: str = "rope_theta",
         scaled: bool = True,
         fraction: float | None = None,
-        unread: Iterable[str] = (),
         synonyms: Mapping[str, str] = MappingProxyType({}),
     ) -> RoPE:
         """Returns the rotary encoding; with a `kind`, that of this kind of layer.
@@ -134,15 +146,13 @@ class Config(Fields):
         Newer files hold `rope_parameters`, by kind of layer or for all layers. Older files hold the base under the name
         `theta`, and `rope_scaling`, which applies to `scaled` layers only. A field of the other spelling must be null
         or agree. `fraction` is the share of a head's width that is rotated where the file does not state one; None: all
-        of it. Fields `unread` may be present and have no effect. `synonyms` maps other names of a rope_type to the
-        usual one.
+        of it. `synonyms` maps other names of a rope_type to the usual one.
         """
-        given = self._rope_fields()
+        given = self.rope_fields
         if self._newer and kind is not None:
             given = given.object(kind, given.defaults)
         elif not self._newer and not scaled:
             given = Fields({})
-        given.unused(*unread)
         inner = given.values.get("rope_theta")
         base = self.number(theta) if inner is None else given.number("rope_theta")
         if self.values.get(theta) in (None, base):
@@ -162,12 +172,8 @@ class Config(Fields):
 
     def rope_field(self, name: str) -> float | None:
         """Returns a number from rope_parameters or rope_scaling; None where it is absent."""
-        given = self._rope_fields()
+        given = self.rope_fields
         return None if given.values.get(name) is None else given.number(name)
-
-    def rotary_share(self, share: float) -> None:
-        """Checks that `partial_rotary_factor` beside the scaling, if present, equals this share of a head's width."""
-        self._rope_fields().neutral(partial_rotary_factor=share)
 
     def temperature(self) -> LogTemperature | None:
         """Returns the scaling of queries by their position, from `llama_4_scaling_beta` beside the scaling (Ministral
@@ -177,14 +183,15 @@ class Config(Fields):
         """
         beta = self.rope_field("llama_4_scaling_beta")
         self.rope_field("max_position_embeddings")
-        return None if beta is None else LogTemperature(beta, self._rope_fields().integer(ORIGINAL))
+        return None if beta is None else LogTemperature(beta, self.rope_fields.integer(ORIGINAL))
 
     @property
     def _newer(self) -> bool:
         return self.values.get("rope_parameters") not in (None, {})
 
-    def _rope_fields(self) -> Fields:
-        """Returns the object with the scaling of positions. If it lacks the original context, the one beside it is
+    @property
+    def rope_fields(self) -> Fields:
+        """The object with the scaling of positions. If it lacks the original context, the one beside it is
         used, or else the model's own context, as in the reference."""
         plain = self.values.get("rope_parameters") == {} and not self.values.get("rope_scaling")  # no default then
         used, other = ("rope_parameters", "rope_scaling")[:: 1 if self._newer or plain else -1]
@@ -199,11 +206,9 @@ class Config(Fields):
         spellings = ("rope_type", "type")  # the newer and the older
         said = {name: given.values[name] for name in spellings if name in given.values}
         known = {name: synonyms.get(text, text) if isinstance(text, str) else text for name, text in said.items()}
-        rope_type = next(iter(known.values()), "default")
+        used, rope_type = next(iter(known.items()), ("rope_type", "default"))
         if rope_type not in ("default", *SCALINGS):
-            raise given.error(
-                f"{next(iter(said))}={brief(rope_type)} is unknown; known: default, {', '.join(SCALINGS)}"
-            )
+            raise given.error(f"{used}={brief(rope_type)} is unknown; known: default, {', '.join(SCALINGS)}")
         given.expect(**{name: said[name] if known.get(name) == rope_type else rope_type for name in spellings})
         given.neutral(**{PARTIAL: NEUTRAL[PARTIAL]})
         if rope_type == "default":
@@ -227,10 +232,6 @@ class Config(Fields):
         stated = given.values.get("factor") is not None
         factor = given.number("factor") if stated else self.integer("max_position_embeddings") / original
         return longrope_gain(factor, original)
-
-    def agrees_on_windows(self, spec: Decoder) -> None:
-        """Checks that `layer_types` names the layers that have a window."""
-        self.agrees("layer_types", layer_types(spec))
 
     def check_released(self, kinds: Sequence[ModelType], ignore: Iterable[str] = ()) -> None:
         """Checks that `architectures` and `auto_map` name released classes, for which the layout of the weights is
@@ -278,9 +279,11 @@ def _gain(given: Fields) -> float:
 
 @dataclass(frozen=True)
 class Remote:
-    """Code that a family was released with, before the reference had it: "module.Class", and its publisher."""
+    """Code that a family was released with, before the reference had it: the ends of its files' names
+    (modeling_deepseek.py), the beginnings of its classes' names, and its publishers."""
 
-    classes: tuple[str, ...]
+    file: str
+    classes: str
     publishers: tuple[str, ...]
 
     def released(self, auto_map: Any) -> bool:
@@ -288,8 +291,10 @@ class Remote:
         tokenizer's code, which computes no logits, may be any."""
         if not isinstance(auto_map, dict) or not all(isinstance(code, str) for code in auto_map.values()):
             return False
-        owners = "|".join(map(re.escape, self.publishers))
-        code = re.compile(rf"(?:(?:{owners})/[A-Za-z0-9._-]+--)?(?:{'|'.join(map(re.escape, self.classes))})")
+        model = (
+            rf"configuration_{self.file}\.{self.classes}Config|modeling_{self.file}\.{self.classes}(Model|ForCausalLM)"
+        )
+        code = re.compile(rf"(({'|'.join(self.publishers)})/[A-Za-z0-9._-]+--)?({model})")
         return all(code.fullmatch(name) for key, name in auto_map.items() if key != "AutoTokenizer")
 
 
@@ -312,11 +317,19 @@ class ModelType:
 class FromHF:
     """An architecture's `from_hf`: converts a published config to its spec. Made by `reads`.
 
-    `classes` maps each model_type that it reads to the reference's class.
+    `classes` maps each model_type that it reads to the reference's class. `expected` are fields with one supported
+    value, which every config of the family has.
     """
 
-    def __init__(self, read: Callable[[Config], Decoder], kinds: Sequence[ModelType], defaults: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        read: Callable[[Config], Decoder],
+        kinds: Sequence[ModelType],
+        expected: Mapping[str, Any],
+        defaults: dict[str, Any],
+    ) -> None:
         self._read, self._kinds, self._defaults = read, {kind.name: kind for kind in kinds}, defaults
+        self.expected = expected
         self.model_types = tuple(self._kinds)
         self.classes = {kind.name: kind.reference for kind in kinds}
 
@@ -332,10 +345,13 @@ class FromHF:
         if fields.model_type not in (None, *self.model_types):
             raise fields.error(f"model_type={brief(fields.model_type)} is not {' or '.join(self.model_types)}")
         fields.check_released(own if text is config else list(self._kinds.values()), ignore)
+        fields.expect(**self.expected)
         try:
             spec = self._read(fields)
         except SpecError as error:
             raise MalformedError(f"config.json: {error}") from error
+        if "layer_types" not in fields.read:
+            fields.agrees("layer_types", layer_types(spec))
         fields.finish(ignore)
         return spec
 
@@ -345,13 +361,17 @@ class FromHF:
         return [self._kinds[model_type]] if known else list(self._kinds.values())
 
 
-def reads(*kinds: str | ModelType, **defaults: Any) -> Callable[[Callable[[Config], Decoder]], FromHF]:
+def reads(
+    *kinds: str | ModelType, expected: Mapping[str, Any], **defaults: Any
+) -> Callable[[Callable[[Config], Decoder]], FromHF]:
     """Decorator: makes `from_hf(config, ignore_fields=())` of a function that reads a Config.
 
-    `kinds` are the model_types that it reads, including those of multimodal wrappers. `defaults` are the published
-    values of fields that files leave out.
+    `kinds` are the model_types that it reads, including those of multimodal wrappers; the first is the one that is
+    written. `expected` are fields with one supported value: they are checked before the function runs, and written
+    beside what `to_hf` returns. `defaults` are the published values of fields that files leave out.
     """
-    return lambda read: FromHF(read, [ModelType(each) if isinstance(each, str) else each for each in kinds], defaults)
+    named = [ModelType(each) if isinstance(each, str) else each for each in kinds]
+    return lambda read: FromHF(read, named, expected, defaults)
 
 
 def text_part(wrapper: Config, ignore: Iterable[str] = ()) -> dict[str, Any]:

@@ -124,15 +124,20 @@ class Fields:
             raise self.error(f"{name} is missing, and has no default")
         return value
 
-    def _typed(self, name: str, wanted: str, types: Any, most: float) -> Any:
+    def _typed(self, name: str, wanted: str, types: Any, most: float, is_zero_allowed: bool = False) -> Any:
         value = self.get(name)
-        if not isinstance(value, types) or isinstance(value, bool) or not 0 < value <= most:
+        least = 0 if is_zero_allowed else float_info.min
+        if not isinstance(value, types) or isinstance(value, bool) or not least <= value <= most:
             raise self.error(f"{name} must be {wanted}, got {brief(value)}")
         return value
 
     def integer(self, name: str, most: int = MAX_INTEGER) -> int:
         """Returns an integer from 1 to `most`."""
         return int(self._typed(name, f"an integer from 1 to {most}", int, most))
+
+    def count(self, name: str, most: int = MAX_INTEGER) -> int:
+        """Returns an integer from 0 to `most`."""
+        return int(self._typed(name, f"an integer from 0 to {most}", int, most, is_zero_allowed=True))
 
     def integers(self, **names: str) -> dict[str, int]:
         """Returns integers under other names: integers(kv_rank="kv_lora_rank") -> {"kv_rank": ...}."""
@@ -208,20 +213,22 @@ class Fields:
 
     def agrees(self, name: str, layers: Iterable[Any]) -> None:
         """Checks that a list with one entry per layer, where present, equals `layers`."""
-        expected, given = list(layers), self.values.get(name)
-        self.read.add(name)
-        if given is None or given == expected:
-            return
-        if not isinstance(given, list):
-            raise self.error(f"{name} must be a list, got {brief(given)}")
-        if len(given) != len(expected):
-            raise self.error(f"{name} has {len(given)} entries for {len(expected)} layers")
-        i = next(i for i, pair in enumerate(zip(given, expected, strict=True)) if pair[0] != pair[1])
-        raise self.error(f"{name}[{i}]={brief(given[i])} is not supported, only {expected[i]!r} in this architecture")
+        expected = list(layers)
+        for i, (given, only) in enumerate(zip(self._per_layer(name, expected), expected, strict=True)):
+            if given != only:
+                raise self.error(f"{name}[{i}]={brief(given)} is not supported, only {only!r} in this architecture")
 
     def plan(self, name: str, kinds: Collection[str], default: Sequence[str]) -> list[str]:
         """Returns a list with one of `kinds` for each layer; `default`, of the same length, where it is absent or
         null."""
+        given = self._per_layer(name, default)
+        for i, kind in enumerate(given):
+            if kind not in tuple(kinds):
+                raise self.error(f"{name}[{i}]={brief(kind)} is unknown; known: {', '.join(kinds)}")
+        return given
+
+    def _per_layer(self, name: str, default: Sequence[Any]) -> list[Any]:
+        """Returns a list with one entry per layer; `default`, of the same length, where it is absent or null."""
         given = self.values.get(name)
         self.read.add(name)
         if given is None:
@@ -230,9 +237,6 @@ class Fields:
             raise self.error(f"{name} must be a list, got {brief(given)}")
         if len(given) != len(default):
             raise self.error(f"{name} has {len(given)} entries for {len(default)} layers")
-        for i, kind in enumerate(given):
-            if kind not in kinds:
-                raise self.error(f"{name}[{i}]={brief(kind)} is unknown; known: {', '.join(kinds)}")
         return given
 
     def unused(self, *names: str) -> None:

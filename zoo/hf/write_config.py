@@ -1,8 +1,8 @@
 """Writes a published config.json: the fields that architectures share, each from the spec it describes.
 
 An architecture's `to_hf(spec)` lists its fields, in the older spelling (`rope_theta`, `rope_scaling`), which every
-version of the reference reads. A block that the spec lacks leaves its fields out. `zoo.to_hf` proves the result by
-reading it back.
+version of the reference reads, without the `expected` ones of its `from_hf`. A block that the spec lacks leaves its
+fields out. `zoo.to_hf` proves the result by reading it back.
 """
 
 from collections.abc import Callable
@@ -11,12 +11,13 @@ from itertools import chain
 from sys import float_info
 from typing import Any, TypeVar, get_type_hints
 
-from zoo.blocks import GLU, GQA, LogTemperature, LongRoPE, RoPE, Scaling, YarnScaling, yarn_gain
+from zoo.blocks import GLU, GQA, LogTemperature, LongRoPE, MoE, RoPE, Scaling, YarnScaling, yarn_gain
 from zoo.hf.config import COMMON, EPS, ORIGINAL, SCALINGS, layer_types
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec
 
 S = TypeVar("S", bound=Spec)
+HEADS = dict(heads="num_attention_heads", kv_heads="num_key_value_heads", head_dim="head_dim")
 ConfigFields = dict[str, Any]
 
 
@@ -62,9 +63,23 @@ def common_fields(spec: Decoder, eps: str = EPS, **names: str) -> ConfigFields:
 
 def dense_fields(spec: Decoder) -> ConfigFields:
     """Returns `common_fields`, and the fields of grouped-query attention and a dense feed-forward: the inverse of
-    `Config.dense` and `head_dim`."""
-    heads = dict(heads="num_attention_heads", kv_heads="num_key_value_heads", head_dim="head_dim")
-    return common_fields(spec) | fields_of(spec, GQA, **heads) | fields_of(spec, GLU, hidden="intermediate_size")
+    `Config.dense`."""
+    return common_fields(spec) | fields_of(spec, GQA, **HEADS) | fields_of(spec, GLU, hidden="intermediate_size")
+
+
+def mixture_fields(spec: Decoder, experts: str, hidden: str, shared: str | None = None) -> ConfigFields:
+    """Returns the fields of the first mixture of experts: the inverse of `Config.mixture`, with the same names."""
+    moe = first(spec, MoE)
+    if moe is None:
+        return {}
+    # The width of a shared expert is a multiple of a routed expert's.
+    beside = {shared: moe.shared.width // moe.expert.width or 1} if shared and moe.shared else {}
+    return {experts: moe.experts, hidden: moe.expert.width} | beside
+
+
+def layers_before_experts(spec: Decoder) -> int:
+    """Returns the number of layers before the first with experts; of all layers if none has them."""
+    return [*(layer.mixture is not None for layer in spec.layers), True].index(True)
 
 
 def window_fields(spec: Decoder) -> ConfigFields:

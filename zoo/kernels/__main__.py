@@ -13,6 +13,7 @@ from zoo.core.kernels import VARIABLE, active
 from zoo.errors import NotAvailable
 from zoo.kernels import kept
 from zoo.kernels.deciding import decide, decisions
+from zoo.units import dtype_name
 
 DTYPES = torch.float32, torch.bfloat16, torch.float16  # float64 only for a model in it
 COLUMNS = [Column("operation", "operation"), Column("dtype", "dtype"), Column("kernel", "kernel")]
@@ -37,7 +38,7 @@ def main(
     wanted = decisions(DTYPES, compiled=_has_compiler())
     decide(wanted, again)
     rows = [
-        {"operation": operation, "dtype": str(dtype).removeprefix("torch."), "kernel": choices.kernel(operation, dtype)}
+        {"operation": operation, "dtype": dtype_name(dtype), "kernel": choices.kernel(operation, dtype)}
         for operation, dtype in wanted
     ]
     if json:

@@ -20,10 +20,10 @@ from zoo.core import inductor
 from zoo.core.cache import Cache
 from zoo.core.forward_context import ForwardContext, LayerCache
 from zoo.kernels import decide_for
-from zoo.model.cuda_graph import CudaGraph
 from zoo.model.guards import ModelGuard, has_hooks, has_opaque_parameters, is_as_built, parameter_facts
 
 F = TypeVar("F", bound=Callable[..., Any])
+WARMUP_STEPS = 3  # before the capture of a CUDA graph; they compile kernels and allocate workspaces
 KEYS_HINT = 1024  # number of keys in single-token decode that the compiler assumes in its cost estimates
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,6 @@ class CompiledModel:
     """
 
     def __init__(self, model: Any, options: dict[str, Any]) -> None:
-        inductor.load_compiler()
         if model.embed.weight.device.type == "cpu":
             inductor.find_compiler()
         decide_for(model, getattr(model, "group", None), compiled=True)
@@ -112,26 +111,8 @@ class CompiledModel:
         training = tuple(module.training for module in modules)
         key = (function, spec, structure, facts, training, differentiates)
         if key not in self._compiled:
-            self._compiled[key] = compile_function(function, as_built, **self._options)
+            self._compiled[key] = inductor.compiled(function, as_built, **self._options)
         return cast(F, self._compiled[key])
-
-
-def compile_function(function: F, as_built: bool = True, **options: Any) -> F:
-    """Returns `function` compiled for every length at once, isolated from its other compiled forms. If its modules are
-    not `as_built`, torch keeps all its guards, and runs the parts uncompiled that it cannot compile."""
-    defaults: dict[str, Any] = {"dynamic": True, "fullgraph": as_built, "isolate_recompiles": True}
-    backend_options: dict[str, Any] = {"guard_filter_fn": _kept_guards} if as_built else {}
-    if options.get("backend", "inductor") == "inductor" and "mode" not in options:
-        backend_options |= inductor.options()
-    backend_options |= options.get("options") or {}
-    return cast(F, torch.compile(function, **(defaults | options | {"options": backend_options or None})))
-
-
-def _kept_guards(entries: Sequence[Any]) -> list[bool]:
-    """Tells for each guard whether compiled code keeps it. Guards on modules are dropped, since zoo.model.guards checks
-    these; guards on globals, such as functions, are dropped, since these do not change."""
-    kept = torch.compiler.skip_guard_on_all_nn_modules_unsafe(entries)
-    return [is_kept and not entry.is_global for is_kept, entry in zip(kept, entries, strict=True)]
 
 
 def mark_dynamic_lengths(ctx: ForwardContext, new: int, layer_caches: Sequence[LayerCache] = ()) -> None:
@@ -170,3 +151,32 @@ def mark_handed_on(values: Mapping[Hashable, Any]) -> None:
             if isinstance(stream, Tensor) and stream.ndim == 4:
                 maybe_mark_dynamic(stream, 2)
                 mark_static(stream, [1, 3])
+
+
+class CudaGraph:
+    """A decode step, captured once and replayed for every later token.
+
+    `step`: tokens (b, 1) and their position (1,) -> logits (b, 1, vocab). It may depend only on these and on memory
+    with a fixed address: the weights, and a static cache. The warm-up steps write to the cache at `position`, and the
+    first replay overwrites that place.
+    """
+
+    def __init__(self, step: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, position: int) -> None:
+        self._tokens = tokens.clone()
+        self._position = torch.full((1,), position, device=tokens.device)
+        warmup = torch.cuda.Stream(tokens.device)
+        warmup.wait_stream(torch.cuda.current_stream(tokens.device))
+        with torch.cuda.stream(warmup):
+            for _ in range(WARMUP_STEPS):
+                step(self._tokens, self._position)
+        torch.cuda.current_stream(tokens.device).wait_stream(warmup)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._logits = step(self._tokens, self._position)
+
+    def __call__(self, tokens: Tensor, position: int) -> Tensor:
+        """Returns the logits of the tokens at this position, in memory that the next replay does not overwrite."""
+        self._tokens.copy_(tokens)
+        self._position.fill_(position)
+        self._graph.replay()
+        return self._logits.clone()

@@ -13,12 +13,12 @@ from typing import Any, ClassVar, Self
 import torch
 
 from zoo.arguments import count, element_bytes, find_dtype, token_count
-from zoo.blocks.hash_router import HashTopK
 from zoo.blocks.hyper_connections import Streams
 from zoo.blocks.layer import Layer
 from zoo.blocks.norms import Norm
 from zoo.blocks.per_layer import PerLayerInputs
 from zoo.blocks.positions import LearnedPositions
+from zoo.blocks.routers import HashTopK
 from zoo.costs import Breakdown, linear_flops, sum_breakdowns, whole
 from zoo.errors import SpecError
 from zoo.facts import Fact
@@ -105,11 +105,11 @@ class Decoder(Spec):
 
     def params(self) -> int:
         """The number of stored values. A tied head counts once."""
-        return self._outside() + sum(n * layer.params(self.dim) for layer, n in self._counted)
+        return sum(self.param_breakdown().values())
 
     def active_params(self) -> int:
         """The number of stored values without those of the experts that a token is not routed to."""
-        return self._outside() + sum(n * layer.active_params(self.dim) for layer, n in self._counted)
+        return self._outside_params() + sum(n * layer.active_params(self.dim) for layer, n in self._counted)
 
     def read_params(self, tokens: int) -> float:
         """The expected number of stored values that a forward pass of `tokens` tokens reads, all sequences together. It
@@ -117,27 +117,18 @@ class Decoder(Spec):
         unread = max(self.vocab - tokens, 0) * (0 if self.tied else self.dim)
         if self.per_layer:
             unread += self.per_layer.table_params(max(self.vocab - tokens, 0), len(self.layers))
-        return self._outside() - unread + sum(n * layer.read_params(self.dim, tokens) for layer, n in self._counted)
+        layers = sum(n * layer.read_params(self.dim, tokens) for layer, n in self._counted)
+        return self._outside_params() - unread + layers
 
     def param_breakdown(self) -> Breakdown:
         """Returns `params` by part: embedding, head (0 if tied), and the parts of the blocks."""
-        table = self.vocab * self.dim
-        outside = {"embedding": table + self._position_params(), "head": 0 if self.tied else table}
-        outside |= self.norm.param_breakdown(self.dim)
-        return sum_breakdowns(
-            [
-                (1, outside),
-                (1, self._per_layer_params()),
-                (1, self._stream_params()),
-                *((n, layer.param_breakdown(self.dim)) for layer, n in self._counted),
-            ]
-        )
+        return sum_breakdowns([*self._outside(), *((n, layer.param_breakdown(self.dim)) for layer, n in self._counted)])
 
     def embedding_params(self) -> int:
         """The number of stored values of the embedding, learned positions, the table of per-layer inputs, and an untied
         head."""
-        tables = self.vocab * self.dim * (1 if self.tied else 2) + self._position_params()
-        return tables + self._per_layer_params().get("embedding", 0)
+        outside = sum_breakdowns(self._outside())
+        return outside["embedding"] + outside["head"]
 
     def flops(self, past: int, new: int, logits: int | None = None, causal: bool = True) -> int:
         """FLOPs of a forward pass of `new` tokens after `past`, for one sequence, by the convention of zoo.costs.
@@ -194,19 +185,19 @@ class Decoder(Spec):
     def describe(self) -> str:
         return f"{len(self.layers)} layers of width {self.dim}, {self.vocab:,} tokens"
 
-    def _position_params(self) -> int:
-        return self.positions.params(self.dim) if self.positions else 0
+    def _outside(self) -> list[tuple[int, Breakdown]]:
+        """Returns (1, parameters by part) for each part of the model outside its layers."""
+        table, positions = self.vocab * self.dim, self.positions.params(self.dim) if self.positions else 0
+        parts: list[Breakdown] = [{"embedding": table + positions, "head": 0 if self.tied else table}]
+        parts.append(self.norm.param_breakdown(self.dim))
+        if self.per_layer:
+            parts.append(self.per_layer.param_breakdown(self.dim, self.vocab, len(self.layers)))
+        if self.streams:
+            parts.append(self.streams.param_breakdown(self.dim))
+        return [(1, part) for part in parts]
 
-    def _per_layer_params(self) -> Breakdown:
-        return self.per_layer.param_breakdown(self.dim, self.vocab, len(self.layers)) if self.per_layer else {}
-
-    def _stream_params(self) -> Breakdown:
-        return self.streams.param_breakdown(self.dim) if self.streams else {}
-
-    def _outside(self) -> int:
-        per_layer = {part: n for part, n in self._per_layer_params().items() if part != "embedding"}
-        beside = sum(per_layer.values()) + sum(self._stream_params().values())
-        return self.embedding_params() + self.norm.params(self.dim) + beside
+    def _outside_params(self) -> int:
+        return sum(sum_breakdowns(self._outside()).values())
 
     @cached_property
     def parts(self) -> tuple[Spec, ...]:

@@ -4,34 +4,41 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 
 from zoo.blocks.layer import Layer
+from zoo.registry import Spec
 
 
 def labels(layers: Iterable[Layer]) -> list[str]:
-    """Returns a short name for each distinct layer, in order of appearance, made of the aspects that differ."""
+    """Returns a short name for each distinct layer, in order of appearance, made of the aspects that differ. Of two
+    aspects of one subject, the finer one replaces the coarser: RoPE 10k replaces RoPE."""
     kinds = list(dict.fromkeys(layers))
-    names: list[tuple[str, ...]] = [()] * len(kinds)
-    for aspect in ASPECTS:
-        longer = [_with(name, aspect(layer)) for name, layer in zip(names, kinds, strict=True)]
-        if len(set(longer)) > len(set(names)) or len(kinds) == 1:
+    names: list[dict[str, str]] = [{} for _ in kinds]  # subject -> words
+    for subject, aspect in ASPECTS:
+        longer = [_with(name, subject, aspect(layer)) for name, layer in zip(names, kinds, strict=True)]
+        if _distinct(longer) > _distinct(names) or len(kinds) == 1:
             names = longer
-        if len(set(names)) == len(kinds):
-            return [", ".join(name) for name in names]
+        if _distinct(names) == len(kinds):
+            return [", ".join(name.values()) for name in names]
     return [f"kind {i + 1}" for i in range(len(kinds))]
 
 
-def _with(name: tuple[str, ...], part: str) -> tuple[str, ...]:
-    """Returns a name with one more part, which replaces its own prefix: RoPE 10k replaces RoPE."""
-    return (*(each for each in name if not f"{part} ".startswith(f"{each} ")), part) if part else name
+def _with(name: dict[str, str], subject: str, words: str) -> dict[str, str]:
+    return {key: said for key, said in name.items() if key != subject} | {subject: words} if words else name
+
+
+def _distinct(names: list[dict[str, str]]) -> int:
+    return len({tuple(name.values()) for name in names})
+
+
+def _keeps_tokens(layer: Layer) -> bool:
+    return bool(layer.cache_spec().per_token or layer.takes())
 
 
 def _mixer(layer: Layer) -> str:
     return layer.mixer.names()[0] if layer.mixer else "no mixer"
 
 
-def _reach(layer: Layer) -> str:
-    """Returns the reach of the layer's tokens in words, or the mixer's name if it keeps only a state."""
-    cache = layer.cache_spec()
-    return cache.describe() if cache.per_token or layer.takes() else _mixer(layer)
+def _ropes(layer: Layer) -> list[Spec]:
+    return [node for node in layer.walk() if node.role == "rope"]
 
 
 def _size(words: str, block: object, field: str) -> str:
@@ -42,21 +49,22 @@ def _size(words: str, block: object, field: str) -> str:
 
 def aspects(layer: Layer) -> tuple[str, ...]:
     """Returns the aspects by which `labels` distinguishes layers. In a given list, equal aspects give equal labels."""
-    return tuple(aspect(layer) for aspect in ASPECTS)
+    return tuple(aspect(layer) for _, aspect in ASPECTS)
 
 
-ASPECTS: tuple[Callable[[Layer], str], ...] = (
-    _reach,
-    lambda layer: " ".join(type(node).__name__ for node in layer.walk() if node.role == "rope"),
-    _mixer,
-    lambda layer: type(layer.ffn.block).__name__ if layer.ffn else "no feed-forward",
-    lambda layer: "hash" if layer.reads_tokens else "",
-    lambda layer: layer.attn.placement if layer.attn else "",
-    lambda layer: layer.ffn.placement if layer.ffn else "",
-    lambda layer: f"takes {', '.join(layer.takes().values())}" if layer.takes() else "",
-    lambda layer: " ".join(node.describe() for node in layer.walk() if node.role == "rope"),
-    lambda layer: _size("heads {} wide", layer.mixer, "head_dim"),
-    lambda layer: _size("feed-forward {} wide", layer.ffn.block, "hidden") if layer.ffn else "",
+# (subject, words of a layer). A mixer that keeps only a state has no reach, and its name stands in that place.
+ASPECTS: tuple[tuple[str, Callable[[Layer], str]], ...] = (
+    ("reach", lambda layer: layer.cache_spec().describe() if _keeps_tokens(layer) else _mixer(layer)),
+    ("rope", lambda layer: " ".join(type(rope).__name__ for rope in _ropes(layer))),
+    ("mixer", lambda layer: _mixer(layer) if _keeps_tokens(layer) else ""),
+    ("feed-forward", lambda layer: type(layer.ffn.block).__name__ if layer.ffn else "no feed-forward"),
+    ("router", lambda layer: "hash" if layer.reads_tokens else ""),
+    ("placement of attn", lambda layer: layer.attn.placement if layer.attn else ""),
+    ("placement of ffn", lambda layer: layer.ffn.placement if layer.ffn else ""),
+    ("takes", lambda layer: f"takes {', '.join(layer.takes().values())}" if layer.takes() else ""),
+    ("rope", lambda layer: " ".join(rope.describe() for rope in _ropes(layer))),
+    ("width of heads", lambda layer: _size("heads {} wide", layer.mixer, "head_dim")),
+    ("width of feed-forward", lambda layer: _size("feed-forward {} wide", layer.feed_forward, "hidden")),
 )
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from zoo.blocks import DenseAndMoE
 from zoo.blocks.layer import Layer
 from zoo.costs import CacheSpec
 from zoo.facts import Fact
@@ -297,12 +296,11 @@ def _scaling(layer: Layer) -> Phrase | None:
 def _experts(layer: Layer) -> Phrase | None:
     if layer.ffn is None:
         return None
-    nodes = list(layer.ffn.walk())
     routed = layer.mixture
     if routed is None:
         return in_words("a dense feed-forward")
     experts = _phrase(stated(routed)["experts"])
-    if any(isinstance(node, DenseAndMoE) for node in nodes):
+    if layer.ffn.block is not routed:
         return Phrase(f"{experts.text} beside a dense feed-forward", (experts.key, "beside"))
     return experts
 

@@ -119,7 +119,7 @@ def _blocks_of_role(spec: Decoder, role: str, call: BlockCall) -> Callable[[Spec
     if role not in known:
         raise unknown("role", role, known)
     if call.kind.role != role:
-        suitable = ", ".join(name for name, kind in Spec.kinds.items() if kind.role == role)
+        suitable = ", ".join(sorted(name for name, kind in Spec.kinds.items() if kind.role == role))
         raise UsageError(f"{call.name} does not go into {role}, which takes {suitable}")
     if role not in _roles(spec):
         holders = [f"{name}({role}=...)" for name, kind in Spec.kinds.items() if role in field_names(kind)]

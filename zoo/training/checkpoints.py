@@ -1,9 +1,8 @@
-"""Checkpoints of a run: folders that appear whole or not at all, and that hold no code.
+"""The files of a run: checkpoints, which appear whole or not at all and hold no code, the log, and the lock.
 
 `step-00000100/` holds model.safetensors, the module's own state dict; optimizer.safetensors, AdamW's state by parameter
-name; and state.json, everything else. A checkpoint is written beside, flushed to disk, and renamed. A process that is
-killed, or a full disk, leaves the earlier checkpoints. Each tensor is whole, in one file, whatever the number of
-training processes.
+name; and state.json, everything else. A process that is killed, or a full disk, leaves the earlier checkpoints. Each
+tensor is whole, in one file, whatever the number of training processes.
 """
 
 import json
@@ -11,7 +10,9 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,15 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from zoo.errors import MalformedError, NotAvailable, UsageError
-from zoo.new_files import hidden, new_folder
+from zoo.core.processes import rank
+from zoo.errors import MalformedError, NotAvailable, UsageError, accessing
+from zoo.new_files import hidden, lock, new_folder, write_file
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 SCHEMA_VERSION = 1
-MAX_STATE_BYTES = 64 * 2**20
 KEPT = 2  # last checkpoints that are kept, beside the best by evaluation
 NAME = re.compile(r"step-(\d{8,})")
+LOCK = ".lock"
 
 
 def write_checkpoint(
@@ -52,12 +54,10 @@ def write_checkpoint(
 
 def checkpoints(folder: Path) -> list[Path]:
     """Returns the checkpoints in a folder, by step; none where the folder does not exist."""
-    try:
-        found = {int(match[1]): path for path in folder.iterdir() if (match := NAME.fullmatch(path.name))}
-    except FileNotFoundError:
+    if not folder.exists():
         return []
-    except OSError as error:
-        raise NotAvailable(f"{folder} cannot be read: {error.strerror}") from error
+    with accessing(folder):
+        found = {int(match[1]): path for path in folder.iterdir() if (match := NAME.fullmatch(path.name))}
     return [path for _, path in sorted(found.items())]
 
 
@@ -73,11 +73,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     state, or of another version."""
     path = checkpoint / STATE
     try:
-        if path.stat().st_size > MAX_STATE_BYTES:
-            raise MalformedError(f"{path}: larger than {MAX_STATE_BYTES} bytes")
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise NotAvailable(f"{path} cannot be read: {error.strerror}") from error
+        with accessing(path):
+            state = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise MalformedError(f"{path}: not JSON: {error}") from error
     version = state.get("schema_version") if isinstance(state, dict) else None
@@ -135,9 +132,8 @@ def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
-        return safetensors.torch.load_file(path)
-    except OSError as error:
-        raise NotAvailable(f"{path} cannot be read: {error.strerror or error}") from error
+        with accessing(path):
+            return safetensors.torch.load_file(path)
     except (SafetensorError, ValueError) as error:
         raise MalformedError(f"{path}: not a safetensors file: {error}") from error
 
@@ -149,8 +145,75 @@ def _remove_others(folder: Path) -> None:
     for path in checkpoints(folder)[:-KEPT]:
         if path != best:
             gone = hidden(path)
-            try:
+            with accessing(f"the checkpoint {path}", "removed"):
                 os.rename(path, gone)
-            except OSError as error:
-                raise NotAvailable(f"the checkpoint {path} cannot be removed: {error.strerror}") from error
             shutil.rmtree(gone, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder of a run, and keeps other processes out of it. The system lifts the lock when the process ends.
+
+    Raises UsageError if another process works there, NotAvailable for a folder that cannot be made. Systems without
+    flock lock nothing.
+    """
+    with accessing(folder, "written"):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)
+    try:
+        if not lock(descriptor):
+            raise UsageError(f"another process is training in {folder}")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class Log:
+    """The log of a run, open for writing: one JSON object per line, one line per step.
+
+    An existing log keeps the lines before `step`: the others were written after the checkpoint of that step. Of several
+    processes, the first one writes. Every method raises NotAvailable where the disk fails.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        self._file, self._writing = None, partial(accessing, f"the log {path}", "written")
+        if rank():
+            return
+        with self._writing():
+            if path.exists():
+                kept = "".join(json.dumps(row) + "\n" for row in read_log(path) if row["step"] < step)
+                write_file(path, kept.encode())
+            self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Adds a line."""
+        if self._file:
+            with self._writing():
+                self._file.write(json.dumps(row) + "\n")
+
+    def flush(self) -> None:
+        """Flushes the written lines to disk: a checkpoint that follows is never ahead of the log."""
+        if self._file:
+            with self._writing():
+                os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file:
+            self._file.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a log, up to the first incomplete line. Raises NotAvailable where it cannot be read."""
+    rows: list[dict[str, Any]] = []
+    with accessing(f"the log {path}"):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
+    return rows

@@ -28,21 +28,6 @@ from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
 from zoo.model.initialisation import fill_buffers
 from zoo.model.module import Model
-from zoo.training.batches import Batch
-from zoo.training.losses import IGNORED
-
-
-def own_rows(batch: Batch) -> Batch:
-    """Returns the sequences of a batch that this rank computes, equally many in each rank; unscored ones fill up the
-    rest. Every rank holds the whole batch."""
-    if ranks() == 1:
-        return batch
-    each = -(-len(batch.inputs) // ranks())
-    missing = each * ranks() - len(batch.inputs)
-    inputs = torch.cat([batch.inputs, batch.inputs[:1].expand(missing, -1)])
-    targets = torch.cat([batch.targets, torch.full_like(batch.targets[:1], IGNORED).expand(missing, -1)])
-    rows = slice(rank() * each, (rank() + 1) * each)
-    return Batch(inputs[rows], targets[rows])
 
 
 def require_ranks(model: Model, batch: int, accumulate: int) -> None:
@@ -111,7 +96,7 @@ def _spread(model: Model, whole: Mapping[str, Tensor], device: torch.device) -> 
 def own_part(whole: Tensor, like: Any) -> Tensor:
     """Returns a tensor that all ranks hold, on the device of `like` and sharded in the same way. A scalar stays
     whole."""
-    if ranks() == 1 or not whole.ndim or not hasattr(like, "placements"):
+    if not whole.ndim or not hasattr(like, "placements"):
         return whole.to(like.device)
     from torch.distributed.tensor import distribute_tensor
 

@@ -17,14 +17,21 @@ from zoo.core.forward_context import RouterOutput, recorded_routing
 from zoo.errors import CheckFailed, MalformedError, UsageError, unknown
 from zoo.model.module import Model
 from zoo.training import distributed
-from zoo.training.batches import Batch
-from zoo.training.losses import cross_entropy, load_balancing_loss
-from zoo.training.routing import require_trainable_routers, update_router_bias
-from zoo.training.schedule import SHAPES, learning_rate, warmup_steps
+from zoo.training.losses import (
+    Batch,
+    cross_entropy,
+    load_balancing_loss,
+    require_trainable_routers,
+    update_router_bias,
+)
 
 
 class DivergedError(CheckFailed):
     """The loss or the gradient is NaN or infinite: training cannot go on."""
+
+
+SCHEDULES = ("cosine", "wsd")
+DECAY_SHARE, FINAL_SHARE = 0.2, 0.1  # of the steps, at the end of "wsd"; of the peak learning rate, in the last step
 
 
 @dataclass(frozen=True)
@@ -32,11 +39,11 @@ class TrainingConfig:
     """The settings of training: `steps` optimiser steps of `batch` sequences of `context` tokens, in `accumulate`
     pieces.
 
-    The learning rate follows `zoo.training.schedule` with `learning_rate` as its peak; a `warmup` below 1 is a share of
-    the steps. The optimiser is AdamW with `betas`; `weight_decay` applies to matrices but not to embeddings. `clip`:
-    the largest norm of the gradient, None for no limit. `autocast`: compute in bfloat16 with the weights unchanged.
-    `balance`: the coefficient of the load-balancing loss of softmax routers. `bias_rate`: the step of the bias of
-    routers that are balanced without a loss. `seed` determines the order of the data.
+    `learning_rate` is the peak of `rate`; a `warmup` below 1 is a share of the steps. The optimiser is AdamW with
+    `betas`; `weight_decay` applies to matrices but not to embeddings. `clip`: the largest norm of the gradient, None
+    for no limit. `autocast`: compute in bfloat16 with the weights unchanged. `balance`: the coefficient of the
+    load-balancing loss of softmax routers. `bias_rate`: the step of the bias of routers that are balanced without a
+    loss. `seed` determines the order of the data.
     """
 
     steps: int
@@ -55,29 +62,48 @@ class TrainingConfig:
     bias_rate: float = 1e-3
 
     def __post_init__(self) -> None:
+        def require(holds: bool, message: str) -> None:
+            if not holds:
+                raise UsageError(message)
+
         for name in ("steps", "batch", "context", "accumulate"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.accumulate > self.batch:
-            raise UsageError(f"a batch of {self.batch} sequences cannot be computed in {self.accumulate} pieces")
-        if not 0 < self.learning_rate < math.inf:
-            raise UsageError(f"the learning rate must be above 0, got {self.learning_rate:g}")
-        if self.clip is not None and not self.clip > 0:
-            raise UsageError(f"clip must be above 0, got {self.clip:g}; None for no limit")
-        if not self.weight_decay >= 0:
-            raise UsageError(f"weight_decay must be at least 0, got {self.weight_decay:g}")
-        if self.schedule not in SHAPES:
-            raise unknown("schedule", self.schedule, SHAPES)
-        warmup_steps(self.warmup, self.steps)
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        pieces = f"a batch of {self.batch} sequences cannot be computed in {self.accumulate} pieces"
+        require(self.accumulate <= self.batch, pieces)
+        rate, clip = self.learning_rate, self.clip
+        require(0 < rate < math.inf, f"the learning rate must be above 0, got {rate:g}")
+        require(clip is None or clip > 0, f"clip must be above 0, got {clip or 0:g}; None for no limit")
+        require(self.weight_decay >= 0, f"weight_decay must be at least 0, got {self.weight_decay:g}")
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", self.schedule, SCHEDULES)
+        warmup = f"the warm-up must be a share below 1 or from 1 to {self.steps} steps, got {self.warmup:g}"
+        require(0 <= self.warmup <= self.steps, warmup)
 
     @property
     def tokens_per_step(self) -> int:
         """The number of tokens that a step reads."""
         return self.batch * self.context
 
+    @property
+    def warmup_steps(self) -> int:
+        """The number of warm-up steps."""
+        return math.ceil(self.warmup * self.steps) if self.warmup < 1 else int(self.warmup)
+
     def rate(self, step: int) -> float:
-        """Returns the learning rate of `step`, counted from 0."""
-        return learning_rate(step, self.steps, self.learning_rate, self.warmup, self.schedule)
+        """Returns the learning rate of `step`, counted from 0.
+
+        It rises linearly to its peak over the warm-up, and ends at FINAL_SHARE of it in the last step. "cosine" falls
+        along half a cosine (Loshchilov and Hutter, SGDR, section 3, without restarts). "wsd" stays at the peak and
+        falls linearly in the last DECAY_SHARE of the steps (Hu et al., MiniCPM, section 4).
+        """
+        steps, rising, peak = self.steps, self.warmup_steps, self.learning_rate
+        if step < rising:
+            return peak * (step + 1) / rising
+        is_cosine = self.schedule == "cosine"
+        falling = steps - rising if is_cosine else min(steps - rising, math.ceil(DECAY_SHARE * steps))
+        done = max(step - (steps - falling) + 1, 0) / falling  # above 0 in the first falling step, 1 in the last one
+        share = (1 + math.cos(math.pi * done)) / 2 if is_cosine else 1 - done
+        return peak * (FINAL_SHARE + (1 - FINAL_SHARE) * share)
 
 
 class StepResult(NamedTuple):
@@ -108,10 +134,6 @@ class Evaluation(NamedTuple):
     def accuracy(self) -> float:
         """The share of scored targets that were the most likely token."""
         return self.correct / self.scored
-
-    def bits_per_byte(self, nbytes: int) -> float:
-        """Returns the bits per byte of text, for `nbytes` bytes that the scored tokens stand for."""
-        return self.nats / math.log(2) / nbytes
 
 
 class Trainer:
@@ -160,7 +182,7 @@ class Trainer:
             raise UsageError(f"step {self.step + 1}: no target of the batch is scored")
         loss = balance = torch.zeros((), device=self.device)
         routing: list[list[RouterOutput]] = []
-        for piece in distributed.own_rows(batch).split(config.accumulate):
+        for piece in batch.own_rows().split(config.accumulate):
             piece_loss, piece_balance, piece_routing = self._backward(piece, scored)
             loss, balance = loss + piece_loss, balance + piece_balance
             routing.append(piece_routing)
@@ -241,7 +263,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], bfloat16: bool = False)
     device = next(model.parameters()).device
     nats, scored, correct = 0.0, 0, 0
     with _eval_mode(model), torch.no_grad(), autocast(device, bfloat16):
-        for batch in map(distributed.own_rows, batches):
+        for batch in map(Batch.own_rows, batches):
             targets = batch.targets.to(device)
             logits = model(batch.inputs.to(device))  # also where nothing is scored: all ranks run the model together
             if count := int(batch.scored()):

@@ -1,14 +1,20 @@
-"""The options of a run: those of the command line, their defaults, and those that may change on resume."""
+"""The options of a run: their defaults, the model and the settings that they describe, and those that may change on
+resume."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
+from zoo import catalog
 from zoo.errors import MalformedError, UsageError
+from zoo.model.decoder import Decoder
+from zoo.swaps.grammar import apply_swaps
+from zoo.swaps.scaled import resolved, scaled
 from zoo.training.loop import TrainingConfig
+from zoo.units import parse_count
 
 PUBLISHED = "published"  # as `params`: the size itself
-HELDOUT_TOKENS = 65_536  # maximum per evaluation: the first tokens of the held-out text
+BYTES = 256  # the vocabulary of a ByteTokenizer
 # Options that may differ when a run is resumed: they change neither the model nor its losses.
 CHANGEABLE = frozenset({"text", "compile", "checkpoint_activations", "eval_every", "sample"})
 
@@ -75,23 +81,28 @@ class Options:
     def config(self, steps: int) -> TrainingConfig:
         """Returns the settings of training in `steps` steps."""
         assert self.lr is not None
-        return TrainingConfig(
-            steps=steps,
-            learning_rate=self.lr,
-            batch=self.batch,
-            context=self.context,
-            accumulate=self.accumulate,
-            warmup=self.warmup,
-            schedule=self.schedule,
-            weight_decay=self.weight_decay,
-            clip=self.clip,
-            seed=self.seed,
-            autocast=self.autocast,
-        )
+        names = (each.name for each in fields(TrainingConfig) if hasattr(self, each.name))
+        return TrainingConfig(steps, self.lr, **{name: getattr(self, name) for name in names})
 
-    def recorded(self) -> dict[str, Any]:
-        """Returns the options as JSON, for a checkpoint."""
-        return asdict(self) | {"swap": list(self.swap)}
+    def fresh_spec(self) -> tuple[Decoder, list[str]]:
+        """Returns the spec of a model that starts from fresh weights, and the features that its swaps dropped.
+
+        Only a published size keeps its vocabulary; the others have the tokenizer's. A swapped model is scaled again to
+        the same number of parameters. Raises UsageError for an unknown name or an impossible swap, SpecError for one
+        that gives no model, or where the parameters are too few.
+        """
+        assert self.name is not None
+        vocab = self.vocab or BYTES
+        if self.tiny:
+            spec, dropped = apply_swaps(catalog.spec(self.name, tiny=True), self.swap)
+            return spec.with_vocab(vocab), dropped
+        full = catalog.spec(self.name)
+        if self.params == PUBLISHED:
+            return apply_swaps(full, self.swap)
+        params = parse_count(self.params)
+        small = scaled(full, params, vocab=vocab, context=self.context).spec
+        spec, dropped = apply_swaps(small, self.swap)
+        return (resolved(spec, params).spec if self.swap else small), dropped
 
     def _check(self, given: Mapping[str, Any]) -> None:
         if self.name is None and self.source is None:

@@ -1,4 +1,4 @@
-"""A run: training that logs each step, evaluates, keeps checkpoints, and resumes after an interruption.
+"""A run: training that logs each step, evaluates, keeps checkpoints, and resumes after an interruption. Also its speed.
 
 The folder of a run holds log.jsonl, `checkpoints/` and the token file. A step depends only on the step before it: a run
 that is killed and resumed on one device gives the same losses to the bit. With several processes all run it, and the
@@ -7,9 +7,10 @@ first one writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -20,50 +21,49 @@ import torch
 from zoo.core import kernels, processes
 from zoo.core.devices import machine
 from zoo.errors import MalformedError, UsageError, enough
+from zoo.model.decoder import Decoder
+from zoo.model.module import Model
 from zoo.training import checkpoints as stored
-from zoo.training.batches import Batch
-from zoo.training.log import Log, NoLog
 from zoo.training.loop import Trainer, evaluate
-from zoo.training.speed import seconds
+from zoo.training.losses import Batch
+from zoo.training.material import Material
 
 LOG, CHECKPOINTS = "log.jsonl", "checkpoints"
 CHECKPOINT_SECONDS = 600  # a run that evaluates rarely writes a checkpoint at least this often
 COMPARED = ("spec", "config", "data")  # facts in which a resumed run must agree
 MIN_TIMED, MAX_TIMED, TIMED_SHARE = 3, 20, 0.03  # steps that are timed, and the share of the time that they may take
+SIDES = (256, 512, 1024, 2048, 4096, 8192)  # sides of square matrices; the largest that takes at most
+MAX_PRODUCT_SECONDS = 0.05
+PRODUCTS = 4  # timed products per size; the fastest counts
+EVALUATIONS = 10  # default for a run, after the one before its first step
+EVALUATION_SHARE = 0.2  # maximum share of the time
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Material:
-    """The data of a run: the `batch` of each step, counted from 0, and the `heldout` batches.
-
-    `bits_per_byte` converts nats and the number of scored targets into bits per byte of the held-out text. `sample`
-    returns a text that the model writes.
-    """
-
-    batch: Callable[[int], Batch]
-    heldout: Callable[[], Iterable[Batch]]
-    bits_per_byte: Callable[[float, int], float]
-    sample: Callable[[], str] | None = None
 
 
 @dataclass
 class Run:
-    """A run in a folder. `facts` go into every checkpoint: "spec", "config" and "data", in which a resumed run must
-    agree, and others that describe the run. It evaluates after each `every` steps and after the last one."""
+    """A run in a folder. It evaluates after each `eval_every` steps of its options and after the last one."""
 
     folder: Path
     trainer: Trainer
     material: Material
-    facts: Mapping[str, Any]
-    every: int
     seconds: float = 0.0  # of training steps, over all processes that continued the run
     row: Row | None = None  # row of the resumed checkpoint
+    _saved: float = field(default_factory=perf_counter)  # the time of the last checkpoint
+
+    @cached_property
+    def facts(self) -> Row:
+        """The facts that go into every checkpoint, as JSON: "spec", "config" and "data", in which a resumed run must
+        agree, and the options."""
+        spec, config = stored.as_json(self.trainer.model.spec), stored.as_json(self.trainer.config)
+        return {"spec": spec, "config": config, "data": self.material.facts, "options": asdict(self.material.options)}
 
     def restore(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
         """Continues after a checkpoint with this `state`, on the kernels of that time. Raises UsageError if the run
         differs, naming the differences, and MalformedError for a damaged checkpoint."""
-        self._require_same(state)
+        lines = [line for key in COMPARED for line in stored.json_differences(state.get(key), self.facts[key], key)]
+        if lines:
+            raise UsageError(f"{self.folder} holds another run: {enough(lines, 3)}")
         self.trainer.restore(state["step"], *stored.read_tensors(checkpoint))
         self.seconds, self.row = float(state["seconds"]), dict(state["row"])
         kernels.use(_recorded_kernels(state))
@@ -75,33 +75,24 @@ class Run:
         DivergedError for a loss that is not finite, NotAvailable for a disk that fails or is full: the last checkpoint
         stays.
         """
-        trainer, steps = self.trainer, self.trainer.config.steps
-        saved = perf_counter()
+        trainer, material, steps = self.trainer, self.material, self.trainer.config.steps
         if self.row is None:
-            self.row = {"step": 0, "tokens": 0} | self.evaluate()
+            self.row = {"step": 0, "tokens": 0} | evaluation(trainer.model, material)
             self._write(self.row)
         # The log has the row of a checkpoint after the checkpoint is there, which holds it too: a folder without a
         # checkpoint never has a log.
-        with NoLog() if processes.rank() else Log(self.folder / LOG, trainer.step) as log:
+        with closing(stored.Log(self.folder / LOG, trainer.step)) as log:
             log.write(self.row)
             yield self.row
             while trainer.step < steps:
                 row = self._step()
-                if row["step"] % self.every == 0 or row["step"] == steps:
-                    row |= self.evaluate()
-                if "bits_per_byte" in row or _is_over(CHECKPOINT_SECONDS, saved):
+                if row["step"] % (material.options.eval_every or 1) == 0 or row["step"] == steps:
+                    row |= evaluation(trainer.model, material)
+                if "bits_per_byte" in row or processes.from_first(self._is_due):
                     log.flush()
                     self._write(row)
-                    saved = perf_counter()
                 log.write(row)
                 yield row
-
-    def evaluate(self) -> Row:
-        """Returns bits per byte and accuracy on the held-out text, and a sample."""
-        found = evaluate(self.trainer.model, self.material.heldout(), self.trainer.config.autocast)
-        bits = self.material.bits_per_byte(found.nats, found.scored)
-        row: Row = {"bits_per_byte": bits, "accuracy": found.accuracy}
-        return row if self.material.sample is None else row | {"sample": self.material.sample()}
 
     def _step(self) -> Row:
         began = perf_counter()
@@ -109,13 +100,12 @@ class Run:
         took = perf_counter() - began
         self.seconds += took
         tokens = self.trainer.config.tokens_per_step
-        return {
-            "step": result.step,
-            "tokens": result.step * tokens,
-            **{name: value for name, value in result._asdict().items() if name != "step"},
-            "seconds": self.seconds,
-            "tokens_per_second": tokens / took,
-        }
+        row = {"step": result.step, "tokens": result.step * tokens} | result._asdict()
+        return row | {"seconds": self.seconds, "tokens_per_second": tokens / took}
+
+    def _is_due(self) -> bool:
+        """Whether the last checkpoint is too old."""
+        return perf_counter() - self._saved > CHECKPOINT_SECONDS
 
     def _write(self, row: Row) -> None:
         state = {
@@ -129,16 +119,14 @@ class Run:
         tensors = self.trainer.tensors()
         if processes.rank() == 0:
             stored.write_checkpoint(self.folder / CHECKPOINTS, self.trainer.step, *tensors, state)
-
-    def _require_same(self, state: Mapping[str, Any]) -> None:
-        lines = [line for key in COMPARED for line in stored.json_differences(state.get(key), self.facts[key], key)]
-        if lines:
-            raise UsageError(f"{self.folder} holds another run: {enough(lines, 3)}")
+        self._saved = perf_counter()
 
 
-def facts(spec: Any, trainer: Trainer, data: Mapping[str, Any], **others: Any) -> Row:
-    """Returns the facts of a run as JSON: its spec, its config, and its data."""
-    return {"spec": stored.as_json(spec), "config": stored.as_json(trainer.config), "data": dict(data), **others}
+def evaluation(model: Model, material: Material) -> Row:
+    """Returns bits per byte and accuracy on the held-out text, and a sample."""
+    found = evaluate(model, material.heldout(), material.options.autocast)
+    bits = material.tokens.bits_per_byte(found.nats, found.scored)
+    return {"bits_per_byte": bits, "accuracy": found.accuracy, "sample": material.sample(model)}
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -168,23 +156,69 @@ def _recorded_kernels(state: Mapping[str, Any]) -> dict[str, str]:
     return dict(state["kernels"])
 
 
+# Speed.
+
+
 def time_steps(trainer: Trainer, batch: Callable[[int], Batch], budget: float = 0.0) -> float:
     """Returns the seconds of a step, measured on the first batches without changing the model.
 
     The measurement takes a small share of `budget` seconds. The first step, which compiles code, does not count.
     """
-    times, spent = list[float](), 0.0
+    times = list[float]()
+
+    def goes_on() -> bool:
+        return len(times) < MIN_TIMED or (len(times) < MAX_TIMED and sum(times) < TIMED_SHARE * budget)
+
     trainer.rehearse(batch(0))
-    while processes.from_first(partial(_goes_on, len(times), spent, budget)):
+    while processes.from_first(goes_on):
         times.append(seconds(partial(trainer.rehearse, batch(len(times))), trainer.device))
-        spent += times[-1]
     return median(times)
 
 
-def _goes_on(timed: int, spent: float, budget: float) -> bool:
-    return timed < MIN_TIMED or (timed < MAX_TIMED and spent < TIMED_SHARE * budget)
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Measures the FLOPs per second of the fastest square matrix product on a device, in about half a second."""
+    rate = 0.0
+    for side in SIDES:
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        fastest = min(seconds(partial(torch.matmul, a, b), device) for _ in range(PRODUCTS))
+        rate = max(rate, 2 * side**3 / fastest)
+        if 8 * fastest > MAX_PRODUCT_SECONDS:  # the next side takes 8 x as long
+            break
+    return rate
 
 
-def _is_over(limit: float, began: float) -> bool:
-    """Whether `limit` seconds have passed by the clock of the first process."""
-    return processes.from_first(lambda: perf_counter() - began > limit)
+def training_flops_per_token(spec: Decoder, context: int) -> float:
+    """Returns the FLOPs of training per token of sequences of `context` tokens: three times those of the forward pass.
+
+    The backward pass computes a product for the input and one for the weight of each. Recomputation to save memory is
+    not counted (Chowdhery et al., PaLM, appendix B).
+    """
+    return 3 * spec.flops(0, context) / context
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Returns the seconds that a call takes on a device."""
+    began = perf_counter()
+    run()
+    if device.type in ("cuda", "mps", "xpu"):
+        getattr(torch, device.type).synchronize()
+    return perf_counter() - began
+
+
+def steps_within(budget: float, step: float, evaluation: float, every: int | None) -> tuple[int, int]:
+    """Returns the number of steps that fit into `budget` seconds, and the number of steps between two evaluations.
+
+    A step takes `step` seconds and an evaluation `evaluation` seconds; one evaluation comes before the first step.
+    `every` sets the steps between two evaluations. If it is None there are EVALUATIONS, or fewer that take
+    EVALUATION_SHARE of the time. Raises UsageError if there is no time for one step.
+    """
+    evaluations = max(1, min(EVALUATIONS, int(EVALUATION_SHARE * budget / evaluation)))
+    reserved = evaluation * (1 + (evaluations if every is None else 0))
+    left, each = budget - reserved, step + (evaluation / every if every else 0.0)
+    if left < each:
+        raise UsageError(
+            f"the time is too short: {max(budget, 0):.1f} s are left after preparing, a step takes {step:.2g} s and an "
+            f"evaluation {evaluation:.2g} s; give more --minutes, or --tokens"
+        )
+    steps = int(left / each)
+    return steps, every or max(1, round(steps / evaluations))

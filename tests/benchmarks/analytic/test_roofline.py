@@ -100,7 +100,7 @@ def test_parts_add_up_and_masking_only_saves(name: str) -> None:
         assert row["other_flops"] == 0
     one_token, _ = rows(name)
     latent = [layer.mixer for layer in spec.layers if isinstance(layer.mixer, zoo.MLA)]
-    seen = [mixer.flop_reach("scores").pairs(4095, 1) for mixer in latent]
+    seen = [mixer.flop_growth("scores").reach.pairs(4095, 1) for mixer in latent]
     along = sum(2 * n * mixer.heads * mixer.rope_dim for n, mixer in zip(seen, latent, strict=True))  # rotary values
     updates = sum(2 * math.prod(state.shape) for state in states)  # outer products, which are no matrix products
     assert one_token["flops"] == spec.flops(4095, 1) == one_token["full_square_flops"] - along + updates

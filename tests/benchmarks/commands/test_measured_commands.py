@@ -17,7 +17,6 @@ from benchmarks.__main__ import app
 from benchmarks.measure import blocks, timing, variants
 from tests.benchmarks.schema import validate
 from zoo.cli.runner import exit_code
-from zoo.core import kernels
 
 MLA = ["blocks", "--variants", "mla", "--tiny"]
 CALLS = {
@@ -85,21 +84,3 @@ def test_json_jsonl_and_csv_hold_the_same_rows_by_the_schema(call: Callable[...,
     names = [row.get("block") or row["variant"] for row in document["rows"]]
     assert [row.get("block") or row["variant"] for row in written] == names
     assert all(float(row.get("decode_s") or row["attention_s"]) == pytest.approx(0.001) for row in written)
-
-
-def test_ctrl_c_while_it_measures_leaves_valid_json(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As that of variants does: test_variants.py."""
-
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(blocks, "measure", interrupted)
-    args = ["blocks", "--dim", "256", "--tokens", "4", "--context", "4", "--json"]
-    assert exit_code(app, "python -m benchmarks", args) == 130
-    out, err = capsys.readouterr()
-    document = json.loads(out)
-    assert (document["complete"], document["rows"]) == (False, [])
-    assert document["machine"]["kernels"] == kernels.choices()
-    assert err == "error: interrupted\n"

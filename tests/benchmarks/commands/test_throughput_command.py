@@ -14,7 +14,7 @@ import torch
 import weights
 import zoo
 from benchmarks.__main__ import app
-from benchmarks.measure import ceilings, devices, runners, throughput
+from benchmarks.measure import ceilings, environment, runners, throughput
 from benchmarks.measure.timing import measure
 from tests.benchmarks.fakes import Ticking
 from tests.benchmarks.schema import validate
@@ -164,7 +164,7 @@ def test_a_baseline_that_computes_something_else_is_not_measured(
     assert call("llama3", *SHORT, "--peer", "transformers") == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert "llama3: the logits of transformers differ by" in err
+    assert "llama3: in transformers, the logits differ by" in err
     assert "nothing was measured" in err
 
 
@@ -211,16 +211,6 @@ def test_tables_of_training(capsys: pytest.CaptureFixture[str]) -> None:
     assert not torch.is_inference_mode_enabled()
 
 
-def test_training_that_does_not_fit_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Weights that would fit for inference, without the room for gradients and moments."""
-    monkeypatch.setattr(throughput, "run", lambda *_: pytest.fail("it ran"))
-    monkeypatch.setattr("benchmarks.measure.devices.free_memory", lambda device: 8 * 2**30)
-    assert call("qwen3-0.6b", "--train", "--batch", "1", "--peer", "transformers") == 3
-    assert "qwen3-0.6b (596M parameters) in float32 needs" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
 @pytest.mark.parametrize("family", ["llama3", "gemma3", "gpt-oss", "deepseek-v3"])
@@ -262,18 +252,13 @@ def test_weights_of_a_folder_are_named(tmp_path: Path, capsys: pytest.CaptureFix
     assert (row["model"], row["weights"], row["tiny"], row["hub"]) == ("mine", "mine", False, None)
 
 
-def test_compare_measures_when_it_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("qwen3", "llama3", "--measure", "--tiny", "--json", verb="compare") == 0
+@pytest.mark.parametrize("models", [("qwen3-0.6b", "llama3.2-1b"), ("qwen3-0.6b", "qwen3-0.6b")])
+def test_compare_measures_each_model_once(models: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*models, "--measure", "--tiny", "--json", verb="compare") == 0
     rows = [row for row in written(capsys)["rows"] if row["table"] == "throughput"]
     assert [(row["model"], row["test"], row["dtype"]) for row in rows] == [
-        (name, test, "bfloat16") for test in ("pp512", "tg128") for name in ("qwen3-0.6b", "llama3.2-1b")
+        (name, test, "bfloat16") for test in ("pp512", "tg128") for name in dict.fromkeys(models)
     ]
-
-
-def test_compare_measures_a_model_with_itself_once(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("qwen3", "qwen3", "--measure", "--tiny", "--json", verb="compare") == 0
-    rows = [row for row in written(capsys)["rows"] if row["table"] == "throughput"]
-    assert [row["test"] for row in rows] == ["pp512", "tg128"]
 
 
 def test_commands_on_the_pages_have_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
@@ -297,7 +282,7 @@ def test_commands_on_the_pages_have_options_that_exist(capsys: pytest.CaptureFix
 def test_on_a_gpu_time_and_memory_are_the_devices(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(throughput, "clock", devices.clock)
+    monkeypatch.setattr(throughput, "clock", environment.clock)
     assert call("gpt-oss", *SHORT, "-d", "30", "--device", "cuda", "--peer", "transformers", "--json") == 0
     document = written(capsys)
     assert document["machine"]["gpu"]
@@ -307,12 +292,20 @@ def test_on_a_gpu_time_and_memory_are_the_devices(
     assert all(row["peak_bytes"] > 2 * row["params"] for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("args", "free", "told"),
+    [
+        (["deepseek-v3-671b"], 1, "what would fit: --tiny"),
+        # Weights that would fit for inference, without the room for gradients and moments.
+        (["qwen3-0.6b", "--train", "--batch", "1", "--peer", "transformers"], 8, "(596M parameters) in float32 needs"),
+    ],
+)
 def test_where_it_does_not_fit_nothing_is_built(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    args: list[str], free: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(throughput, "run", lambda *_: pytest.fail("it ran"))
-    monkeypatch.setattr("benchmarks.measure.devices.free_memory", lambda device: 2**30)
-    assert call("deepseek-v3-671b") == 3
+    monkeypatch.setattr(throughput, "build", lambda *_: pytest.fail("it was built"))
+    monkeypatch.setattr("benchmarks.measure.environment.free_memory", lambda device: free * 2**30)
+    assert call(*args) == 3
     out, err = capsys.readouterr()
     assert out == ""
-    assert "what would fit: --tiny" in err
+    assert told in err

@@ -33,7 +33,7 @@ def learned_rows(
             for seed in range(results.config.seeds):
                 run = results.run(entry, task, seed)
                 results.outcomes[run] = _outcome(run, random.Random(f"{model} {task} {seed}"), 0.06 * model)
-    report = Report(Format.json, None)
+    report = Report(Format.json)
     report.add(*tables(results))
     return report.rows
 

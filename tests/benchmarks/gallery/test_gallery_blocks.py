@@ -184,7 +184,7 @@ def test_page_shows_unknown_kinds_of_block(change: str) -> None:
     texts = [element.text or "" for element in root.iter(f"{SPACE}text")]
     assert all(any(word in text for text in texts) for word in change.split(" and ") if word != "NoPE")
     assert not any(text.endswith(" ") or text == "RoPE " for text in texts)
-    assert len(data(models)["models"]) == 2
+    assert len(data(models, {})["models"]) == 2
     for model in models:
         assert_inside(ElementTree.fromstring(svg(model.spec, model.name, against=models[0].spec)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from functools import partial
 from typing import Any
 from xml.etree.ElementTree import fromstring, tostring
 
@@ -16,10 +17,19 @@ from benchmarks.gallery import swap_grid
 from benchmarks.gallery.cost_terms import outside_terms
 from benchmarks.gallery.overview import groups
 from tests.benchmarks.gallery.conftest import SHOWN, Open
-from tests.zoo.diagram.drawing import parts
+from tests.zoo.diagram.drawing import part, parts
 from zoo.cli.runner import exit_code
-from zoo.diagram import Fragments, svg
-from zoo.diagram.figure import STRIP, STRIP_ABOVE, STRIP_BELOW, folded
+from zoo.diagram import svg
+from zoo.diagram.figure import (
+    STRIP,
+    STRIP_ABOVE,
+    STRIP_BELOW,
+    after_layers,
+    before_layers,
+    branch_fragment,
+    folded,
+    fragments,
+)
 from zoo.diagram.looks import look
 from zoo.model.layer_pattern import labels
 from zoo.swaps.grammar import apply_swaps
@@ -159,24 +169,26 @@ def test_layers_that_differ_are_drawn_one_by_one(page: Any) -> None:
     scope = dict[str, Any]()
     exec(page.locator("#swap-code").inner_text(), scope)
     spec = scope["spec"]
-    kinds, made = Counter(spec.layers), Fragments(spec, layout="narrow")
+    kinds, made = Counter(spec.layers), partial(part, spec, layout="narrow")
+    branch = partial(branch_fragment, spec, layout="narrow")
     assert len(kinds) == 3
     names = dict(zip(kinds, labels(spec.layers), strict=True))
     looks = {layer: look(layer, spec) for layer in kinds}
     most = max(kinds, key=lambda layer: kinds[layer])
-    wanted = [made.pattern(looks.values(), folded([names[layer] for layer in spec.layers])), *made.before()]
+    wanted = [made("pattern", looks.values(), folded([names[layer] for layer in spec.layers]))]
+    wanted += fragments(spec, before_layers, "narrow")
     for layer, n in kinds.items():  # all have one feed-forward
         shown = "here" if layer is most else "below" if [*kinds].index(layer) < [*kinds].index(most) else "above"
-        wanted += [made.top(n, names[layer], looks[layer]), made.branch("attn", layer.attn)]
-        wanted += [made.branch("ffn", layer.ffn, shown), made.bottom(layer.output_scale)]
-    wanted += made.after()
+        wanted += [made("top", n, names[layer], looks[layer]), branch("attn", layer.attn)]
+        wanted += [branch("ffn", layer.ffn, shown), made("bottom", layer.output_scale, 1)]
+    wanted += fragments(spec, after_layers, "narrow")
     figure = page.locator("#swap-drawings figure").nth(1)
-    assert figure.locator("svg text").all_text_contents() == texts([part.svg for part in wanted])
+    assert figure.locator("svg text").all_text_contents() == texts([each.svg for each in wanted])
     bars = [bar.get_attribute("class") for bar in figure.locator("svg > g").first.locator("rect").all()]
     assert bars == [css_class for layer in spec.layers for css_class in looks[layer]]
     strip = STRIP_ABOVE + STRIP + STRIP_BELOW
     height = float(figure.locator("svg").get_attribute("viewBox").split()[3])
-    assert height == strip + sum(part.height for part in wanted)
+    assert height == strip + sum(each.height for each in wanted)
     assert not {"drawn above", "drawn below"} & {*figure.locator("svg text.differs").all_text_contents()}
     page.locator("#swap-reset").click()
 

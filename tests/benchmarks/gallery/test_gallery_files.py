@@ -18,6 +18,7 @@ from benchmarks.__main__ import app
 from benchmarks.analytic.models import NamedSpec, chosen, one
 from benchmarks.commands.gallery import read_measured
 from benchmarks.gallery import charts, files, learning_curves, timeline
+from benchmarks.gallery.chart import FORMATS
 from benchmarks.gallery.chart_tables import tables
 from benchmarks.gallery.files import page
 from benchmarks.gallery.learning_tables import learning_tables
@@ -117,7 +118,7 @@ def test_every_table_is_a_csv_file(folder: Path) -> None:
 
 def test_every_chart_is_saved_as_images(folder: Path) -> None:
     assert {path.name for path in (folder / "charts").iterdir()} == {
-        f"{name}.{kind}" for name in CHARTS for kind in charts.FORMATS
+        f"{name}.{kind}" for name in CHARTS for kind in FORMATS
     }
     for name, chart in CHARTS.items():
         svg = (folder / "charts" / f"{name}.svg").read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -16,8 +16,9 @@ from benchmarks.gallery.cost_terms import CostTerms, Terms, attention_terms, fee
 from benchmarks.gallery.swap_drawings import SHOWN, swap_drawings
 from benchmarks.gallery.swap_grid import Grid
 from tests.presets import over, representatives, screen_of_families
-from zoo.diagram import Fragment, Fragments
-from zoo.diagram.figure import folded
+from tests.zoo.diagram.drawing import part
+from zoo.diagram.canvas import Fragment
+from zoo.diagram.figure import branch_fragment, folded
 from zoo.diagram.looks import look
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import labels
@@ -123,8 +124,9 @@ def test_drawings_are_of_the_models_that_the_swaps_make(name: str) -> None:
     spec, parts = one(name).spec, dict[Fragment, int]()
     made, choices = swap_drawings(spec, lambda part: parts.setdefault(part, len(parts))), swap_grid.single_choices(spec)
     assert_complete(spec, made)
-    held, drawn, checked = list(parts), Fragments(spec, layout="narrow"), 0
-    branch_drawn = cache(drawn.branch)
+    held, checked = list(parts), 0
+    drawn = partial(part, spec, layout="narrow")
+    branch_drawn = cache(partial(branch_fragment, spec, layout="narrow"))
     for at in sampled_choices(choices):
         these = [choices[axis][at[axis]] for axis in AXES]
         chosen = made["attention"][at["kv"]], made["feed_forward"][at["experts"]][at["k"]]
@@ -140,11 +142,11 @@ def test_drawings_are_of_the_models_that_the_swaps_make(name: str) -> None:
         assert [kinds.index(layer) for layer in changed.layers] == [i for n, i in structure["runs"] for _ in range(n)]
         names = dict(zip(kinds, labels(changed.layers), strict=True))
         whole = folded([names[layer] for layer in changed.layers]) if len(kinds) > 1 else ""
-        assert held[structure["pattern"]] == drawn.pattern([look(layer, changed) for layer in kinds], whole)
+        assert held[structure["pattern"]] == drawn("pattern", [look(layer, changed) for layer in kinds], whole)
         for layer, number in zip(kinds, structure["kinds"], strict=True):
             frame, seen = made["frames"][number], look(layer, changed)
             assert tuple(frame["look"]) == seen
-            assert held[frame["top"]] == drawn.top(counts[layer], names[layer] if len(kinds) > 1 else "", seen)
+            assert held[frame["top"]] == drawn("top", counts[layer], names[layer] if len(kinds) > 1 else "", seen)
             for role, choice in zip(("attn", "ffn"), chosen, strict=True):
                 branch = dict(layer.branches()).get(role)
                 assert (frame[role] is None) is (branch is None)
@@ -153,7 +155,7 @@ def test_drawings_are_of_the_models_that_the_swaps_make(name: str) -> None:
                     assert held[choice["parts"][i][shown]] == branch_drawn(role, branch, SHOWN[shown])
             rest = [held[part] for _, part in made["rests"][frame["rest"]]]
             inputs = [branch_drawn("inputs", layer.inputs)] if layer.inputs else []
-            assert rest == [*inputs, drawn.bottom(layer.output_scale)]
+            assert rest == [*inputs, drawn("bottom", layer.output_scale, 1)]
     assert checked >= len(AXES)
 
 

@@ -15,7 +15,7 @@ from benchmarks.__main__ import app
 from benchmarks.commands import gallery
 from benchmarks.commands.gallery import read_learned
 from benchmarks.gallery import learning_curves
-from benchmarks.gallery.label_places import PLACES, label_places
+from benchmarks.gallery.learning_curves import PLACES, label_places
 from benchmarks.gallery.learning_tables import learning_tables, section
 from tests.benchmarks.gallery.learned import NAMES, SWAP, learned_rows, sample
 from zoo.cli.runner import exit_code

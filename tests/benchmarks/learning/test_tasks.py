@@ -7,8 +7,7 @@ import torch
 
 from benchmarks.learning.tasks import FAR_PAIRS, FILLER, HALF, SEPARATOR, TASKS, VOCAB, Task, generator_for
 from tests.ranks import in_process
-from zoo.training.batches import Batch
-from zoo.training.losses import IGNORED
+from zoo.training.losses import IGNORED, Batch
 
 CASES = [(task, size) for task in TASKS.values() for size in task.sizes]
 IDS = [f"{task.name}-{size}" for task, size in CASES]

@@ -10,7 +10,7 @@ import torch
 
 import weights
 import zoo
-from benchmarks.measure import devices
+from benchmarks.measure import environment
 from benchmarks.measure.benchmark_models import BenchmarkModel, Variant, benchmark_models, first_layers
 from benchmarks.measure.runners import ThroughputConfig, workloads
 from benchmarks.measure.throughput import needed_bytes, require_model_memory
@@ -106,9 +106,9 @@ def test_what_is_needed_covers_weights_and_caches(name: str) -> None:
 
 
 def refused(names: list[str], free: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(devices, "free_memory", lambda device: free)
+    monkeypatch.setattr(environment, "free_memory", lambda device: free)
     with pytest.raises(NotAvailable) as error:
-        require_model_memory(benchmark_models(names, Variant()), ThroughputConfig(WORKS, dtype), 1)
+        require_model_memory(benchmark_models(names, Variant()), ThroughputConfig(WORKS, dtype))
     return str(error.value)
 
 
@@ -139,6 +139,6 @@ def test_where_not_one_layer_fits_only_the_tiny_form_is_left(monkeypatch: pytest
 
 def test_what_fits_or_cannot_be_said_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for free in (2**60, None):
-        monkeypatch.setattr(devices, "free_memory", lambda device, free=free: free)
+        monkeypatch.setattr(environment, "free_memory", lambda device, free=free: free)
         models = [BenchmarkModel(benchmark_models(["llama3-8b"], Variant())[0].entry)]
-        require_model_memory(models, ThroughputConfig(WORKS, F32), 1)
+        require_model_memory(models, ThroughputConfig(WORKS, F32))

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.measure import blocks, timing
 from benchmarks.measure.blocks import BlockConfig, BlockEntry, block_list, block_tasks, build_block, rows, run
-from benchmarks.measure.devices import CPU
+from benchmarks.measure.environment import CPU
 from benchmarks.measure.timing import Samples
 from zoo.blocks import HyperBranch
 from zoo.core.cache import Cache

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from benchmarks.measure.blocks import block_context, build_block
-from benchmarks.measure.devices import CPU
+from benchmarks.measure.environment import CPU
 from benchmarks.measure.mla import ABSORBED, EXPANDED, LATENT, fill_cache, modules, scratch_elements, variants
 from tests.exact import assert_equal
 from zoo import MLA, NoPE, RMSNorm, RoPE

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import zoo
-from benchmarks.measure.devices import CPU, start_memory_meter
+from benchmarks.measure.environment import CPU, start_memory_meter
 from benchmarks.measure.observed import Observed, observe
 from benchmarks.measure.runners import Workload, ZooRunner, random_tokens, task
 from zoo.core import kernels

@@ -10,8 +10,9 @@ import torch
 from benchmarks.analytic.models import one, representatives
 from benchmarks.commands import costs
 from benchmarks.measure import throughput, timing
-from benchmarks.measure.benchmark_models import BenchmarkModel
-from benchmarks.measure.throughput import TINY_THREADS, prepare_tiny, run
+from benchmarks.measure.benchmark_models import BenchmarkModel, Variant
+from benchmarks.measure.runners import Results
+from benchmarks.measure.throughput import TINY_THREADS, build, run, tiny_config
 from benchmarks.measure.throughput_rows import rows
 from tests.benchmarks.fakes import Ticking, fake_rows
 from zoo.architectures import families
@@ -23,7 +24,8 @@ def test_every_family_runs_in_its_tiny_form(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(throughput, "TINY_DECODE", 2)
     monkeypatch.setattr(throughput, "clock", lambda device: Ticking())
     monkeypatch.setattr(timing, "MAX_WARMUP_SECONDS", inf)  # a round of all families takes more of these seconds
-    results = prepare_tiny(representatives([]), 0)
+    results = Results(tiny_config(0))
+    build([Variant(tiny=True).of(BenchmarkModel(model)) for model in representatives([])], results)
     run(results)
     made = rows(results)
     assert [(row["model"], row["test"]) for row in made] == [
@@ -49,7 +51,7 @@ def test_threads_are_as_before_once_it_is_over(monkeypatch: pytest.MonkeyPatch) 
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            run(prepare_tiny([one("llama3")], 0))
+            run(Results(tiny_config(0)))
         assert inside == [(TINY_THREADS, True)]
         assert torch.get_num_threads() == 2
         assert not torch.is_inference_mode_enabled()
@@ -66,14 +68,14 @@ def test_the_table_has_a_line_for_each_model_that_was_timed_in_both_ways() -> No
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
-    [([1.0], "One repetition after 4 rounds of warm-up"), ([1.0] * 5, "Medians of 5 repetitions after 4 rounds")],
+    ("prefill", "decode", "told"),
+    [
+        ([1.0], [1.0], "One repetition after 4 rounds of warm-up"),
+        ([1.0] * 5, [1.0] * 5, "Medians of 5 repetitions after 4 rounds"),
+        ([1.0] * 2, [1.0], "Medians of 1 to 2 repetitions"),  # interrupted in the middle of a round
+    ],
 )
-def test_the_legend_says_how_often_it_was_measured(seconds: list[float], told: str) -> None:
-    assert told in costs.tiny_throughput_table(fake_rows([BenchmarkModel(one("qwen3"))], seconds)).text(Format.table)
-
-
-def test_an_interruption_in_the_middle_of_a_round_is_told() -> None:
-    made = fake_rows([BenchmarkModel(one("qwen3"))], [1.0, 1.0])
-    made[1]["seconds"] = [1.0]
-    assert "Medians of 1 to 2 repetitions" in costs.tiny_throughput_table(made).text(Format.table)
+def test_the_legend_says_how_often_it_was_measured(prefill: list[float], decode: list[float], told: str) -> None:
+    made = fake_rows([BenchmarkModel(one("qwen3"))], prefill)
+    made[1]["seconds"] = decode
+    assert told in costs.tiny_throughput_table(made).text(Format.table)

@@ -17,9 +17,9 @@ from benchmarks.measure.observed import Observed, gemm_key
 from benchmarks.measure.runners import (
     COMPILED,
     EAGER,
+    IDLE,
     ZOO,
     Candidate,
-    NullRunner,
     Results,
     ThroughputConfig,
     Workload,
@@ -40,7 +40,7 @@ CONFIG = ThroughputConfig((PREFILL, DECODE), dtype=torch.bfloat16)
 
 
 def candidate(name: str = "qwen3-0.6b", implementation: str = ZOO, mode: str = EAGER) -> Candidate:
-    return Candidate(BenchmarkModel(one(name)), implementation, mode, NullRunner())
+    return Candidate(BenchmarkModel(one(name)), implementation, mode, IDLE)
 
 
 def found(*candidates: Candidate, seconds: tuple[float, ...] = (2.0, 1.0, 4.0)) -> Results:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
-from math import cos, exp, gamma, inf, pi, sqrt, tan
+from math import exp, inf, sqrt
 
 import pytest
+from scipy import stats
 
 from benchmarks.measure.timing import (
     MAX_WARMUP_ROUNDS,
@@ -127,34 +128,12 @@ def test_a_rate_is_that_of_the_median_with_the_slowest_and_the_fastest() -> None
     found = rate(60, [2.0, 30.0, 3.0, 1.0, 6.0])
     assert (found.median, found.min, found.max) == (20.0, 2.0, 60.0)
     assert rate(60, [2.0, 4.0]) == Spread(median=20.0, std=pytest.approx(112.5**0.5), min=15.0, max=30.0)
-
-
-def test_a_single_sample_has_no_deviation() -> None:
     assert rate(3.0, [1.0]) == Spread(median=3.0, std=0.0, min=3.0, max=3.0)
 
 
-def probability(within: float, freedom: int, steps: int = 2000) -> float:
-    """That a variable of Student's t distribution is between -within and within, by Simpson's rule for its density,
-    with x = tan(u) sqrt(freedom)."""
-    scale = gamma((freedom + 1) / 2) / (sqrt(pi) * gamma(freedom / 2))
-    low, high = 0.0, next_angle(within, freedom)
-    width = (high - low) / steps
-    weights = [1 if n in (0, steps) else 4 if n % 2 else 2 for n in range(steps + 1)]
-    return 2 * scale * width / 3 * sum(w * cos(n * width) ** (freedom - 1) for n, w in enumerate(weights))
-
-
-def next_angle(within: float, freedom: int) -> float:
-    """The angle u with tan(u) sqrt(freedom) = within, by bisection."""
-    low, high = 0.0, pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if tan(middle) * sqrt(freedom) < within else (low, middle)
-    return low
-
-
 @pytest.mark.parametrize("freedom", [*range(1, 61), 120, 300])
-def test_a_quantile_leaves_five_per_cent_outside(freedom: int) -> None:
-    assert probability(t_quantile(freedom), freedom) == pytest.approx(0.95, abs=1e-4)
+def test_quantiles_are_those_of_scipy(freedom: int) -> None:
+    assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=6e-4)
 
 
 def test_a_paired_ratio_is_the_geometric_mean_with_its_interval() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from benchmarks.analytic.models import one
-from benchmarks.measure import training
+from benchmarks.measure import baseline as module
 from benchmarks.measure.baseline import build_baseline
 from benchmarks.measure.benchmark_models import BenchmarkModel, Variant
-from benchmarks.measure.devices import CPU
+from benchmarks.measure.environment import CPU
 from benchmarks.measure.runners import EAGER, Candidate, ThroughputConfig, Workload, random_tokens, task
 from benchmarks.measure.training import (
     TrainingRunner,
+    baseline_runner,
     training_bytes,
     training_candidates,
     training_flops,
@@ -48,9 +48,9 @@ def values(model: torch.nn.Module) -> list[torch.Tensor]:
 def candidates(
     family: str, dtype: torch.dtype = torch.float32, modes: Sequence[str] = (EAGER,), baseline: bool = True
 ) -> list[Candidate]:
-    config = ThroughputConfig((WORK,), dtype)
+    config = ThroughputConfig((WORK,), dtype, modes=modes, baseline=baseline)
     model = Variant(tiny=True).of(BenchmarkModel(one(family)))
-    return list(training_candidates(model, model.build(CPU, dtype, 0), config, modes, baseline, False))
+    return list(training_candidates(model, model.build(CPU, dtype, 0), config))
 
 
 def test_a_training_step_is_one_workload_with_a_target_for_each_token() -> None:
@@ -77,8 +77,8 @@ def test_both_implementations_start_with_the_same_loss_and_gradients(family: str
     """In transformers as in the zoo; nothing is changed by looking."""
     model = zoo.build(family, tiny=True)
     before = values(model)
-    reference = copy.deepcopy(build_baseline(model, CPU))
-    theirs = TrainingRunner.of(reference, lambda each: reference(input_ids=each, use_cache=False).logits)
+    reference = build_baseline(model, CPU)
+    theirs = baseline_runner(reference, compiled=False)
     expected, found = runner(model).gradients(tokens(model)), theirs.gradients(tokens(model))
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
     assert found.norm == pytest.approx(expected.norm, rel=1e-5)
@@ -116,7 +116,7 @@ def test_another_loss_or_gradient_is_refused_but_for_experts_in_16_bits(
         broken(reference)
         return reference
 
-    monkeypatch.setattr(training, "build_baseline", build)
+    monkeypatch.setattr(module, "build_baseline", build)
     with pytest.raises(CheckFailed, match=rf"in transformers, the {what} is .* nothing was measured"):
         candidates(family)
     if family == "gpt-oss":

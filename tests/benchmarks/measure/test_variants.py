@@ -14,7 +14,7 @@ import torch
 from benchmarks.__main__ import app
 from benchmarks.analytic.models import about, one
 from benchmarks.commands.blocks import of_model, tables
-from benchmarks.measure import devices, mla, sparse, timing, variants
+from benchmarks.measure import environment, mla, sparse, timing, variants
 from benchmarks.measure.blocks import DECODE, PREFILL
 from benchmarks.measure.mla import ABSORBED, EXPANDED, LATENT, ExpandedAttention, MLAVariants, scratch_elements
 from benchmarks.measure.sparse import FULL, SPARSE, SparseVariants, attention_flops, crossover
@@ -166,7 +166,7 @@ def test_a_sparse_output_that_differs_fails_the_run(
     assert exit_code(app, "benchmarks", ["blocks", *TINY_SPARSE, "--context", "30"]) == 1
     out, err = capsys.readouterr()
     assert "Outputs NOT equal" in out
-    assert err.startswith("error: sparse attention in decode at 30 tokens differs from attention under its mask by ")
+    assert err.startswith("error: sparse in decode at 30 tokens differs from attention under its mask by ")
     assert len(err.splitlines()) == 1
 
 
@@ -198,6 +198,6 @@ def test_an_interruption_leaves_what_there_is_and_valid_json(
 
 
 def test_weights_that_do_not_fit_are_never_allocated(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(devices, "free_memory", lambda _: 10**8)
+    monkeypatch.setattr(environment, "free_memory", lambda _: 10**8)
     assert exit_code(app, "benchmarks", ["blocks", "--variants", "mla"]) == 3
     assert "need 714 MiB, and 95.4 MiB is free" in capsys.readouterr().err

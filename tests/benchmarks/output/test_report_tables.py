@@ -28,7 +28,7 @@ TABLES = [costs.parameter_table(COSTS), costs.kv_table(COSTS), costs.tiny_throug
 
 
 def written(format: Format, folder: Path) -> str:
-    report = Report(format, folder / "out")
+    report = Report(format, out=folder / "out")
     report.add(*TABLES)
     report.about["complete"] = True
     report.finish()
@@ -62,7 +62,7 @@ def test_a_table_that_is_too_wide_wraps_its_longest_names() -> None:
 
 
 def test_tables_in_a_file_are_the_tables_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = Report(Format.table, None)
+    report = Report()
     report.add(*TABLES)
     report.finish()
     assert capsys.readouterr().out == written(Format.table, tmp_path)
@@ -88,7 +88,7 @@ def test_windows_of_several_sizes_are_listed() -> None:
 def test_derived_cells_are_shown_and_not_written(tmp_path: Path) -> None:
     table = Table("t", [Column("sum", "sum")], [], [{"a": 1, "b": 2}], derive=lambda row: {"sum": row["a"] + row["b"]})
     assert "3" in table.text(Format.table)
-    report = Report(Format.json, tmp_path / "out")
+    report = Report(Format.json, out=tmp_path / "out")
     report.add(table)
     report.finish()
     assert json.loads((tmp_path / "out").read_text())["rows"] == [{"a": 1, "b": 2}]
@@ -96,4 +96,4 @@ def test_derived_cells_are_shown_and_not_written(tmp_path: Path) -> None:
 
 def test_a_file_in_no_folder_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     with pytest.raises(NotAvailable, match="no folder"):
-        Report(Format.json, tmp_path / "missing" / "out")
+        Report(Format.json, out=tmp_path / "missing" / "out")

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 import weights
 import zoo
+from tests import toys
 from tests.exact import assert_equal
 from tests.presets import over
 from tests.reference import published, toy_config
@@ -22,11 +23,12 @@ from tests.weights.formats.gguf_fields import fields
 from tests.weights.packers import mxfp4, mxfp4_numbers
 from weights.formats.gguf_file import GGUFFile
 from weights.formats.gguf_layout import ARCHITECTURES
-from weights.formats.gguf_metadata import metadata_of, spec_differences
+from weights.formats.gguf_metadata import SHAPES, metadata_of, spec_differences
 from weights.loading import open_source
 from weights.reference.model import config_of
 from zoo.architectures import families
 from zoo.blocks import MoE
+from zoo.catalog import allocate
 from zoo.errors import MalformedError
 from zoo.hf.config import Size
 
@@ -83,20 +85,8 @@ def test_the_library_knows_these_tensors(name: str) -> None:
 
 WITHOUT_POSITIONS = {"rope.freq_base", "rope.dimension_count"}
 # Fields that change nothing, beside the context and the size of the vocabulary.
-INERT = {
-    "granitehybrid": WITHOUT_POSITIONS,
-    "kimi-linear": WITHOUT_POSITIONS | {"attention.value_length"},
-    "llama4-scout-109b": {"feed_forward_length"},  # of dense layers, where there are none
-    "mixtral-8x7b": {"feed_forward_length"},
-    "mistral4": {"feed_forward_length"},
-    "minimax-m2": {"feed_forward_length"},
-    "gpt-oss": {"feed_forward_length"},
-    "nemotron_h_moe": WITHOUT_POSITIONS,
-    "qwen35": {"rope.dimension_sections"},
-    "qwen35moe": {"rope.dimension_sections"},
-    "qwen3moe": {"feed_forward_length"},
-    "qwen3next": {"feed_forward_length"},
-}
+INERT = dict.fromkeys(("granitehybrid", "kimi-linear", "nemotron_h_moe"), WITHOUT_POSITIONS)
+INERT |= {kind: {"rope.dimension_sections"} for kind in ("qwen35", "qwen35moe")}
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -105,7 +95,7 @@ def test_every_other_field_of_a_file_is_compared(name: str, tmp_path: Path) -> N
     spec = next(module for module in families().values() if name in module.SIZES).from_hf(case.config)
     metadata = GGUFFile(write(tmp_path / "x.gguf", case.kind, case.said, {}))._metadata
     assert spec_differences(case.kind, metadata, spec) == []
-    inert = {"context_length", "vocab_size", "nextn_predict_layers"} | INERT.get(case.kind, INERT.get(name, set()))
+    inert = {"context_length", "vocab_size", "nextn_predict_layers"} | SHAPES | INERT.get(case.kind, set())
     any_value = {key for key, value in metadata_of(case.kind, spec).items() if value is ...}
     assert inert & metadata.keys() == any_value & metadata.keys()
     for key in metadata.keys() - inert:
@@ -115,6 +105,48 @@ def test_every_other_field_of_a_file_is_compared(name: str, tmp_path: Path) -> N
             other = 7  # longer ones are none, too
         differences = spec_differences(case.kind, metadata | {key: other}, spec)
         assert f"{key} {other} instead of {metadata_of(case.kind, spec)[key]}" in differences
+
+
+@pytest.mark.parametrize("most", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_fields_that_are_not_compared_show_in_the_tensors(most: int) -> None:
+    """Other sizes in a config that change such a field change a compared field too, or the tensors."""
+    changing = set[str]()
+    for name, kind in KINDS.items():
+        config = toys.config(name)
+        family = next(module for module in families().values() if name in module.SIZES)
+        spec, said = family.from_hf(config), fields(config, kind)
+        usual = spec_differences(kind, said, spec)  # the layers of multi-token prediction
+        for count, changed in changed_sizes(config):
+            try:
+                says = fields(changed, kind)
+                differ = {key for key in SHAPES & said.keys() if says.get(key) != said[key]}
+                if not count <= min(most, len(differ)):
+                    continue
+                other = family.from_hf(changed)
+            except (MalformedError, LookupError, ZeroDivisionError):
+                continue
+            if other.layers != spec.layers and spec_differences(kind, says, spec) == usual:
+                assert shapes(other) != shapes(spec), (name, differ)
+            changing |= differ
+    assert changing == SHAPES
+
+
+def changed_sizes(config: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the config with another value in each of its integers, in two of them whose product stays, and with the
+    first value throughout each list; each with the number of changed fields."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from ((count, config | {key: inner}) for count, inner in changed_sizes(value))
+        elif isinstance(value, list):
+            yield 1, config | {key: value[:1] * len(value)}
+        elif type(value) is int:
+            yield from ((1, config | {key: other}) for other in (2 * value, value // 2, value + 1, value - 1))
+            even = {name: other // 2 for name, other in config.items() if type(other) is int and other % 2 == 0}
+            yield from ((2, config | {key: 2 * value, name: other}) for name, other in even.items())
+
+
+def shapes(spec: zoo.Decoder) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in allocate(spec, "meta").state_dict().items()}
 
 
 @pytest.mark.parametrize("name", ["kimi-linear-48b-a3b", "ministral3-3b", "qwen3.5-0.8b"])
@@ -199,6 +231,21 @@ def test_keys_and_values_of_other_sizes(toy: Callable[[Case], Case], tmp_path: P
     del case.tensors["blk.1.attn_v_b.weight"]
     with pytest.raises(MalformedError, match=r"missing: .*1\.self_attn\.kv_b_proj\.weight.*blk\.1\.attn_k_b\.weight"):
         weights.load(write(tmp_path / "y.gguf", case.kind, case.said, case.tensors))
+
+
+def test_keys_and_values_in_one_tensor(toy: Callable[[Case], Case], tmp_path: Path) -> None:
+    """As llama.cpp's converter wrote them before April 2025, with the widths of each head in the metadata."""
+    case = toy(Case("moonlight-16b-a3b"))
+    usual = weights.load(write(tmp_path / "x.gguf", case.kind, case.said, case.tensors)).state_dict()
+    said, heads = dict(case.said), case.said["attention.head_count"]
+    said |= {"attention.head_count_kv": heads, "attention.key_length": said.pop("attention.key_length_mla")}
+    said["attention.value_length"] = said.pop("attention.value_length_mla")
+    tensors = {name: tensor for name, tensor in case.tensors.items() if not re.search(r"attn_[kv]_b", name)}
+    for name, tensor in case.reference.state_dict().items():
+        if name.endswith("kv_b_proj.weight"):
+            tensors[f"blk.{name.split('.')[2]}.attn_kv_b.weight"] = tensor
+    model = weights.load(write(tmp_path / "older.gguf", case.kind, said, tensors))
+    assert all(torch.equal(usual[name], tensor) for name, tensor in model.state_dict().items())
 
 
 @torch.no_grad()

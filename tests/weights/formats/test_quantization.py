@@ -13,7 +13,8 @@ import zoo
 from tests.configs import older, smallest
 from tests.weights.checkpoints import write
 from tests.weights.packers import FP8_CONFIG, MXFP4_CONFIG
-from weights.formats.fp8_mxfp4 import FORMATS, MODELOPT, NAMES, check_scheme, refuse
+from weights.formats.fp8_mxfp4 import FORMATS
+from weights.formats.hf_folder import MODELOPT, NAMES, check_scheme, refuse
 from zoo.errors import MalformedError
 
 MLX = {"group_size": 64, "bits": 4}

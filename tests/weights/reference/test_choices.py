@@ -8,7 +8,7 @@ from torch import Tensor
 
 import zoo
 from tests.models import randomised, tokens_of
-from weights.reference.choices import Selections
+from weights.reference.float64 import Selections
 from zoo.core.forward_context import recorded_routing
 from zoo.errors import CheckFailed
 

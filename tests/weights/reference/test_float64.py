@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weights.reference.float64 import as_stored, in_float64, rms_error
-from zoo.core.equality import largest_difference
+from zoo.core.float32 import largest_difference
 
 X = torch.arange(3, dtype=torch.float64)
 REQUESTS: dict[str, Callable[[], Tensor]] = {

@@ -11,7 +11,7 @@ import pytest
 
 import weights
 from zoo.cli.runner import exit_code
-from zoo.core.equality import BOUND
+from zoo.core.float32 import BOUND
 
 PAGE = (Path(__file__).parents[3] / "docs" / "parity.md").read_text(encoding="utf-8")
 SHOWN = re.findall(r"```console\n\$ (.*?)\n(.*?)```", PAGE, re.DOTALL)

@@ -19,8 +19,8 @@ import zoo
 from tests.exact import BOUND, MUTANT, rms_error
 from tests.presets import distinct, split
 from tests.weights.checkpoints import read, write
-from weights.reference.choices import Selections
-from weights.reference.logits import compare
+from weights.reference.differences import compare
+from weights.reference.float64 import Selections
 from zoo.architectures import families
 from zoo.cli.runner import exit_code
 from zoo.errors import NotAvailable, UsageError
@@ -289,7 +289,7 @@ def test_the_figures_against_plain_arithmetic() -> None:
 
 
 def test_a_percentile_over_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weights.reference.logits.CHUNK_ELEMENTS", 3000)
+    monkeypatch.setattr("weights.reference.differences.CHUNK_ELEMENTS", 3000)
     one, two = torch.zeros(1, 8, 1000), torch.arange(8000.0).view(1, 8, 1000)
     told = compare(one, two)
     assert told.p999 == 7991  # 7992 of 8000 are at most that

@@ -10,7 +10,7 @@ import pytest
 
 import zoo
 from tests.configs import older, wrapped, wrapped_names
-from tests.families import known
+from tests.families import FAMILIES
 from tests.models import one_layer_of_each
 from tests.presets import over
 from tests.reference import facts, published
@@ -24,7 +24,7 @@ def test_the_facts_are_complete() -> None:
     for folder in ("published", "kv_reference"):
         for stem, presets in facts(folder).items():
             assert presets.keys() == modules[stem].SIZES.keys(), f"tests/data/{folder}/{stem}.json"
-    assert known().keys() <= modules.keys()
+    assert FAMILIES.keys() <= modules.keys()
 
 
 @over(zoo.names())
@@ -69,6 +69,7 @@ def test_active_parameters(name: str) -> None:
 @over(published())
 def test_the_published_config_is_the_preset(name: str) -> None:
     config = deepcopy(published()[name]["config"])
+    assert config["architectures"]
     assert zoo.from_hf(config) == zoo.from_hf(older(name)) == zoo.spec(name) == zoo.spec(sizes()[name].hub)
     assert config == published()[name]["config"], "reading a config changed it"
 

@@ -1,4 +1,5 @@
-"""The lightning indexer: against its formula term by term, and against released code on the same weights."""
+"""The lightning indexer against its formula, term by term. tests/zoo/blocks/test_sparse_mla.py compares it with
+released code, as a part of its mixer."""
 
 from __future__ import annotations
 
@@ -9,9 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.exact import in_float64
 from zoo import LayerNorm, NoPE, RoPE
-from zoo.blocks.indexer import Indexer
+from zoo.blocks.sparse_mla import Indexer
 from zoo.core.cache import NoCache, prepare_forward
 from zoo.core.ops.indexing import NOT_CHOSEN, QUERY_BLOCK, choose_keys
 from zoo.costs import CacheSpec
@@ -68,10 +68,6 @@ def test_what_a_token_chooses_does_not_depend_on_the_pass(past: int) -> None:
     assert [len(row) for row in whole[0]] == [min(t + 1, SPEC.k) for t in range(150)]
 
 
-def test_parameters_are_counted() -> None:
-    assert SPEC.params(DIM, Q_RANK) == sum(weight.numel() for weight in built(SPEC).parameters())
-
-
 @torch.no_grad()
 @given(past=st.integers(0, 90), new=st.integers(1, 90))
 def test_flops_are_those_that_run(past: int, new: int) -> None:
@@ -94,39 +90,3 @@ def test_the_choice_has_no_gradient() -> None:
     ctx = prepare_forward(0, 9, [(ROPE, ROPE_DIM)], [NoCache(CacheSpec())], dtype=torch.float64)
     assert not indexer.keys(x, ctx).requires_grad
     assert not any(weight.requires_grad for weight in indexer.parameters())
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("k", [5, 200], ids=["few", "all"])
-@pytest.mark.parametrize("family", ["deepseek_v32", "glm_moe_dsa"])
-def test_released_code_chooses_the_same_keys(family: str, k: int) -> None:
-    """GLM rotates neighbouring elements as pairs: rotated rows change places, and elements of the norm with them."""
-    transformers = pytest.importorskip("transformers")
-    from importlib import import_module
-
-    name = {"deepseek_v32": "DeepseekV32", "glm_moe_dsa": "GlmMoeDsa"}[family]
-    modeling = import_module(f"transformers.models.{family}.modeling_{family}")
-    widths = {"hidden_size": DIM, "q_lora_rank": Q_RANK, "qk_rope_head_dim": ROPE_DIM}
-    index = {"index_n_heads": 12, "index_head_dim": 8, "index_topk": k}
-    config = getattr(transformers, f"{name}Config")(**widths, **index, num_hidden_layers=1)
-    with in_float64():
-        theirs = getattr(modeling, f"{name}Indexer")(config, 0)
-    ours = Indexer(12, 8, k, LayerNorm(1e-6)).build(DIM, Q_RANK, ROPE, ROPE_DIM)
-    for weight in theirs.parameters():
-        weight.copy_(torch.randn(weight.shape) * (0.3 if weight.ndim == 2 else 1.0))
-    order = torch.arange(8)
-    if family == "glm_moe_dsa":
-        order[:ROPE_DIM] = torch.cat([torch.arange(0, ROPE_DIM, 2), torch.arange(1, ROPE_DIM, 2)])
-    ours.q.weight.copy_(theirs.wq_b.weight.view(12, 8, -1)[:, order].flatten(0, 1))
-    ours.k.weight.copy_(theirs.wk.weight[order])
-    ours.k_norm.weight.copy_(theirs.k_norm.weight[order])
-    ours.k_norm.bias.copy_(theirs.k_norm.bias[order])
-    ours.head_weights.weight.copy_(theirs.weights_proj.weight)
-    x, q_latent = torch.randn(2, 90, DIM), torch.randn(2, 90, Q_RANK)
-    cos, sin = ROPE.table(torch.arange(90), ROPE_DIM, torch.float64)
-    sin = torch.cat([sin[:, ROPE_DIM // 2 :]] * 2, dim=-1)  # ours has the first half negated
-    mask = torch.ones(2, 90, 90, dtype=torch.bool).tril()
-    with in_float64():
-        chosen = theirs(x, q_latent, (cos.expand(2, -1, -1), sin.expand(2, -1, -1)), mask, torch.arange(90))
-    expected = [[{s for s in row if s <= t} for t, row in enumerate(one)] for one in chosen.tolist()]
-    assert sets(choose(ours, x, q_latent)) == expected

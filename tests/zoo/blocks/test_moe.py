@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.exact import assert_equal
+from tests.exact import assert_equal, differs
 from zoo import (
     GLU,
     ClampedSwiGLU,
+    DenseAndMoE,
     GroupedSigmoidTopK,
     GroupedSoftmaxTopK,
     InputScaledTopK,
@@ -22,6 +23,7 @@ from zoo import (
     SoftmaxTopK,
 )
 from zoo.blocks.routers import Router
+from zoo.errors import SpecError
 
 DIM, EXPERTS, TOKENS = 16, 12, 40
 SOFTMAX = {
@@ -36,14 +38,14 @@ GROUPED = {
     "all experts of a group": GroupedSigmoidTopK(k=3, groups=4, keep=1, scale=2.5),
 }
 GROUPED_SOFTMAX = {
-    "some groups": GroupedSoftmaxTopK(k=3, groups=4, keep=2, scale=2.5),
-    "one group": GroupedSoftmaxTopK(k=4, groups=1, keep=1, scale=0.5),
+    "some groups, softmax": GroupedSoftmaxTopK(k=3, groups=4, keep=2, scale=2.5),
+    "one group, softmax": GroupedSoftmaxTopK(k=4, groups=1, keep=1, scale=0.5),
 }
 MOES = {
     "softmax": MoE(EXPERTS, GLU(10), SOFTMAX["renormalise=True bias=False"]),
     "gpt-oss": MoE(EXPERTS, GLU(10, ClampedSwiGLU(1.7, 1.0), bias=True), SOFTMAX["renormalise=True bias=True"]),
     "shared": MoE(EXPERTS, GLU(10), GROUPED["some groups"], shared=GLU(20)),
-    "grouped softmax": MoE(EXPERTS, GLU(10), GROUPED_SOFTMAX["some groups"]),
+    "grouped softmax": MoE(EXPERTS, GLU(10), GROUPED_SOFTMAX["some groups, softmax"]),
     "scaled input": MoE(EXPERTS, GLU(10), InputScaledTopK(2), shared=GLU(10)),
     "normalised input": MoE(EXPERTS, GLU(10), NormedSoftmaxTopK(3, RMSNorm(1e-5))),
     "one of one": MoE(1, GLU(10), SoftmaxTopK(1)),
@@ -77,41 +79,23 @@ def test_softmax_routing_token_by_token(case: str) -> None:
         assert_equal(weights[token], expected)
 
 
-@pytest.mark.parametrize("case", GROUPED)
-def test_grouped_sigmoid_routing_token_by_token(case: str) -> None:
-    """DeepSeek-V3, section 2.1.2: groups by their two best corrected scores, weights from the uncorrected."""
-    spec = GROUPED[case]
+@pytest.mark.parametrize("case", [*GROUPED, *GROUPED_SOFTMAX])
+def test_grouped_routing_token_by_token(case: str) -> None:
+    """Groups by their two best corrected scores, weights from the uncorrected (DeepSeek-V3, section 2.1.2). Softmax
+    scores have no correction."""
+    spec = (GROUPED | GROUPED_SOFTMAX)[case]
     router, x = randomised(spec.build(DIM, EXPERTS)), torch.randn(TOKENS, DIM)
     weights, chosen = router(x)
-    size = EXPERTS // spec.groups
+    size, of_softmax = EXPERTS // spec.groups, case in GROUPED_SOFTMAX
     for token in range(TOKENS):
-        scores = (router.weight @ x[token]).sigmoid().tolist()
-        corrected = [score + correction for score, correction in zip(scores, router.correction.tolist(), strict=True)]
-        groups = [list(range(g * size, (g + 1) * size)) for g in range(spec.groups)]
-        worth = [sum(sorted((corrected[e] for e in group), reverse=True)[:2]) for group in groups]
+        logits = router.weight @ x[token]
+        scores = logits.softmax(-1) if of_softmax else logits.sigmoid()
+        corrected = (scores if of_softmax else scores + router.correction).tolist()
+        worth = [sum(sorted(corrected[g * size : (g + 1) * size])[-2:]) for g in range(spec.groups)]
         kept = sorted(range(spec.groups), key=lambda g: -worth[g])[: spec.keep]
-        best = sorted((e for g in kept for e in groups[g]), key=lambda e: -corrected[e])[: spec.k]
+        best = sorted((e for e in range(EXPERTS) if e // size in kept), key=lambda e: -corrected[e])[: spec.k]
         assert sorted(chosen[token].tolist()) == sorted(best)
-        total = sum(scores[e] for e in best)
-        expected = [spec.scale * scores[e] / total for e in chosen[token].tolist()]
-        assert_equal(weights[token], torch.tensor(expected))
-
-
-@pytest.mark.parametrize("case", GROUPED_SOFTMAX)
-def test_grouped_softmax_routing_token_by_token(case: str) -> None:
-    """Groups by their two best probabilities; outside those that are kept, probabilities count as zero."""
-    spec = GROUPED_SOFTMAX[case]
-    router, x = randomised(spec.build(DIM, EXPERTS)), torch.randn(TOKENS, DIM)
-    weights, chosen = router(x)
-    size = EXPERTS // spec.groups
-    for token in range(TOKENS):
-        scores = (router.weight @ x[token]).softmax(-1).tolist()
-        worth = [sum(sorted(scores[g * size : (g + 1) * size])[-2:]) for g in range(spec.groups)]
-        kept = sorted(range(spec.groups), key=lambda g: -worth[g])[: spec.keep]
-        best = sorted(range(EXPERTS), key=lambda e: -scores[e] * (e // size in kept))[: spec.k]
-        assert sorted(chosen[token].tolist()) == sorted(best)
-        expected = [spec.scale * scores[e] / sum(scores[e] for e in best) for e in chosen[token].tolist()]
-        assert_equal(weights[token], torch.tensor(expected))
+        assert_equal(weights[token], spec.scale * scores[chosen[token]] / scores[best].sum())
 
 
 def test_weights_of_scaled_inputs_are_sigmoids_of_the_highest_logits() -> None:
@@ -263,3 +247,29 @@ def test_a_router_that_reaches_too_few_experts_is_no_spec(router: Router) -> Non
     MoE(EXPERTS, GLU(10), router)
     with pytest.raises(ValueError, match="k=13 is above the "):
         MoE(EXPERTS, GLU(10), replace(router, k=13))
+
+
+NORM = RMSNorm(1e-5)
+ROUTED = MoE(6, GLU(10), NormedSoftmaxTopK(2, NORM))
+BOTH = DenseAndMoE(GLU(20), ROUTED, NORM)
+
+
+@torch.no_grad()
+def test_a_dense_block_and_a_mixture_are_added_and_the_router_sees_the_input_itself() -> None:
+    module, x = randomised(BOTH.build(DIM)), torch.randn(2, 5, DIM)
+    weights, chosen = module.routed.router(x)
+    experts = module.routed.experts(module.routed_pre(x), weights, chosen)
+    expected = module.dense_post(module.dense(module.dense_pre(x))) + module.routed_post(experts)
+    assert_equal(module(x), expected)
+    normed, _ = module.routed.router(module.routed_pre(x))
+    assert differs(weights, normed)
+
+
+def test_costs_of_a_dense_block_beside_a_mixture_are_sums_and_widths_keep_their_proportion() -> None:
+    assert BOTH.params(DIM) == sum(weight.numel() for weight in BOTH.build(DIM).parameters())
+    idle = 4 * GLU(10).params(DIM)  # of 6 experts 2 are chosen
+    assert BOTH.active_params(DIM) == BOTH.params(DIM) - idle
+    wider = BOTH.with_width(40)
+    assert (wider.width, wider.routed.width) == (40, 20)
+    with pytest.raises(SpecError, match="dense must hold no MoE"):
+        replace(BOTH, dense=MoE(4, GLU(8), SoftmaxTopK(2)))

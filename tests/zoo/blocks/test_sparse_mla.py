@@ -21,13 +21,13 @@ from tests.exact import assert_equal, differs, in_float64
 from tests.models import has_compiler
 from tests.presets import split
 from zoo import MLA, Decoder, Layer, LayerNorm, RMSNorm, RoPE, pre
-from zoo.blocks.indexer import Indexer
-from zoo.blocks.sparse_mla import SparseMLA
+from zoo.blocks.sparse_mla import Indexer, SparseMLA
+from zoo.core import inductor
 from zoo.core.cache import Cache, NoCache, prepare_forward
 from zoo.core.ops.indexing import choose_keys, sees
 from zoo.costs import CacheSpec
 from zoo.errors import SpecError
-from zoo.model.compile import compile_function, mark_dynamic_lengths
+from zoo.model.compile import mark_dynamic_lengths
 
 DIM, K = 32, 6
 INDEXER = Indexer(heads=16, head_dim=8, k=K, norm=LayerNorm(1e-6))
@@ -290,7 +290,7 @@ def test_generated_code_decodes_the_same() -> None:
     cache, past = new_cache(SPEC, K + 4), K - 2
     expected = run(module, x)[:, past:]
     run(module, x[:, :past], cache)
-    compiled, outs = compile_function(call), []
+    compiled, outs = inductor.compiled(call), []
     for i in range(past, K + 4):
         ctx = prepare_forward(i, 1, SPEC.tables(), [cache], dtype=torch.float64)
         mark_dynamic_lengths(ctx, 1)
@@ -306,7 +306,7 @@ def test_generated_code_decodes_the_same() -> None:
 def test_three_graphs_serve_every_length(backend: str) -> None:
     """Prefill into an empty cache and into a filled one, and single tokens: below k tokens, across k and above."""
     module, x = built(SPEC), torch.randn(2, 100, DIM)
-    compiled = compile_function(call, backend=backend)
+    compiled = inductor.compiled(call, backend=backend)
     for sizes, room in (
         ([40, 1, 1, 23, 1], 5),  # the first lengths are no widths of the module, with which torch would identify them
         ([K - 2, 1, 1, 1, 1, 50, 1, 1], 3),
@@ -332,7 +332,7 @@ def test_three_graphs_serve_every_length(backend: str) -> None:
 def test_compiled_gradients(backend: str) -> None:
     """One graph up to k tokens, and one above."""
     module = built(SPEC)
-    compiled = compile_function(call, backend=backend)
+    compiled = inductor.compiled(call, backend=backend)
     given = [weight for name, weight in module.named_parameters() if not name.startswith("indexer.")]
     for length in (20, 4, 33, K, 50):
         x, cache = torch.randn(2, length, DIM), NoCache(CacheSpec())

@@ -16,7 +16,7 @@ from tests.exact import BOUND, assert_equal
 from tests.models import chunks, randomised, tokens_of
 from tests.presets import distinct, over, representatives, screen, split
 from zoo.catalog import allocate
-from zoo.core.cache import Cache, prepare_forward_at
+from zoo.core.cache import Cache, prepare_forward
 from zoo.errors import CacheFullError, UsageError
 from zoo.model.module import Model
 
@@ -92,7 +92,7 @@ def test_static_caches_decode_what_one_pass_computes(name: str, prefill: int) ->
     model(tokens[:, :prefill], static)
     for i in range(prefill, LENGTH):
         token, position = tokens[:, i : i + 1], torch.tensor([i])
-        ctx = prepare_forward_at(position, prefill, model._tables, static.layers, torch.float64)
+        ctx = prepare_forward(prefill, 1, model._tables, static.layers, dtype=torch.float64, position=position)
         shapes.add(
             tuple(part.shape for view in ctx.views.values() for part in view if part is not None)
         )  # of states: None

@@ -70,7 +70,6 @@ CLASSES = {"linear, float32, rows 1, weights 1048576, threads 2": "onednn"}  # a
         ("{", "not JSON"),
         ([], "schema_version 2"),
         ({"schema_version": 3, "kernels": {}}, "schema_version 2"),
-        ({"schema_version": 1, "kernels": CLASSES}, "classes of sizes, which were given up"),
         ({"schema_version": 2, "kernels": []}, "schema_version 2"),
         ({"schema_version": 2, "kernels": CLASSES}, "did you mean linear"),
         ({"schema_version": 2, "kernels": {"lineer prefill": "onednn"}}, "did you mean linear prefill"),

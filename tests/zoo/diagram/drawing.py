@@ -13,7 +13,8 @@ import zoo
 from zoo import GLU, GQA, Decoder, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, YarnScaling, names, pre, spec
 from zoo.blocks import PostNorm
 from zoo.diagram import svg
-from zoo.diagram.canvas import FONT_SIZE, text_width
+from zoo.diagram.canvas import SMALL, Fragment, text_width
+from zoo.diagram.figure import fragments
 
 CALLOUTS = (
     ("attn", "A sentence that is so long that it takes more than one line of the list, even where the page is wide."),
@@ -57,6 +58,11 @@ LAYOUTS |= {"narrow costs": {"layout": "narrow", "costs": True}}
 
 def drawn(model: zoo.Decoder, **options: Any) -> Element:
     return ElementTree.fromstring(svg(model, "a title", **options))
+
+
+def part(model: zoo.Decoder, row: str, *args: Any, layout: Any = "wide") -> Fragment:
+    """A part of a drawing that a method of Rows draws."""
+    return fragments(model, lambda rows: getattr(rows, row)(*args), layout)[0]
 
 
 def classes(element: Element) -> list[str]:
@@ -137,7 +143,7 @@ def area(element: Element) -> Area:
     x, y = (float(element.get(name, 0)) for name in ("x", "y"))
     if element.tag == f"{SVG}rect":
         return Area(x, y, x + float(element.get("width", 0)), y + float(element.get("height", 0)))
-    size = float(element.get("font-size", FONT_SIZE))
+    size = float(element.get("font-size", SMALL))
     wide = text_width(element.text or "", size, "strong" in classes(element))
     x -= {"end": wide, "middle": wide / 2}.get(element.get("text-anchor", ""), 0)
     return Area(x, y - 0.76 * size, x + wide, y + 0.24 * size)

@@ -22,7 +22,7 @@ from tests.zoo.diagram.drawing import (
 )
 from zoo import Decoder, names, spec
 from zoo.diagram import svg
-from zoo.diagram.canvas import FONT_SIZE
+from zoo.diagram.canvas import SMALL
 from zoo.errors import UsageError
 
 SHOWN = [*representatives(), *(f"tiny {name}" for name in representatives()), "extreme"]
@@ -57,7 +57,7 @@ def test_text_can_be_read_on_a_phone(name: str) -> None:
     """At 390 pixels with a margin of 16 on each side, the smallest text takes 11."""
     root = drawn(spec(name), layout="narrow", costs=True, callouts=CALLOUTS)
     assert float(root.get("width")) == 360
-    smallest = min(float(text.get("font-size", FONT_SIZE)) for text in root.iter(f"{SVG}text"))
+    smallest = min(float(text.get("font-size", SMALL)) for text in root.iter(f"{SVG}text"))
     assert smallest * (390 - 2 * 16) / 360 >= 11
 
 

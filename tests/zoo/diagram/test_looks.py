@@ -13,7 +13,7 @@ from tests.zoo.diagram.drawing import (
 )
 from zoo import names, spec, swap
 from zoo.blocks import Indexer, MoE
-from zoo.diagram.layout import WIDE
+from zoo.diagram.blow_ups import LAYOUTS
 from zoo.diagram.looks import FEED_FORWARDS, NONE, reaches
 
 LOOKS = (*reaches(), *FEED_FORWARDS, NONE)
@@ -25,8 +25,8 @@ def test_the_strip_holds_every_layer_in_order(name: str) -> None:
     model = spec(name)
     strip = parts(drawn(model))[1][1]
     found = [(box, name) for name in LOOKS for box in small_boxes(strip, name)]
-    pitch = (WIDE.panel_end - WIDE.left) / len(model.layers)
-    found.sort(key=lambda bar: (int(((bar[0].left + bar[0].right) / 2 - WIDE.left) / pitch), bar[0].top))
+    pitch = (LAYOUTS["wide"].panel_end - LAYOUTS["wide"].left) / len(model.layers)
+    found.sort(key=lambda bar: (int(((bar[0].left + bar[0].right) / 2 - LAYOUTS["wide"].left) / pitch), bar[0].top))
     shown = [(above, below) for (_, above), (_, below) in zip(found[::2], found[1::2], strict=True)]
     assert all(above.bottom <= below.top for (above, _), (below, _) in zip(found[::2], found[1::2], strict=True))
     assert len(shown) == len(model.layers)

@@ -92,42 +92,12 @@ VALUES: dict[str, list[Any]] = {
 }
 SOME: list[Any] = [True, 3]  # for all others
 
-# What older trainers and older versions of the reference wrote beside the model's own fields: their defaults.
-GENERIC: dict[str, Any] = {
-    "return_dict": True, "output_hidden_states": False, "output_attentions": False, "torchscript": False,
-    "use_bfloat16": False, "tf_legacy_loss": False, "pruned_heads": {}, "chunk_size_feed_forward": 0,
-    "is_encoder_decoder": False, "is_decoder": False, "cross_attention_hidden_size": None,
-    "add_cross_attention": False, "tie_encoder_decoder": False, "max_length": 20, "min_length": 0, "do_sample": False,
-    "early_stopping": False, "num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0.0, "temperature": 1.0,
-    "top_k": 50, "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0, "length_penalty": 1.0,
-    "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "bad_words_ids": None, "num_return_sequences": 1,
-    "output_scores": False, "return_dict_in_generate": False, "forced_bos_token_id": None, "forced_eos_token_id": None,
-    "remove_invalid_values": False, "exponential_decay_length_penalty": None, "suppress_tokens": None,
-    "begin_suppress_tokens": None, "finetuning_task": None, "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
-    "label2id": {"LABEL_0": 0, "LABEL_1": 1}, "tokenizer_class": None, "prefix": None, "sep_token_id": None,
-    "decoder_start_token_id": None, "task_specific_params": None, "problem_type": None, "unk_token_id": 0,
-    "_name_or_path": "x/y", "_attn_implementation_autoset": True, "_flash_attn_2_enabled": True,
-    "gradient_checkpointing": False, "max_sequence_length": 4096, "neftune_noise_alpha": 5,
-}  # fmt: skip
-
 
 def refusal(config: Any, **options: Any) -> str:
     with pytest.raises(MalformedError) as caught:
         zoo.from_hf(config, **options)
     assert str(caught.value).isprintable()
     return str(caught.value)
-
-
-@over(smallest())
-def test_a_full_dump_is_read(name: str) -> None:
-    assert zoo.from_hf(GENERIC | older(name)) == zoo.spec(name)
-    assert zoo.from_hf(GENERIC | newer(name)) == zoo.spec(name)
-
-
-@over(wrapped_names())
-def test_a_full_dump_is_read_on_both_levels(name: str) -> None:
-    text = GENERIC | older(name)
-    assert zoo.from_hf(GENERIC | wrapped(text)) == zoo.spec(name)
 
 
 @over(smallest())

@@ -202,7 +202,7 @@ def plain(name: str) -> dict[str, Any]:
     def without(field: str) -> dict[str, Any]:
         return {other: value for other, value in config.items() if other != field}
 
-    for field in {*RESTATED, "head_dim"} if config["model_type"] in ("olmo2", "smollm3") else RESTATED:
+    for field in RESTATED:
         try:
             config = without(field) if zoo.from_hf(without(field)).layers == spec.layers else config
         except MalformedError:
@@ -255,7 +255,7 @@ def test_every_field_alone(name: str) -> None:
             untouched.add(field)
     plan = {field for field, held in config.items() if isinstance(held, list) and len(held) == len(spec.layers)}
     plan |= {"num_hidden_layers"} if plan else set()  # they agree
-    allowed = ONE_VALUE | plan | settled(name) | getattr(family, "EXPECTED", {}).keys()
+    allowed = ONE_VALUE | plan | settled(name) | family.from_hf.expected.keys()
     if config.get("n_group") == 1:
         allowed |= {"topk_group"}
     if all(layer.cache_spec().entries for layer in spec.layers):

@@ -13,7 +13,7 @@ from tests.models import has_compiler
 from zoo.core import inductor, kernels
 from zoo.core.kernels import OPERATIONS, PLAIN, Decision, KernelChoices
 from zoo.core.ops import attention, linear
-from zoo.kernels import trials
+from zoo.kernels import deciding
 from zoo.kernels.deciding import decisions, time_ratio
 
 DTYPES = torch.float32, torch.bfloat16, torch.float16
@@ -28,10 +28,10 @@ COMPILED = [each for each in decisions(DTYPES, compiled=True) if each not in EAG
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials, "READ_BYTES", 2**20)
-    monkeypatch.setattr(trials, "MATRIX_BYTES", 2**18)
-    monkeypatch.setattr(trials, "KEYS", 32)
-    monkeypatch.setattr(trials, "TOKENS", 64)
+    monkeypatch.setattr(deciding, "READ_BYTES", 2**20)
+    monkeypatch.setattr(deciding, "MATRIX_BYTES", 2**18)
+    monkeypatch.setattr(deciding, "KEYS", 32)
+    monkeypatch.setattr(deciding, "TOKENS", 64)
     monkeypatch.setattr(attention, "MIN_MULTIPLY_ADDS", 0)
 
 
@@ -43,7 +43,7 @@ def name(decision: Decision) -> str:
     return kernels.name(decision)
 
 
-def results(calls: list[trials.Call]) -> list[Tensor]:
+def results(calls: list[deciding.Call]) -> list[Tensor]:
     outs = [call() for call in calls]
     return [each for out in outs for each in ([out] if isinstance(out, Tensor) else out)]
 
@@ -57,7 +57,7 @@ def test_both_kernels_are_called_and_compute_the_same(decision: Decision, monkey
         pytest.skip("this build of torch does not ask MKL")
     other = Mock(wraps=getattr(module, function))
     monkeypatch.setattr(module, function, other)
-    calls = trials.trial(decision)()
+    calls = deciding.trial(decision)()
     assert len(calls) >= 2
     with kernels.using(chosen(decision, PLAIN)):
         plain = results(calls)
@@ -83,7 +83,7 @@ def test_compiled_code_has_the_kernel_that_is_chosen(decision: Decision, monkeyp
         compiled = partial(torch.compile, fullgraph=True, isolate_recompiles=True, backend=keep)
         monkeypatch.setattr(inductor, "compiled", compiled)
         with kernels.using(chosen(decision, kernel)):
-            found.append((graphs, results(trials.trial(decision)())))
+            found.append((graphs, results(deciding.trial(decision)())))
     (plain, expected), (replaced, got) = found
     assert len(plain) == len(replaced) == 1
     assert "as_strided" not in plain[0]

@@ -20,7 +20,7 @@ import zoo
 from tests.exact import assert_as_near, assert_equal, differs
 from tests.models import is_differentiated, randomised, tokens_of
 from tests.presets import distinct, split
-from zoo.model import compile as compiling
+from zoo.core import inductor
 from zoo.model.guards import ModelGuard, is_as_built
 from zoo.model.module import Model
 
@@ -323,7 +323,7 @@ def test_every_compiled_function_drops_the_guards_on_modules(monkeypatch: pytest
         filtered.append(len(entries) - sum(kept))
         return kept
 
-    monkeypatch.setattr(compiling, "_kept_guards", guards)
+    monkeypatch.setattr(inductor, "_kept_guards", guards)
     made = []
     model = randomised(zoo.spec("gemma3-1b", tiny=True))
     model.compile(backend=lambda graph, inputs: made.append(graph) or graph)

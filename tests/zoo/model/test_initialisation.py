@@ -17,7 +17,7 @@ from tests.exact import assert_equal
 from tests.models import randomised, tokens_of
 from tests.presets import screen, screen_of_families
 from zoo.blocks.layer import PLACEMENTS, ResidualBranch
-from zoo.blocks.layer_scale import _LayerScale
+from zoo.blocks.norms import _LayerScale
 from zoo.catalog import allocate
 from zoo.model.initialisation import initialise, residual_outputs
 from zoo.model.module import Model

@@ -22,7 +22,7 @@ from zoo.core.cache import Cache
 from zoo.core.collectives import Group
 from zoo.core.forward_context import recorded_routing
 from zoo.core.ops import indexing
-from zoo.core.ops.top_k import top_k_set
+from zoo.core.ops.indexing import top_k_set
 from zoo.model.module import Model
 from zoo.model.parallel import divide
 from zoo.sharding import Rank

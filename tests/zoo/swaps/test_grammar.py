@@ -56,7 +56,7 @@ def swapped(before: Decoder, text: str) -> Decoder:
     return apply_swap(before, text)[0]
 
 
-MIXERS = "CompressedAttention, GatedDeltaNet, GQA, KDA, Mamba2, MLA, KVSource, SharedKV, ShortConv, SparseMLA"
+MIXERS = "CompressedAttention, GQA, GatedDeltaNet, KDA, KVSource, MLA, Mamba2, SharedKV, ShortConv, SparseMLA"
 PLAIN = model((GQA(8, 2, 16, RoPE(1e4)), GLU(96)), (GQA(8, 2, 16, RoPE(1e4)), GLU(96)))
 RICH = model((ATTN, FFN), (GLOBAL, FFN), place=sandwich)
 ROUTED = model((GLOBAL, FFN), (GLOBAL, MOE))

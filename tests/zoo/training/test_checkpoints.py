@@ -1,8 +1,9 @@
-"""Checkpoints: whole or not there, kept and removed as they should be, and read without running anything."""
+"""The files of a run: checkpoints that are whole or not there, the log that is cut to one, and the lock."""
 
 import errno
 import json
 import os
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +16,13 @@ from zoo import new_files
 from zoo.errors import MalformedError, NotAvailable, UsageError
 from zoo.training import checkpoints as stored
 from zoo.training.checkpoints import (
+    Log,
     as_json,
     best_checkpoint,
     checkpoints,
     json_differences,
+    locked,
+    read_log,
     read_state,
     write_checkpoint,
 )
@@ -171,3 +175,47 @@ def test_a_spec_as_json_tells_specs_apart(name) -> None:
     assert list(json_differences(then, as_json(fewer), "spec")) == [
         f"spec.layers is a list of {count} in the run, a list of {count - 1} here"
     ]
+
+
+def rows(*steps: int) -> list[dict]:
+    return [{"step": step, "loss": step / 3} for step in steps]
+
+
+def test_lines_are_kept_until_the_step_of_the_checkpoint(tmp_path) -> None:
+    path = tmp_path / "log.jsonl"
+    with closing(Log(path, 0)) as log:
+        for row in rows(0, 1, 2, 3):
+            log.write(row)
+    assert read_log(path) == rows(0, 1, 2, 3)
+    with closing(Log(path, 2)) as log:
+        log.write(rows(2)[0])
+        log.flush()
+        assert read_log(path) == rows(0, 1, 2)
+    assert names(tmp_path) == ["log.jsonl"]
+
+
+@pytest.mark.parametrize("rest", ['{"step": 2, "lo', "\n", "[1]\n", "{}\n", "\x00\x00"])
+def test_what_a_killed_process_left_is_dropped(tmp_path, rest) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows(0, 1)) + rest)
+    with closing(Log(path, 2)) as log:
+        log.write(rows(2)[0])
+    assert read_log(path) == rows(0, 1, 2)
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path) -> None:
+    with pytest.raises(NotAvailable, match=r"log\.jsonl cannot be written"):
+        Log(tmp_path / "none" / "log.jsonl", 0)
+    with pytest.raises(NotAvailable, match="cannot be read"):
+        read_log(tmp_path / "log.jsonl")
+
+
+def test_a_folder_is_locked_while_it_is_used(tmp_path) -> None:
+    folder = tmp_path / "new" / "run"
+    with locked(folder), pytest.raises(UsageError, match="another process is training"), locked(folder):
+        pytest.fail("two processes hold one lock")
+    with locked(folder):
+        assert folder.is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotAvailable, match="cannot be written"), locked(tmp_path / "file"):
+        pass

@@ -18,11 +18,10 @@ from zoo.architectures import families
 from zoo.core import processes
 from zoo.errors import UsageError
 from zoo.model.module import Model
-from zoo.training import distributed
-from zoo.training.batches import Batch
+from zoo.training import distributed, losses
 from zoo.training.checkpoints import read_state, read_tensors, write_checkpoint
 from zoo.training.loop import Trainer, TrainingConfig, evaluate
-from zoo.training.losses import IGNORED
+from zoo.training.losses import IGNORED, Batch
 
 VOCAB, ROWS, CONTEXT, STEPS, CUT = 64, 4, 16, 20, 10
 ROUNDING = 1e-13  # of a gradient, whose larger elements here are 1e-3 and above
@@ -190,11 +189,11 @@ def test_bfloat16_is_as_near_to_float64_in_two_processes_as_in_one(recompute) ->
 @pytest.mark.parametrize(("rows", "count"), [(4, 2), (5, 2), (1, 3), (7, 4)])
 def test_rows_are_shared_out_and_each_target_is_scored_once(monkeypatch, rows, count) -> None:
     whole = batch(0, rows)
-    monkeypatch.setattr(distributed, "ranks", lambda: count)
+    monkeypatch.setattr(losses, "ranks", lambda: count)
     parts = []
     for rank in range(count):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        parts.append(distributed.own_rows(whole))
+        monkeypatch.setattr(losses, "rank", lambda rank=rank: rank)
+        parts.append(whole.own_rows())
     assert len({part.inputs.shape for part in parts}) == 1
     assert torch.equal(torch.cat([part.inputs for part in parts])[:rows], whole.inputs)
     assert torch.equal(torch.cat([part.targets for part in parts])[:rows], whole.targets)

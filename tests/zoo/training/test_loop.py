@@ -1,7 +1,7 @@
 """The training loop: what a step changes, what it must not change, and when it stops."""
 
-import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,9 +13,8 @@ from tests.presets import over, split
 from zoo.architectures import families
 from zoo.errors import CheckFailed, MalformedError, UsageError
 from zoo.model.module import Model
-from zoo.training.batches import Batch
-from zoo.training.loop import DivergedError, Trainer, TrainingConfig, evaluate
-from zoo.training.losses import IGNORED
+from zoo.training.loop import DECAY_SHARE, FINAL_SHARE, SCHEDULES, DivergedError, Trainer, TrainingConfig, evaluate
+from zoo.training.losses import IGNORED, Batch
 
 VOCAB, ROWS, CONTEXT = 64, 4, 16
 
@@ -88,7 +87,6 @@ def test_the_loss_is_the_mean_over_scored_targets_and_evaluation_agrees() -> Non
     again = evaluate(model(), [Batch(*(each[i : i + 1] for each in data)) for i in range(ROWS)])
     assert_near(again.nats, float(expected.sum()))
     assert again.scored == kept.sum()
-    assert_near(again.bits_per_byte(100), again.nats / math.log(2) / 100)
 
 
 def test_clipping_bounds_the_gradient_and_none_leaves_it() -> None:
@@ -197,8 +195,10 @@ def test_the_learning_rate_is_the_schedules_and_bfloat16_trains() -> None:
         (dict(learning_rate=float("nan")), "learning rate must be above 0"),
         (dict(clip=0.0), "clip must be above 0"),
         (dict(weight_decay=-1.0), "weight_decay"),
-        (dict(schedule="linear"), "unknown schedule"),
+        (dict(schedule="cosin"), "did you mean cosine"),
         (dict(warmup=11), "warm-up"),
+        (dict(warmup=-0.1), "warm-up"),
+        (dict(warmup=float("nan")), "warm-up"),
     ],
 )
 def test_a_config_that_trains_nothing_is_refused(values, says) -> None:
@@ -213,3 +213,25 @@ def test_nothing_to_score_is_refused() -> None:
         Trainer(model(), config()).train_step(data)
     with pytest.raises(UsageError, match="nothing to evaluate"):
         evaluate(model(), [data])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    ("steps", "warmup", "rising"), [(1, 0, 0), (2, 1, 1), (100, 0.1, 10), (100, 20, 20), (7, 0.5, 4)]
+)
+def test_a_rate_rises_to_its_peak_and_ends_at_the_final_share(schedule, steps, warmup, rising) -> None:
+    set_up = config(steps, warmup=warmup, schedule=schedule)
+    found, peak = [set_up.rate(step) for step in range(steps)], set_up.learning_rate
+    assert set_up.warmup_steps == rising
+    assert found[:rising] == pytest.approx([peak * (i + 1) / rising for i in range(rising)])
+    assert max(found) <= peak
+    assert found[-1] == pytest.approx(FINAL_SHARE * peak)
+    assert all(later <= earlier for earlier, later in pairwise(found[max(rising - 1, 0) :]))
+
+
+def test_wsd_stays_at_the_peak_until_it_decays_and_cosine_is_half_way_in_the_middle() -> None:
+    wsd, steps, peak = config(1000, schedule="wsd"), 1000, 1e-2
+    decay = round(DECAY_SHARE * steps)
+    assert [wsd.rate(step) for step in range(100, steps - decay)] == [peak] * (steps - decay - 100)
+    assert wsd.rate(steps - decay) < peak
+    assert config(1001, warmup=0).rate(500) == pytest.approx(peak * (1 + FINAL_SHARE) / 2, rel=5e-3)

@@ -41,15 +41,10 @@ def _loop(
             new = inverse[:, i] @ new.baddbmm(erase[:, i], state, alpha=-1)
         written.append(new)
         state = (kept[:, i] * state).baddbmm(write[:, i].mT, new)
-    return torch.stack(starts, dim=1), torch.stack(written, dim=1), state
+    return torch.stack(starts, dim=1), torch.stack(written, dim=1), state.contiguous()  # as _like_loop promises
 
 
-@custom_op("zoo::chunk_loop", mutates_args=())
-def _loop_operator(
-    kept: Tensor, write: Tensor, erase: Tensor | None, inverse: Tensor | None, value: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    starts, written, after = _loop(kept, write, erase, inverse, value, state)
-    return starts, written, after.contiguous()  # the layout that _like_loop promises
+_loop_operator = custom_op("zoo::chunk_loop", _loop, mutates_args=())
 
 
 @_loop_operator.register_fake
@@ -78,15 +73,11 @@ def _loop_backward_operator(
         d_state = torch.addcmul(d_starts[:, i], kept[:, i], d_state)
         if erase is not None and inverse is not None:
             d_state = d_state.baddbmm(erase[:, i].mT, inverse[:, i].mT @ written[-1], alpha=-1)
-    # Incoming gradients may be transposed, and so may d_state then; _like_loop_backward promises a contiguous one.
+    # Incoming gradients may be transposed, and so may d_state then; the compiler is promised a contiguous one.
     return torch.stack(after[::-1], dim=1), torch.stack(written[::-1], dim=1), d_state.contiguous()
 
 
-@_loop_backward_operator.register_fake
-def _like_loop_backward(
-    d_starts: Tensor, d_written: Tensor, d_state: Tensor, *_: object
-) -> tuple[Tensor, Tensor, Tensor]:
-    return d_starts.new_empty(d_starts.shape), d_written.new_empty(d_written.shape), d_state.new_empty(d_state.shape)
+_loop_backward_operator.register_fake(lambda *given: tuple(x.new_empty(x.shape) for x in given[:3]))
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

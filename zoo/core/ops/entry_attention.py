@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from zoo.core.forward_context import Mask, ReachMask, causal, visible
+from zoo.core.forward_context import Mask, ReachMask, visible, whole_mask
 from zoo.core.ops import attention as scores
 from zoo.core.ops import indexing
 from zoo.core.ops.attention import attention
@@ -20,15 +20,16 @@ from zoo.core.ops.flash import token_by_token
 from zoo.core.ops.indexing import (
     NOT_CHOSEN,
     Index,
+    allows_operators,
     choose_keys,
     complete,
+    gathered_attention,
     index_scores,
     query_blocks,
     sees,
     sees_all,
     top_keys,
 )
-from zoo.core.ops.sparse_attention import allows_operators, gathered_attention
 from zoo.costs import Full, Reach, Window, reach_of
 
 
@@ -45,10 +46,8 @@ def plain(
 ) -> Tensor:
     """`entry_attention` over several tokens: one softmax over the keys of the window and the entries that each query
     sees, or the k of these that score highest in `index`."""
-    past, new, stored = int(positions[0]), q.shape[2], entries.shape[2]
-    in_window = visible(*mask) if isinstance(mask, ReachMask) else mask
-    if in_window is None:
-        in_window = causal(new, keys.shape[2], q.device)
+    past, stored = int(positions[0]), entries.shape[2]
+    in_window = whole_mask(mask, q.shape[2], keys.shape[2], q.device)
     seen = complete(positions, stored, every)
     if index is not None:
         seen = sees(indexing.plain(index, past, every), stored)
@@ -206,9 +205,7 @@ def _under_a_mask(
 ) -> Tensor:
     """Computes `entry_attention` over all pairs under one mask: every shape follows from those of the arguments."""
     new, stored = q.shape[2], entries.shape[2]
-    in_window = visible(*mask) if isinstance(mask, ReachMask) else mask
-    if in_window is None:
-        in_window = torch.ones(new, keys.shape[2], dtype=torch.bool, device=q.device)
+    in_window = whole_mask(mask, new, keys.shape[2], q.device)
     seen = complete(positions, stored, every)
     if index is not None:
         with torch.no_grad():

@@ -164,15 +164,13 @@ def _grouped(x: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | None) -> 
 
 
 _operator = custom_op("zoo::grouped_linear", _grouped, mutates_args=())
-
-
 _operator.register_fake(lambda x, counts, weight, bias: x.new_empty(x.shape[0], weight.shape[1]))
 
 
 @custom_op("zoo::grouped_linear_backward", mutates_args=())
 def _backward(grad: Tensor, x: Tensor, counts: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """grad (n, out) -> gradients of x (n, in), weight (experts, out, in) and bias (experts, out)."""
-    grad_x, grad_weight, grad_bias = _shapes(grad, x, counts, weight)
+    grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.empty_like(weight), weight.new_empty(weight.shape[:2])
     ends = counts.cumsum(0).tolist()
     for e, (start, end) in enumerate(itertools.pairwise([0, *ends])):
         # An expert without tokens has products of no terms, which are zero.
@@ -182,9 +180,9 @@ def _backward(grad: Tensor, x: Tensor, counts: Tensor, weight: Tensor) -> tuple[
     return grad_x, grad_weight, grad_bias
 
 
-@_backward.register_fake
-def _shapes(grad: Tensor, x: Tensor, counts: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(weight), weight.new_empty(weight.shape[:2])
+_backward.register_fake(
+    lambda grad, x, counts, weight: (torch.empty_like(x), torch.empty_like(weight), weight.new_empty(weight.shape[:2]))
+)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -9,7 +9,8 @@ product D.
 Sizes as in zoo.core.ops.attention.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -41,6 +42,22 @@ def flash_attention(
 def token_by_token(out: Tensor) -> Tensor:
     """Returns `out` (b, h, t, w) laid out in memory as (b, t, h, w), as the next projection reads it."""
     return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def operator(name: str, function: Callable[..., Tensor], like: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Returns `function`, without gradients, as one operator of compiled code, and its output token by token. `like`
+    maps the same arguments to an empty output.
+
+    Compiled code on disk identifies an operator by its name alone: a change of its output layout needs a new name.
+    """
+
+    @wraps(function)
+    def laid_out(*given: Any) -> Tensor:
+        return token_by_token(function(*given))
+
+    made = custom_op(name, laid_out, mutates_args=())
+    made.register_fake(lambda *given: token_by_token(like(*given)))
+    return made
 
 
 def has_flash_gradient(q: Tensor, k: Tensor, v: Tensor) -> bool:

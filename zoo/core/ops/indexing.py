@@ -1,8 +1,14 @@
-"""Top-k selection of keys: a cheap index scores all stored keys, and each query attends to the k best.
+"""Sparse attention: a cheap index scores all stored keys, and each query attends to the k best.
 
 The lightning indexer of DeepSeek-V3.2 (section 2.1) chooses tokens. That of DeepSeek-V4 (section 2.3) chooses entries,
-each of which stands for several tokens. Sizes: b sequences, t queries, s stored keys; h index heads and d their width;
-k chosen keys.
+each of which stands for several tokens. The work of attention is in proportion to k. Routers choose experts by `top_k`.
+
+torch.topk does not define the order of equal scores, and its choice changes with the length of a row. Equal scores are
+common: keys whose index heads are all zero after ReLU, or probabilities that underflow. Scores that are equal only in
+exact arithmetic, such as those of two equal keys, tie only if they are rounded alike.
+
+Sizes: b sequences, t queries, s stored keys, k chosen keys. In an index: h index heads and d their width. In attention:
+h heads, which share one key per token; d the width of queries and keys, w that of values.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,13 +20,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
+from zoo.core.float32 import upcast_dtype
 from zoo.core.forward_context import causal
-from zoo.core.ops.top_k import top_k, top_k_set
+from zoo.core.ops import attention as scores
+from zoo.core.ops.attention import attention
+from zoo.core.ops.flash import operator
+from zoo.core.ops.linear import PLAIN_TYPES
 
 NOT_CHOSEN = -1
 SCORE_ELEMENTS = 2**19  # maximum scores of all heads in memory at once
 CONVERTED_ELEMENTS = 2**18  # maximum elements of keys converted to float32 at once
 QUERY_BLOCK = 64  # queries that are scored together, over the keys up to the last of them
+GATHERED_ELEMENTS = 2**21  # maximum elements of keys gathered at once, for at least one query
 
 
 class Index(NamedTuple):
@@ -45,13 +56,34 @@ def plain(index: Index, past: int, every: int = 1, mask: Tensor | None = None) -
     return chosen[1].to(torch.int32).masked_fill(chosen[0] == -inf, NOT_CHOSEN)
 
 
+def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """scores (..., n) -> the k highest and their indices, (..., k), the highest first and the earlier first among equal
+    ones. 0.0 equals -0.0, and NaN is above all."""
+    indices = scores.detach().sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    return scores.gather(-1, indices), indices
+
+
+def top_k_set(scores: Tensor, k: int) -> Tensor:
+    """Returns the indices of `top_k`, unordered. For long rows this is several times as fast as sorting.
+
+    The k-th highest score divides a row: every higher score is chosen, and then the earliest of the scores that equal
+    it, until there are k.
+    """
+    n = scores.shape[-1]
+    highest = scores.topk(k, sorted=False).values
+    last = highest.nan_to_num(inf, inf, -inf).amin(-1, keepdim=True)
+    earliest = torch.arange(n, 0, -1, dtype=torch.int32, device=scores.device)
+    order = torch.where(scores <= last, torch.where(scores == last, earliest, 0), n + earliest)  # NaN is not below
+    return order.topk(k, sorted=False).indices
+
+
 def index_scores(q: Tensor, weights: Tensor, keys: Tensor, at_once: bool = False) -> Tensor:
     """Returns scores (b, t, s), in at least float32, for q (b, t, h, d), weights (b, t, h) and keys (b, s, d).
 
     score(t, s) = sum over heads of weights(t, head) * relu(q(t, head) . keys(s)) (DeepSeek-V3.2, equation 1). It takes
     one block of keys at a time, unless `at_once`: the scores of all heads take h times the memory of the result.
     """
-    exact = torch.promote_types(q.dtype, torch.float32)
+    exact = upcast_dtype(q.dtype)
     rows, weights = q.to(exact).flatten(1, 2), weights.to(exact).unsqueeze(2)
     parts = [
         (weights @ (rows @ part.to(exact).transpose(1, 2)).relu_().unflatten(1, q.shape[1:3])).squeeze(2)
@@ -129,7 +161,7 @@ def choose_keys(index: Index, past: int, every: int = 1, mask: Tensor | None = N
     rule; `past` then counts the tokens before the last place. No gradient flows through. Compiled, it is one operator
     for all lengths.
     """
-    run = _operator if torch.compiler.is_compiling() and not torch.compiler.is_exporting() else _choose_keys
+    run = _choice_operator if torch.compiler.is_compiling() and not torch.compiler.is_exporting() else _choose_keys
     return run(*index, past, every, mask)
 
 
@@ -154,5 +186,81 @@ def _choose_keys(
     return torch.cat(chosen, dim=1)
 
 
-_operator = custom_op("zoo::choose_keys", _choose_keys, mutates_args=())
-_operator.register_fake(lambda q, weights, keys, k, *_: q.new_empty(*q.shape[:2], k, dtype=torch.int32))
+_choice_operator = custom_op("zoo::choose_keys", _choose_keys, mutates_args=())
+_choice_operator.register_fake(lambda q, weights, keys, k, *_: q.new_empty(*q.shape[:2], k, dtype=torch.int32))
+
+
+def plain_sparse_attention(q: Tensor, latent: Tensor, chosen: Tensor, scale: float, width: int) -> Tensor:
+    """`sparse_attention`, with the scores of all tokens in memory and those that are not chosen masked."""
+    return scores.plain(q, latent, latent[..., :width], sees(chosen, latent.shape[2]), scale)
+
+
+def sparse_attention(
+    q: Tensor, latent: Tensor, chosen: Tensor, mask: Tensor | None, scale: float, width: int
+) -> Tensor:
+    """Returns (b, h, t, width) for q (b, h, t, d), latent (b, 1, s, d) and chosen (b, t, k) from `top_keys`.
+
+    All heads share one key per token, whose first `width` elements are the value: the absorbed form of latent
+    attention. `mask` is that of `attention`. It is read only if at most k tokens are stored: queries then attend to
+    every visible one. Each query has at least one chosen token.
+
+    With gradients, the gathered keys (b, t, k, d) are kept for the backward pass. For more than a few queries,
+    attention under the mask `sees(chosen, s)` takes less memory.
+    """
+    if not torch.compiler.is_compiling():
+        return _sparse_attention(q, latent, chosen, mask, scale, width)
+    if allows_operators(q, latent):  # one operator for every number of queries and keys
+        return _attention_operator(q, latent, chosen, mask, scale, width)
+    absent, sequence = chosen == NOT_CHOSEN, torch.arange(q.shape[0], device=q.device)[:, None, None]
+    gathered = latent[:, 0][sequence, chosen.masked_fill(absent, 0)].flatten(0, 1)
+    out = _over_gathered(q.transpose(1, 2).flatten(0, 1), gathered, absent.flatten(0, 1), scale)
+    return out.unflatten(0, chosen.shape[:2]).transpose(1, 2)[..., :width]
+
+
+def allows_operators(*tensors: Tensor) -> bool:
+    """Whether compiled code may call an operator without gradient: ordinary tensors, no autocast, no export."""
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_exporting()
+        or any(type(x) not in PLAIN_TYPES or torch.is_autocast_enabled(x.device.type) for x in tensors)
+    )
+
+
+def gathered_attention(q: Tensor, keys: Tensor, chosen: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:
+    """Returns (b, h, t, d): attention of each query over its gathered keys, which are the values too.
+
+    Shapes: q (b, h, t, d), keys (b, 1, s, d), chosen (b, t, k) from `top_keys`, sinks (h,) as in `attention`. It loops
+    over the queries, so compiled code cannot trace it.
+    """
+    block = max(GATHERED_ELEMENTS // (chosen.shape[2] * q.shape[3]), 1)
+    # One buffer serves all blocks: mapping the pages of fresh memory takes as long as the attention.
+    buffer = None if torch.is_grad_enabled() else keys.new_empty(block * chosen.shape[2], q.shape[3])
+    out = []
+    for queries, stored, indices in zip(q.transpose(1, 2), keys[:, 0], chosen, strict=True):
+        for part, index in zip(queries.split(block), indices.split(block), strict=True):
+            absent, into = index == NOT_CHOSEN, None if buffer is None else buffer[: index.numel()]
+            gathered = torch.index_select(stored, 0, index.masked_fill(absent, 0).flatten(), out=into)
+            out.append(_over_gathered(part, gathered.unflatten(0, index.shape), absent, scale, sinks))
+    return torch.cat(out).unflatten(0, (q.shape[0], -1)).transpose(1, 2)
+
+
+def _over_gathered(q: Tensor, keys: Tensor, absent: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:
+    """Returns (n, h, d) for q (n, h, d), keys (n, k, d) and absent (n, k). Heads are queries over the shared keys."""
+    seen = ~absent[:, None, None]
+    if sinks is not None:
+        return attention(q.unsqueeze(2), keys[:, None], keys[:, None], seen, scale, sinks).squeeze(2)
+    # Values stay as wide as the keys, as torch's kernels need; no kernel copies values that are the keys.
+    return F.scaled_dot_product_attention(q[:, None], keys[:, None], keys[:, None], seen, scale=scale)[:, 0]
+
+
+def _sparse_attention(
+    q: Tensor, latent: Tensor, chosen: Tensor, mask: Tensor | None, scale: float, width: int
+) -> Tensor:
+    if latent.shape[2] <= chosen.shape[2]:
+        return attention(q, latent, latent, mask, scale)[..., :width]
+    return gathered_attention(q, latent, chosen, scale)[..., :width]
+
+
+_attention_operator = operator(
+    "zoo::sparse_attention", _sparse_attention, lambda q, *given: q.new_empty(*q.shape[:3], given[-1])
+)

@@ -12,14 +12,12 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from zoo.core.ops import attention as scores
 from zoo.core.ops.attention import attention
-from zoo.core.ops.flash import token_by_token
-from zoo.core.ops.indexing import sees, sees_all
+from zoo.core.ops.flash import operator
+from zoo.core.ops.indexing import allows_operators, sees, sees_all, sparse_attention
 from zoo.core.ops.linear import linear, per_head
-from zoo.core.ops.sparse_attention import allows_operators, sparse_attention
 from zoo.costs import Full
 
 
@@ -136,13 +134,8 @@ def _prefill(
     return torch.cat(out, dim=2)
 
 
-@custom_op("zoo::sparse_mla_prefill", mutates_args=())
-def _prefill_operator(
-    q_nope: Tensor, q_rope: Tensor, latent: Tensor, up: Tensor, chosen: Tensor, mask: Tensor | None, scale: float
-) -> Tensor:
-    return token_by_token(_prefill(q_nope, q_rope, latent, up, chosen, mask, scale))
-
-
-@_prefill_operator.register_fake
-def _like_prefill(q_nope: Tensor, q_rope: Tensor, latent: Tensor, up: Tensor, *_: object) -> Tensor:
-    return token_by_token(q_nope.new_empty(*q_nope.shape[:3], up.shape[1] - q_nope.shape[3]))
+_prefill_operator = operator(
+    "zoo::sparse_mla_prefill",
+    _prefill,
+    lambda q_nope, q_rope, latent, up, *_: q_nope.new_empty(*q_nope.shape[:3], up.shape[1] - q_nope.shape[3]),
+)

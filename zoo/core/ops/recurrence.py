@@ -14,6 +14,7 @@ Inside: n chunks of c tokens each; s = b * h.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from zoo.costs import linear_flops
 CHUNK = 64  # tokens per chunk
 SEGMENT, CPU_SEGMENT = 2048, 128  # tokens computed at a time; on a CPU, intermediates stay in its caches
 BASE = 16  # tokens per block in which per-channel decays are computed for each pair
+Form = Callable[..., tuple[Tensor, Tensor]]  # streams (b, t, ...) and a state -> outputs and the state afterwards
 
 
 def plain_gated_delta_rule(
@@ -66,15 +68,7 @@ def gated_delta_rule(
     head it is Gated DeltaNet (Yang et al. 2025, section 3.1). With one decay per key channel it is Kimi Delta Attention
     (Kimi Team 2025, section 3).
     """
-    with torch.autocast(q.device.type, enabled=False):
-        given = _exact(q, k, v, decay, beta, state)
-        if q.shape[1] == 1:
-            return _delta_step(*given)
-        if not torch.compiler.is_compiling():
-            return _in_segments(_delta_chunks, *given)
-        if torch.is_grad_enabled() or torch.compiler.is_exporting():
-            return _delta_chunks(*given)
-        return _delta_operator(*given)
+    return _in_form(_delta_step, _delta_chunks, _delta_operator, q, k, v, decay, beta, state)
 
 
 def state_space(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,15 +78,21 @@ def state_space(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -
     For each token and head: S <- exp(decay) S + v k^T; the output is S q. In Mamba-2 (Dao and Gu 2024) q is C, k is B,
     v is x times the time step, and decay is A times the time step.
     """
-    with torch.autocast(q.device.type, enabled=False):
-        given = _exact(q, k, v, decay, state)
-        if q.shape[1] == 1:
-            return _state_space_step(*given)
+    return _in_form(_state_space_step, _state_space_chunks, _state_space_operator, q, k, v, decay, state)
+
+
+def _in_form(step: Form, chunks: Form, operator: Form, *given: Tensor) -> tuple[Tensor, Tensor]:
+    """Runs a recurrence in one of its forms. Compiled without gradients, the whole chunked form is one operator for
+    every number of tokens."""
+    with torch.autocast(given[0].device.type, enabled=False):
+        given = _exact(*given)
+        if given[0].shape[1] == 1:
+            return step(*given)
         if not torch.compiler.is_compiling():
-            return _in_segments(_state_space_chunks, *given)
+            return _in_segments(chunks, *given)
         if torch.is_grad_enabled() or torch.compiler.is_exporting():
-            return _state_space_chunks(*given)
-        return _state_space_operator(*given)
+            return chunks(*given)
+        return operator(*given)
 
 
 def l2_normalise(x: Tensor) -> Tensor:
@@ -170,16 +170,16 @@ def _per_head(x: Tensor, heads: int) -> Tensor:
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
-def _exact(*tensors: Tensor) -> list[Tensor]:
+def _exact(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Returns all tensors in float32, or in float64 if the first one is."""
     dtype = upcast_dtype(tensors[0].dtype)
-    return [x.to(dtype) for x in tensors]
+    return tuple(x.to(dtype) for x in tensors)
 
 
 # The chunked forms.
 
 
-def _in_segments(chunks: Callable[..., tuple[Tensor, Tensor]], *given: Tensor) -> tuple[Tensor, Tensor]:
+def _in_segments(chunks: Form, *given: Tensor) -> tuple[Tensor, Tensor]:
     """Runs `chunks` over streams (b, t, ...) and a state, one segment of tokens at a time."""
     *streams, state = given
     tokens, outs = CPU_SEGMENT if state.is_cpu else SEGMENT, []
@@ -299,26 +299,13 @@ def _joined(scores: Tensor, rows: Tensor, total: Tensor, size: int) -> Tensor:
     return torch.cat([above, torch.cat([after @ before.mT, later], dim=-1)], dim=-2)
 
 
-# Compiled without gradients, the whole chunked form is one operator for every number of tokens.
+def _operator(name: str, chunks: Form, streams: str) -> Form:
+    """Returns a chunked form as one operator of compiled code."""
+    schema = f"({', '.join(f'Tensor {each}' for each in streams.split())}, Tensor state) -> (Tensor, Tensor)"
+    made = custom_op(name, partial(_in_segments, chunks), mutates_args=(), schema=schema)
+    made.register_fake(lambda q, k, v, *rest: (v.new_empty(v.shape), rest[-1].new_empty(rest[-1].shape)))
+    return made
 
 
-@custom_op("zoo::gated_delta_rule", mutates_args=())
-def _delta_operator(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
-    return _in_segments(_delta_chunks, q, k, v, decay, beta, state)
-
-
-@_delta_operator.register_fake
-def _like_delta(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    return v.new_empty(v.shape), state.new_empty(state.shape)
-
-
-@custom_op("zoo::state_space", mutates_args=())
-def _state_space_operator(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    return _in_segments(_state_space_chunks, q, k, v, decay, state)
-
-
-@_state_space_operator.register_fake
-def _like_state_space(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    return v.new_empty(v.shape), state.new_empty(state.shape)
+_delta_operator = _operator("zoo::gated_delta_rule", _delta_chunks, "q k v decay beta")
+_state_space_operator = _operator("zoo::state_space", _state_space_chunks, "q k v decay")

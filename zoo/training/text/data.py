@@ -7,18 +7,14 @@ import codecs
 import hashlib
 import os
 import platform
-import stat
 import sysconfig
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
-from zoo.errors import NotAvailable, UsageError
-from zoo.units import format_bytes
+from zoo.errors import NotAvailable, UsageError, accessing
 
 HELDOUT_SHARE, TUNING_SHARE = 0.05, 0.025  # shares of the files, by a hash of their path
 BLOCK_BYTES = 1 << 18
@@ -61,8 +57,9 @@ class Piece:
         Raises UsageError if the file has changed since it was listed, NotAvailable if it cannot be read.
         """
         changed = UsageError(f"{self.file.path} has changed while it was read; start again")
-        with _open(self.file.path) as file:
-            if _stamp(file.fileno()) != (self.file.size, self.file.modified):
+        with accessing(self.file.path), self.file.path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if (status.st_size, status.st_mtime_ns) != (self.file.size, self.file.modified):
                 raise changed
             file.seek(self.start)
             rest, left = b"", len(self)
@@ -91,11 +88,10 @@ class Splits(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Distinct text files, sorted by name. `left_out` counts the other files of the folder, by reason."""
+    """Distinct text files, sorted by name."""
 
     name: str
     files: tuple[TextFile, ...]
-    left_out: tuple[tuple[str, int], ...] = ()
 
     @cached_property
     def hash(self) -> str:
@@ -103,46 +99,32 @@ class Corpus:
         entries = (_as_bytes(file.name) + b"\0" + file.digest.encode() + b"\n" for file in self.files)
         return hashlib.sha256(b"".join(entries)).hexdigest()[:16]
 
-    @property
-    def nbytes(self) -> int:
-        """The number of bytes of text."""
-        return sum(file.size for file in self.files)
-
     @cached_property
     def splits(self) -> Splits:
         """Returns training, tuning and held-out text. Raises UsageError for a single file too short to be split."""
         return _split(self.files)
 
-    def describe(self) -> str:
-        """Returns one line: name, files, bytes, and the files left out."""
-        counts = [f"{count} {reason}" for reason, count in self.left_out]
-        left_out = f"; left out: {', '.join(counts)}" if counts else ""
-        files = "1 file" if len(self.files) == 1 else f"{len(self.files)} files"
-        return f"{self.name}: {files}, {format_bytes(self.nbytes)}{left_out}"
-
 
 def read_text(path: str | Path, leave_out: str | Path | None = None) -> Corpus:
     """Reads the UTF-8 text of one file, or of all files of a folder and its subfolders.
 
-    In a folder, files that are not text are left out and counted: bytes that are not UTF-8, or a zero byte among them.
-    So are empty files, exact copies of an earlier file, links and special files. Hidden files and folders (names that
-    begin with ".") and the folder `leave_out` are ignored. A `path` that is itself a link is followed.
+    In a folder, files that are not text are left out: bytes that are not UTF-8, or a zero byte among them. So are empty
+    files, exact copies of an earlier file, links and special files, hidden files and folders (names that begin with
+    ".") and the folder `leave_out`. A `path` that is itself a link is followed.
 
     Raises NotAvailable for a path that does not exist or may not be read, UsageError where there is no text at all.
     """
     path = Path(path)
-    try:
-        mode, name = path.stat().st_mode, path.resolve().name or str(path)
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    left_out = Counter[str]()
-    if stat.S_ISDIR(mode):
+    with accessing(path):
+        path.stat()
+    name = path.resolve().name or str(path)
+    if path.is_dir():
         hidden = None if leave_out is None else Path(leave_out).resolve()
-        found = _walk(path, left_out, lambda entry, is_folder: is_folder and Path(entry).resolve() == hidden)
-        return _corpus(name, found, left_out, f"there is no UTF-8 text in {path}")
-    if not stat.S_ISREG(mode):
+        found = _walk(path, lambda entry, is_folder: is_folder and entry.resolve() == hidden)
+        return _corpus(name, found, f"there is no UTF-8 text in {path}")
+    if not path.is_file():
         raise UsageError(f"{path} is neither a file nor a folder")
-    return _corpus(name, [(name, path)], left_out, f"{path} is empty or not UTF-8 text")
+    return _corpus(name, [(name, path)], f"{path} is empty or not UTF-8 text")
 
 
 def standard_library() -> Corpus:
@@ -154,80 +136,61 @@ def standard_library() -> Corpus:
     """
     folder = Path(sysconfig.get_path("stdlib"))
 
-    def unwanted(entry: os.DirEntry[str], is_folder: bool) -> bool:
+    def unwanted(entry: Path, is_folder: bool) -> bool:
         if is_folder:
             return entry.name in LIBRARY_LEFT_OUT or entry.name.startswith("config-")
-        return not entry.name.endswith(".py") or entry.name.startswith("_sysconfigdata")
+        return entry.suffix != ".py" or entry.name.startswith("_sysconfigdata")
 
     missing = f"Python's standard library is not in {folder}; name a text to train on"
     if not folder.is_dir():
         raise NotAvailable(missing)
-    left_out = Counter[str]()
-    name = f"Python {platform.python_version()} standard library"
-    return _corpus(name, _walk(folder, left_out, unwanted), left_out, missing)
+    return _corpus(f"Python {platform.python_version()} standard library", _walk(folder, unwanted), missing)
 
 
-def _walk(
-    top: Path, left_out: Counter[str], unwanted: Callable[[os.DirEntry[str], bool], bool]
-) -> Iterator[tuple[str, Path]]:
+def _walk(top: Path, unwanted: Callable[[Path, bool], bool]) -> Iterator[tuple[str, Path]]:
     """Yields the name and path of every regular file, in no fixed order. Links are not followed, so no folder is seen
     twice."""
-    folders = [("", top)]
-    while folders:
-        prefix, folder = folders.pop()
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    is_folder = entry.is_dir(follow_symlinks=False)
-                    if entry.name.startswith(".") or unwanted(entry, is_folder):
-                        continue
-                    if is_folder:
-                        folders.append((f"{prefix}{entry.name}/", Path(entry.path)))
-                    elif entry.is_file(follow_symlinks=False):
-                        yield prefix + entry.name, Path(entry.path)
-                    else:
-                        left_out["links" if entry.is_symlink() else "special files"] += 1
-        except OSError as error:
-            raise _unreadable(folder, error) from error
+
+    def fail(error: OSError) -> None:
+        with accessing(error.filename):
+            raise error
+
+    for folder, folders, files in os.walk(top, onerror=fail):
+        inside = Path(folder)
+        folders[:] = [name for name in folders if name[0] != "." and not unwanted(inside / name, True)]
+        for path in (inside / name for name in files if name[0] != "."):
+            if not unwanted(path, False) and path.is_file() and not path.is_symlink():
+                yield path.relative_to(top).as_posix(), path
 
 
-def _corpus(name: str, found: Iterable[tuple[str, Path]], left_out: Counter[str], nothing: str) -> Corpus:
+def _corpus(name: str, found: Iterable[tuple[str, Path]], nothing: str) -> Corpus:
     """Returns the corpus of the files that are text, the first by name of equal ones. Raises UsageError with the
     message `nothing` if there are none."""
     files = dict[str, TextFile]()
     for each, path in sorted(found):
-        if (file := _listed(each, path)) is None:
-            left_out["not UTF-8 text"] += 1
-        elif file.size == 0:
-            left_out["empty"] += 1
-        elif file.digest in files:
-            left_out["copies"] += 1
-        else:
-            files[file.digest] = file
+        if (file := _listed(each, path)) and file.size:
+            files.setdefault(file.digest, file)
     if not files:
         raise UsageError(nothing)
-    return Corpus(name, tuple(files.values()), tuple(sorted(left_out.items())))
+    return Corpus(name, tuple(files.values()))
 
 
 def _listed(name: str, path: Path) -> TextFile | None:
     """Returns the file with its hash; None if it is not text. A zero byte is not text: among bytes it separates
     files."""
     digest, decoder, size = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")(), 0
-    with _open(path) as file:
-        _, modified = _stamp(file.fileno())
-        while data := file.read(BLOCK_BYTES):
-            try:
+    with accessing(path), path.open("rb") as file:
+        modified = os.fstat(file.fileno()).st_mtime_ns
+        try:
+            while data := file.read(BLOCK_BYTES):
                 decoder.decode(data)
-            except UnicodeDecodeError:
-                return None
-            if 0 in data:
-                return None
-            digest.update(data)
-            size += len(data)
-    try:
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return None
+                if 0 in data:
+                    return None
+                digest.update(data)
+                size += len(data)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return None
     return TextFile(name, path, size, digest.hexdigest(), modified)
 
 
@@ -261,7 +224,7 @@ def _cut(piece: Piece, nbytes: float) -> tuple[Piece, Piece]:
     """Returns the piece without about its last `nbytes`, and these bytes. The cut is at the next start of a line, or of
     a character where the line is long. Raises UsageError for a piece that is too short."""
     at = piece.end - max(1, round(nbytes))
-    with _open(piece.file.path) as file:
+    with accessing(piece.file.path), piece.file.path.open("rb") as file:
         file.seek(at)
         ahead = file.read(min(piece.end - at, BLOCK_BYTES))
         line = ahead.find(b"\n", 0, (piece.end - at) // 2) + 1
@@ -280,21 +243,3 @@ def _cut(piece: Piece, nbytes: float) -> tuple[Piece, Piece]:
 
 def _as_bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")  # a file name need not be valid Unicode
-
-
-def _stamp(descriptor: int) -> tuple[int, int]:
-    status = os.fstat(descriptor)
-    return status.st_size, status.st_mtime_ns
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> NotAvailable:
-    return NotAvailable(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")

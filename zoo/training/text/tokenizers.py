@@ -5,15 +5,16 @@ All are saved as a tokenizer.json, which `python -m weights.generate` reads.
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.errors import MalformedError, NotAvailable, UsageError, require_package
-from zoo.new_files import write_new_file
+from zoo.errors import MalformedError, UsageError, accessing, require_package
+from zoo.new_files import write_file
 from zoo.training.text.data import Corpus
 
 TOKENIZER = "tokenizer.json"
@@ -25,31 +26,43 @@ MIN_BPE_VOCAB = 257  # every byte, and the separator
 Ids = NDArray[np.unsignedinteger[Any]]
 
 
-class Tokenizer(Protocol):
+class Tokenizer(ABC):
     """Converts text to token ids and back. Ids are below `vocab`; `separator` is the id between files, which no text
-    encodes to; `hash` follows from all that decides the ids."""
+    encodes to."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def vocab(self) -> int: ...
-    @property
-    def separator(self) -> int: ...
-    @property
-    def hash(self) -> str: ...
+    name: str
+    vocab: int
+    separator: int
 
-    def encode(self, text: str) -> Ids:
-        """Returns the ids of a text, (tokens,). Raises UsageError for a text that is not valid Unicode (lone
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """Returns the ids of each of several texts. Raises UsageError for a text that is not valid Unicode (lone
         surrogates)."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """Returns the ids of each of several texts."""
-
+    @abstractmethod
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """Returns the text of ids. Bytes that are not UTF-8 become U+FFFD."""
 
+    @abstractmethod
+    def to_json(self, pretty: bool = False) -> str:
+        """Returns the tokenizer.json."""
+
+    def encode(self, text: str) -> Ids:
+        """Returns the ids of a text, (tokens,). Raises as `encode_batch` does."""
+        return self.encode_batch([text])[0]
+
+    @property
+    def hash(self) -> str:
+        """A hash of all that decides the ids."""
+        return hashlib.sha256(f"{self.separator}\n{self.to_json()}".encode()).hexdigest()[:16]
+
     def save(self, folder: str | Path) -> None:
         """Writes a tokenizer.json. Raises UsageError where another one exists."""
+        path, content = Path(folder) / TOKENIZER, self.to_json(pretty=True).encode()
+        if not path.exists():
+            write_file(path, content)
+        elif path.read_bytes() != content:
+            raise UsageError(f"{path} is there already and differs; nothing is overwritten")
 
 
 def id_dtype(vocab: int) -> np.dtype[Any]:
@@ -57,53 +70,36 @@ def id_dtype(vocab: int) -> np.dtype[Any]:
     return np.dtype(np.uint8 if vocab <= 1 << 8 else np.uint16 if vocab <= 1 << 16 else np.uint32)
 
 
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     """UTF-8 bytes: an id is the byte's value. Files are separated by byte 0, which files of text do not hold."""
 
     name, vocab, separator = "bytes", 256, 0
 
-    @property
-    def hash(self) -> str:
-        return _hash(_byte_json(), self.separator)
-
-    def encode(self, text: str) -> Ids:
-        return np.frombuffer(_utf8(text), dtype=np.uint8)
-
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        return [self.encode(text) for text in texts]
+        return [np.frombuffer(_utf8(text), dtype=np.uint8) for text in texts]
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
         return bytes(map(int, ids)).decode(errors="replace")
 
-    def save(self, folder: str | Path) -> None:
-        _write(Path(folder), _byte_json())
+    def to_json(self, pretty: bool = False) -> str:
+        return _byte_json()
 
 
-class LibraryTokenizer:
-    """A `tokenizers.Tokenizer`. Special tokens that appear in a text are encoded like other text; no beginning-of-text
-    token is added."""
+class LibraryTokenizer(Tokenizer):
+    """A `tokenizers.Tokenizer`, which it changes: nothing is cut or padded, special tokens that appear in a text are
+    encoded like other text, and no beginning-of-text token is added."""
 
-    def __init__(self, tokenizer: Any, name: str, separator: str | None = None) -> None:
-        """`separator` is the token between files; by default the first of SEPARATORS in the vocabulary. Raises
-        UsageError where it is not there."""
-        tokenizer = type(tokenizer).from_str(tokenizer.to_str())  # the caller's own stays as it is
+    def __init__(self, tokenizer: Any, name: str) -> None:
+        """Raises UsageError where none of SEPARATORS is in the vocabulary."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
         known = tokenizer.get_vocab()
-        wanted = SEPARATORS if separator is None else (separator,)
-        ids = [known[token] for token in wanted if token in known]
+        ids = [known[token] for token in SEPARATORS if token in known]
         if not ids:
-            raise UsageError(f"the tokenizer {name} has no token {' or '.join(wanted)} to put between files")
+            raise UsageError(f"the tokenizer {name} has no token {' or '.join(SEPARATORS)} to put between files")
         self.name, self.separator, self.vocab = name, ids[0], 1 + max(known.values())
         self._tokenizer, self._dtype = tokenizer, id_dtype(self.vocab)
-
-    @property
-    def hash(self) -> str:
-        return _hash(self._tokenizer.to_str(), self.separator)
-
-    def encode(self, text: str) -> Ids:
-        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         for text in texts:
@@ -114,8 +110,8 @@ class LibraryTokenizer:
     def decode(self, ids: Sequence[int] | Ids) -> str:
         return str(self._tokenizer.decode([int(each) for each in ids], skip_special_tokens=False))
 
-    def save(self, folder: str | Path) -> None:
-        _write(Path(folder), self._tokenizer.to_str(pretty=True))
+    def to_json(self, pretty: bool = False) -> str:
+        return str(self._tokenizer.to_str(pretty=pretty))
 
 
 def train_bpe(corpus: Corpus, vocab: int) -> LibraryTokenizer:
@@ -139,10 +135,10 @@ def train_bpe(corpus: Corpus, vocab: int) -> LibraryTokenizer:
     tokenizer.train_from_iterator(texts, trainer=trainer)
     if (found := tokenizer.get_vocab_size()) != vocab:
         raise UsageError(f"the training text yields a BPE of {found} tokens at most, got a vocab of {vocab}")
-    return LibraryTokenizer(tokenizer, f"BPE {vocab}", END_OF_TEXT)
+    return LibraryTokenizer(tokenizer, f"BPE {vocab}")
 
 
-def read_tokenizer(path: str | Path, separator: str | None = None) -> Tokenizer:
+def read_tokenizer(path: str | Path) -> Tokenizer:
     """Returns the tokenizer in a tokenizer.json, or in the folder that holds one: a released model's, or one saved
     here.
 
@@ -151,9 +147,8 @@ def read_tokenizer(path: str | Path, separator: str | None = None) -> Tokenizer:
     path = Path(path)
     path = path / TOKENIZER if path.is_dir() else path
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise NotAvailable(f"{path} cannot be read: {error.strerror or error}") from error
+        with accessing(path):
+            text = path.read_text(encoding="utf-8")
     except ValueError as error:
         raise MalformedError(f"{path} is not a readable tokenizer: {error}") from error
     if text == _byte_json():
@@ -163,7 +158,7 @@ def read_tokenizer(path: str | Path, separator: str | None = None) -> Tokenizer:
         tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library has no error types of its own
         raise MalformedError(f"{path} is not a readable tokenizer: {error}") from error
-    return LibraryTokenizer(tokenizer, path.resolve().parent.name, separator)
+    return LibraryTokenizer(tokenizer, path.resolve().parent.name)
 
 
 def _byte_json() -> str:
@@ -209,17 +204,3 @@ def _utf8(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise UsageError(f"the text is not valid UTF-8: {error.reason} at {error.start}") from error
-
-
-def _hash(text: str, separator: int) -> str:
-    return hashlib.sha256(f"{separator}\n{text}".encode()).hexdigest()[:16]
-
-
-def _write(folder: Path, text: str) -> None:
-    path = folder / TOKENIZER
-    if path.exists():
-        if path.read_bytes() != text.encode():
-            raise UsageError(f"{path} is there already and differs; nothing is overwritten")
-        return
-    with write_new_file(path) as file:
-        file.write(text.encode())

@@ -8,7 +8,7 @@ separator, and one follows every file's text. Reading it runs no code.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +16,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from zoo.errors import MalformedError, NotAvailable, UsageError
+from zoo.errors import MalformedError, UsageError, accessing
 from zoo.new_files import write_new_file
-from zoo.training.batches import Batch
-from zoo.training.losses import IGNORED
+from zoo.training.losses import IGNORED, Batch
 from zoo.training.text.data import Corpus, Piece
 from zoo.training.text.tokenizers import Ids, Tokenizer, id_dtype
 
@@ -54,10 +53,6 @@ class TokenFile:
     tuning_bytes: int
     heldout_bytes: int
 
-    def describe(self) -> str:
-        """Returns one line for tables. Figures with different text hashes belong to different text."""
-        return f"{self.name} (text {self.text_hash}), {self.tokenizer}: {len(self.train):,} training tokens"
-
     def bits_per_byte(self, nats: float, scored: int, split: Split = "heldout") -> float:
         """Returns the bits per byte of a split's text, from the sum of `nats` over `scored` targets.
 
@@ -67,20 +62,18 @@ class TokenFile:
         return nats / math.log(2) / scored * (tokens / nbytes)
 
 
-def token_file(
-    folder: str | Path, corpus: Corpus, tokenizer: Tokenizer, progress: Callable[[int], object] | None = None
-) -> TokenFile:
+def token_file(folder: str | Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenFile:
     """Returns the token file of a text in `folder`, and makes it if it does not exist.
 
-    Its name is its hash. It is never there in part, and two processes may make it at once. `progress` is called with
-    the bytes of text that are done. Raises MalformedError for another file of that name, UsageError where the text
-    changes meanwhile or cannot be split, NotAvailable where the disk fails.
+    Its name is its hash. It is never there in part, and two processes may make it at once. Raises MalformedError for
+    another file of that name, UsageError where the text changes meanwhile or cannot be split, NotAvailable where the
+    disk fails.
     """
     key = f"{VERSION} {corpus.hash} {tokenizer.hash}"
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     path = Path(folder) / f"tokens-{digest}.bin"
     if not path.exists():
-        _make(path, digest, corpus, tokenizer, progress or (lambda nbytes: None))
+        _make(path, digest, corpus, tokenizer)
     tokens = open_tokens(path)
     if tokens.hash != digest:
         raise MalformedError(f"{path} holds the tokens {tokens.hash}, not those of its name; remove it")
@@ -91,13 +84,11 @@ def open_tokens(path: str | Path) -> TokenFile:
     """Opens an existing token file. Raises NotAvailable if it cannot be read, MalformedError if it is another kind of
     file, of another version, or incomplete."""
     path = Path(path)
-    try:
+    with accessing(path):
         with path.open("rb") as file:
             head, size = file.read(HEADER_BYTES), path.stat().st_size
         header = _header(path, head, size)
         ids = np.memmap(path, header["dtype"], "r", HEADER_BYTES)
-    except OSError as error:
-        raise NotAvailable(f"{path} cannot be read: {error.strerror or error}") from error
     parts = np.split(ids, np.cumsum(header["tokens"])[:-1])
     named = (header[each] for each in ("name", "hash", "text_hash", "tokenizer", "vocab", "separator"))
     return TokenFile(path, *named, *parts, *header["bytes"])
@@ -147,14 +138,14 @@ def _batch(tokens: TokenFile, inputs: Ids, targets: np.ndarray[Any, np.dtype[np.
     return Batch(torch.from_numpy(inputs.astype(np.int64)), torch.from_numpy(targets))
 
 
-def _make(path: Path, digest: str, corpus: Corpus, tokenizer: Tokenizer, progress: Callable[[int], object]) -> None:
+def _make(path: Path, digest: str, corpus: Corpus, tokenizer: Tokenizer) -> None:
     dtype = id_dtype(tokenizer.vocab).newbyteorder("<")
     counts = []
     with write_new_file(path) as file:
         file.write(bytes(HEADER_BYTES))
         for pieces in corpus.splits:
             count = 0
-            for ids in _encoded(pieces, tokenizer, progress):
+            for ids in _encoded(pieces, tokenizer):
                 file.write(ids.astype(dtype).tobytes())
                 count += len(ids)
             counts.append(count)
@@ -173,15 +164,13 @@ def _make(path: Path, digest: str, corpus: Corpus, tokenizer: Tokenizer, progres
         file.write((MAGIC + json.dumps(header).encode()).ljust(HEADER_BYTES - 1) + b"\n")
 
 
-def _encoded(pieces: Sequence[Piece], tokenizer: Tokenizer, progress: Callable[[int], object]) -> Iterator[Ids]:
+def _encoded(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Iterator[Ids]:
     """Yields, in parts, a separator, and then each piece's ids and a separator."""
     separator = np.array([tokenizer.separator], dtype=id_dtype(tokenizer.vocab))
     yield separator
     for texts in _batches(pieces):
         encoded = iter(tokenizer.encode_batch([text for text in texts if text is not None]))
-        for text in texts:
-            yield separator if text is None else next(encoded)
-        progress(sum(1 if text is None else len(text.encode()) for text in texts))
+        yield from (separator if text is None else next(encoded) for text in texts)
 
 
 def _batches(pieces: Sequence[Piece]) -> Iterator[list[str | None]]:
@@ -212,7 +201,7 @@ def _header(path: Path, head: bytes, size: int) -> dict[str, Any]:
     if not isinstance(header, dict) or {name: type(value) for name, value in header.items()} != FIELDS:
         raise broken
     counts = [*header["tokens"], *header["bytes"]]
-    if len(header["tokens"]) != 3 or len(header["bytes"]) != 3 or any(type(n) is not int or n < 1 for n in counts):
+    if len(header["tokens"]) != 3 or len(counts) != 6 or any(type(n) is not int or n < 1 for n in counts):
         raise broken
     if not 0 <= header["separator"] < header["vocab"] <= 1 << 32:
         raise broken

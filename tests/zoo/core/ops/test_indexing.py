@@ -110,4 +110,4 @@ def test_a_token_that_is_not_the_last_place_chooses_by_the_mask() -> None:
 @pytest.mark.parametrize(("new", "keys"), [(1, 40), (7, 30)])
 def test_the_operator_keeps_the_compilers_rules(new: int, keys: int) -> None:
     given = torch.randn(2, new, 6, 8), torch.rand(2, new, 6), torch.randn(2, 1, keys, 8)
-    opcheck(module._operator, (*given, K, keys - new, 1, None))
+    opcheck(module._choice_operator, (*given, K, keys - new, 1, None))

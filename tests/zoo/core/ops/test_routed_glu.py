@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.exact import assert_equal
 from zoo import ClampedSwiGLU, GeGLU, SwiGLU
-from zoo.blocks.glu import Activation
+from zoo.blocks.feed_forward import Activation
 from zoo.core.ops import routed_glu as module
 from zoo.core.ops.routed_glu import allows_routed_glu, routed_glu
 

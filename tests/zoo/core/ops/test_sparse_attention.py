@@ -12,9 +12,8 @@ from tests.exact import assert_computes, assert_equal
 from tests.models import has_compiler
 from zoo.core.forward_context import causal, visible
 from zoo.core.inductor import compiled
-from zoo.core.ops import sparse_attention as module
-from zoo.core.ops.indexing import NOT_CHOSEN, sees, top_keys
-from zoo.core.ops.sparse_attention import plain, sparse_attention
+from zoo.core.ops import indexing as module
+from zoo.core.ops.indexing import NOT_CHOSEN, plain_sparse_attention, sees, sparse_attention, top_keys
 
 pytestmark = pytest.mark.usefixtures("_float64")
 
@@ -58,7 +57,7 @@ def test_gathered_attention_equals_dense_attention(
     monkeypatch.setattr(module, "GATHERED_ELEMENTS", elements)
     q, latent, chosen = inputs(new, keys)
     out = sparse_attention(q, latent, chosen, mask_of(new, keys), 0.3, WIDTH)
-    assert_equal(out, plain(q, latent, chosen, 0.3, WIDTH))
+    assert_equal(out, plain_sparse_attention(q, latent, chosen, 0.3, WIDTH))
 
 
 @torch.no_grad()
@@ -66,14 +65,17 @@ def test_narrow_dtypes_are_as_near_as_dense_attention() -> None:
     def sparse(q: Tensor, latent: Tensor, chosen: Tensor) -> Tensor:
         return sparse_attention(q, latent, chosen, mask_of(7, 30), 0.3, WIDTH)
 
-    assert_computes(sparse, lambda *given: plain(*given, 0.3, WIDTH), lambda: inputs(7, 30))
+    assert_computes(sparse, lambda *given: plain_sparse_attention(*given, 0.3, WIDTH), lambda: inputs(7, 30))
 
 
 @pytest.mark.parametrize(("new", "keys"), [(1, 40), (7, 30), (12, 12)])
 def test_gradients_equal_those_of_dense_attention(new: int, keys: int) -> None:
     q, latent, chosen = inputs(new, keys)
     given = [x.requires_grad_() for x in (q, latent)]
-    out, expected = sparse_attention(*given, chosen, mask_of(new, keys), 0.3, WIDTH), plain(*given, chosen, 0.3, WIDTH)
+    out, expected = (
+        sparse_attention(*given, chosen, mask_of(new, keys), 0.3, WIDTH),
+        plain_sparse_attention(*given, chosen, 0.3, WIDTH),
+    )
     weight = torch.randn_like(out)
     for got, wanted in zip(*(torch.autograd.grad(x, given, weight) for x in (out, expected)), strict=True):
         assert wanted.abs().max() > 0
@@ -98,6 +100,6 @@ def test_one_graph_serves_every_length(decode: bool, differentiates: bool) -> No
             mask = mask_of(new, keys)
             (mark_unbacked if decode else maybe_mark_dynamic)(latent, 2)
             out = function(q, latent, chosen, mask, 0.3, WIDTH)
-            assert_equal(out, plain(q, latent, chosen, 0.3, WIDTH))
+            assert_equal(out, plain_sparse_attention(q, latent, chosen, 0.3, WIDTH))
     assert counters["stats"]["unique_graphs"] == 1
     torch.compiler.reset()

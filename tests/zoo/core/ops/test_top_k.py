@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from tests.models import has_compiler
 from zoo.core.inductor import compiled
-from zoo.core.ops.top_k import top_k, top_k_set
+from zoo.core.ops.indexing import top_k, top_k_set
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 FEW = [0.0, -0.0, 1.0, -1.0, -inf]  # so few values that most scores have equals

@@ -165,13 +165,8 @@ def test_a_sources_tokenizer_is_used_whole() -> None:
     assert len(tokenizer.encode(text)) == len(text)
     assert tokenizer.separator == library.token_to_id("<|end_of_text|>") == 258
     assert tokenizer.vocab == 259
-    assert library.truncation is not None  # the caller's own is as it was
-    named = LibraryTokenizer(library, "source", separator="<bos>")
-    assert named.separator == 256
-    assert named.hash != tokenizer.hash
-    with pytest.raises(UsageError, match="has no token <none> to put between files"):
-        LibraryTokenizer(library, "source", separator="<none>")
-    with pytest.raises(UsageError, match="has no token"):
+    assert tokenizer.hash != LibraryTokenizer(source("<bos>", "<|endoftext|>"), "source").hash
+    with pytest.raises(UsageError, match=r"has no token .* to put between files"):
         LibraryTokenizer(source("<bos>"), "source")
 
 

@@ -1,19 +1,27 @@
-"""The look of the charts: fonts, colours, legends and logarithmic axes.
+"""A chart: drawn in Vega-Lite, compiled to Vega for the page, and as a picture; its fonts, colours, legends and axes.
 
 Colours in a chart are names that begin with @ until `styled` replaces them. Models and parts are distinguishable on a
 white and on a dark page; parts have the colours of the diagrams.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from colorsys import hls_to_rgb, rgb_to_hls
+from dataclasses import dataclass
+from functools import cache
 from itertools import cycle
+from math import ceil
 from typing import Any
 
 import altair as alt
+import vl_convert
 
 from zoo.architectures import families
+from zoo.cli.tables import Row
 
 Json = dict[str, Any]
+Tables = Mapping[str, Sequence[Row]]
+FORMATS = ("png", "svg")  # formats of a chart as a picture
 WIDTH, HEIGHT = 720, 420
 AXIS = 63  # pixels of a horizontal axis with its title and a margin
 LEGEND: Json = {"orient": "bottom", "columns": 4, "title": None, "symbolLimit": 0}  # limit 0: all symbols
@@ -38,6 +46,73 @@ PART_COLOURS = {
 OTHER = "#8a93a0"  # colour of a model that is not a preset
 LIGHT = {"ink": "#1a222e", "faint": "#566170", "grid": "#e3e7ec", "paper": "#ffffff", "accent": "#c8105f"}
 PAGE = {name: f"var(--{name})" for name in LIGHT}  # the page's own colours, which follow its colour scheme
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of the rows of the first of its `tables`; marks in it may be of the others.
+
+    `figure`: the column without which a row is not shown. `by_model`: whether its colours distinguish models. `row`:
+    the pixels of each model's row, in a chart of rows. `panels`: whether it has several panels, one above the other.
+    """
+
+    title: str
+    caption: str
+    tables: tuple[str, ...]
+    draw: Callable[[Sequence[Row]], alt.TopLevelMixin]  # from its rows
+    figure: str = "model"
+    by_model: bool = True
+    row: int | None = None
+    panels: bool = False
+
+    def rows(self, tables: Tables) -> list[Row]:
+        """Returns the rows that the chart shows."""
+        return [row for row in tables[self.tables[0]] if row[self.figure] is not None]
+
+    def compiled(self, tables: Tables) -> Json:
+        """Returns the chart in Vega, with the page's colours and empty tables that the page fills."""
+        spec: Json = vl_convert.vegalite_to_vega(styled(self.draw(self.rows(tables)), PAGE))
+        return spec
+
+    def size(self, tables: Tables) -> dict[str, int]:
+        """Returns the chart's height on the page, without its legend, in pixels: of the plot or of each model's row,
+        and of the axis below. Panels are drawn to find their height."""
+        if not self.panels:
+            return ({"row": self.row} if self.row else {"height": HEIGHT}) | {"axis": AXIS}
+        svg = vl_convert.vega_to_svg(self._filled(tables) | {"legends": []})
+        height = re.search(r'height="([\d.]+)"', svg)
+        return {"height": ceil(float(height[1])) if height else HEIGHT, "axis": 0}
+
+    def image(self, tables: Tables, params: Mapping[str, float], format: str) -> bytes:
+        """Returns the chart as PNG (two pixels per point) or SVG, in light colours, with these parameters set."""
+        spec = self._filled(tables, params, title=self.title, background=LIGHT["paper"])
+        if self.by_model:
+            models = list(dict.fromkeys(row["model"] for row in self.rows(tables)))
+            colour = next(scale for scale in spec["scales"] if scale["name"] == "color")
+            colour |= {"domain": models, "range": [model_colours().get(model, OTHER) for model in models]}
+        return vl_convert.vega_to_svg(spec).encode() if format == "svg" else vl_convert.vega_to_png(spec, scale=2)
+
+    def _filled(self, tables: Tables, params: Mapping[str, float] = {}, **more: str) -> Json:
+        """Returns the chart in Vega, with its rows and in light colours."""
+        spec = styled(self.draw(self.rows(tables)), LIGHT) | more
+        spec["datasets"] = {table: list(tables[table]) for table in self.tables}
+        for param in spec.get("params", []):
+            param["value"] = params.get(param["name"], param["value"])
+        filled: Json = vl_convert.vegalite_to_vega(spec)
+        return filled
+
+
+@cache
+def javascript() -> str:
+    """Returns the Vega runtime, which draws compiled charts in a page."""
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return bundle.replace("</script", "<\\/script")
+
+
+def images(charts: Mapping[str, Chart], tables: Tables, params: Mapping[str, float] = {}) -> dict[str, bytes]:
+    """Returns {file name: image} of each chart with data."""
+    shown = {name: chart for name, chart in charts.items() if chart.rows(tables)}
+    return {f"{name}.{kind}": each.image(tables, params, kind) for name, each in shown.items() for kind in FORMATS}
 
 
 def model_colours() -> dict[str, str]:

@@ -13,8 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from weights.formats.json_limits import HEADER_LIMIT
-from weights.formats.safetensors_header import PICKLES, read_header
+from weights.formats.untrusted import HEADER_LIMIT, PICKLES, read_header
 from weights.matching import StoredTensor
 from zoo.errors import MalformedError
 

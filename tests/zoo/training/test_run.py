@@ -5,7 +5,7 @@ import torch
 
 import zoo
 from zoo.errors import UsageError
-from zoo.training.speed import EVALUATIONS, matmul_rate, steps_within, training_flops_per_token
+from zoo.training.run import EVALUATIONS, matmul_rate, steps_within, training_flops_per_token
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,27 @@
-"""The header of a safetensors file: the name, dtype, shape and place of each tensor.
+"""Reads untrusted JSON and the headers of safetensors files: strictly, within limits of size, inside their own folder.
 
-It is read strictly here before the library maps the file. The library silently keeps the last of two tensors of one
-name, and takes ten times the size of a header in memory to read it.
+JSON is measured before it is parsed. A parser makes objects of up to thirty times the size of the text, so both bytes
+and values are limited. A safetensors header is read here before the library maps the file: the library silently keeps
+the last of two tensors of one name, and takes ten times the size of a header in memory to read it.
 """
 
+import json
+import os
+from collections import Counter
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
-from weights.formats.json_limits import HEADER_LIMIT, parse
 from weights.matching import StoredTensor
-from zoo.errors import MalformedError, enough
+from zoo.errors import MalformedError, NotAvailable, enough
 
+MB = 10**6
+CONFIG_LIMIT, INDEX_LIMIT, HEADER_LIMIT = 1 * MB, 32 * MB, 8 * MB
+MAX_VALUES = 100_000  # an index needs one for each tensor; DeepSeek-V3 has 92,000
+MAX_NON_ASCII = 1 * MB  # in memory, one wide character makes every character take four bytes
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DTYPES |= {"F8_E4M3": torch.float8_e4m3fn, "U8": torch.uint8, "I8": torch.int8}  # packed weights
 DTYPES |= {"F8_E8M0": torch.float8_e8m0fnu}  # their scales
@@ -23,8 +30,61 @@ BITS = {word: 8 * dtype.itemsize for word, dtype in DTYPES.items()} | {"F4": 4, 
 BITS |= {"BOOL": 8, "F8_E5M2": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
 BITS |= {"U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64, "C64": 64}
 MAX_NAME_CHARACTERS, MAX_AXES = 512, 16  # more than any checkpoint has
-MAX_VALUES = 700_000  # eight for each tensor that can be described in HEADER_LIMIT bytes
+MAX_HEADER_VALUES = 700_000  # eight for each tensor that can be described in HEADER_LIMIT bytes
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how torch.save's files begin
+
+
+def member(folder: Path, name: str) -> Path:
+    """Returns the path of a file in the folder. Raises NotAvailable if it does not exist, MalformedError for a link
+    that leads elsewhere."""
+    path = folder / name
+    if not path.is_file():
+        raise NotAvailable(f"{folder}: there is no {name}")
+    if not os.access(path, os.R_OK):
+        raise NotAvailable(f"{path} may not be read")
+    real, home = path.resolve(), folder.resolve()
+    blobs = home.parent.parent / "blobs"  # in the hub's cache, snapshots/<commit>/ holds links to these
+    if not real.is_relative_to(home) and not (home.parent.name == "snapshots" and real.parent == blobs):
+        raise MalformedError(f"{path} is a link that leads out of its folder, to {real}")
+    return path
+
+
+def read_json(path: Path, limit: int) -> dict[str, Any]:
+    """Returns the JSON object in a file of at most `limit` bytes."""
+    size = path.stat().st_size
+    if size > limit:
+        raise MalformedError(f"{path} has {size} bytes, above the {limit} that such a file can need")
+    with path.open("rb") as file:
+        return parse(str(path), file, limit, MAX_VALUES)
+
+
+def parse(where: str, file: BinaryIO, size: int, max_values: int) -> dict[str, Any]:
+    """Returns the JSON object in the next `size` bytes of UTF-8, or in fewer at the end of the file.
+
+    Raises MalformedError, naming `where`, for duplicate keys in one object, and for clearly more than `max_values`.
+    """
+    data = file.read(size)
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > max_values:
+        raise MalformedError(f"{where} holds more than the {max_values} values that it can need")
+    if len(data) > MAX_NON_ASCII and not data.isascii():
+        raise MalformedError(f"{where} is above {MAX_NON_ASCII} bytes and not ASCII")
+    try:
+        text = data.decode()
+        del data
+        value = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise MalformedError(f"{where} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise MalformedError(f"{where} holds a {type(value).__name__}, not an object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(unique := dict(pairs)) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        duplicates = sorted(name for name, count in counts.items() if count > 1)
+        raise ValueError(f"duplicate key: {enough(ascii(name[:80]) for name in duplicates)}")
+    return unique
 
 
 def read_header(path: Path) -> list[StoredTensor]:
@@ -40,7 +100,7 @@ def read_header(path: Path) -> list[StoredTensor]:
         if length > HEADER_LIMIT:
             raise MalformedError(f"{path}: a header of {length} bytes is above the limit of {HEADER_LIMIT}")
         file.seek(8)
-        header = parse(f"{path}: the header", file, length, MAX_VALUES)
+        header = parse(f"{path}: the header", file, length, MAX_HEADER_VALUES)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise MalformedError(f"{path}: the header's __metadata__ holds more than text")

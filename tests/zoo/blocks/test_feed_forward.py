@@ -9,7 +9,7 @@ import torch
 
 from tests.exact import assert_equal
 from zoo import GLU, ClampedSwiGLU, GeGLU, SwiGLU
-from zoo.blocks.glu import Activation
+from zoo.blocks.feed_forward import Activation
 
 
 def silu(x: float) -> float:
