@@ -22,6 +22,7 @@ from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.models import NamedSpec, chosen, representatives
 from benchmarks.analytic.selection import Found, every_size, matching, one_each, smallest_each
 from benchmarks.analytic.weight_forms import BFLOAT16, FOUR_BIT, PLAIN, RELEASED, WeightForm
+from zoo.cli.runner import Imports
 from zoo.errors import IndivisibleError, SpecError, UsageError
 from zoo.units import parse_count, parse_month
 
@@ -126,6 +127,7 @@ class SwapOptions:
         typer.Option(metavar="CHANGE", help="Add each model changed: 'GQA(window=512)', norm=olmo. Repeatable."),
     ] = None
     ignore_field: IgnoreField = None
+    import_: Imports = None
 
 
 @dataclass(frozen=True)

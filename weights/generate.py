@@ -16,7 +16,7 @@ import typer
 
 from weights.loading import fill, open_source
 from weights.tokenizer import decoder, encode
-from zoo.cli.runner import Debug, ExpertParallel, TensorParallel, quiet_unless_first, run, tensor_parallel
+from zoo.cli.runner import Debug, ExpertParallel, Imports, TensorParallel, quiet_unless_first, run, tensor_parallel
 from zoo.core import processes
 from zoo.errors import UsageError
 from zoo.model.parallel import Ranks
@@ -49,6 +49,7 @@ def main(
     ignore_field: Annotated[list[str] | None, typer.Option(help="Field of the config to ignore (repeatable).")] = None,
     tp: TensorParallel = 1,
     ep: ExpertParallel = 1,
+    import_: Imports = None,
     debug: Debug = False,
 ) -> None:
     """Continue a prompt with a released model. The new text goes to stdout, everything else to stderr."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from weights.formats.hf_folder import DTYPES, HFFolder
-from weights.formats.zoo_folder import SPEC, ZooFolder
+from weights.formats.hf_folder import CONFIG, DTYPES, HFFolder
+from weights.formats.zoo_folder import ZooFolder
 from weights.matching import (
     HEAD,
     Part,
@@ -206,7 +206,7 @@ def open_source(source: str | Path, revision: str | None = None, offline: bool =
     path = locate(source, revision, offline)
     if path.is_dir():
         file = described_by(path)
-        return ZooFolder(file.parent) if file.name == SPEC else HFFolder(file.parent)
+        return HFFolder(file.parent) if file.name == CONFIG else ZooFolder(file)
     if path.is_file() and path.suffix == ".gguf":
         require_package("gguf", "gguf")
         from weights.formats.gguf_file import GGUFFile  # here, since it imports an extra

@@ -12,6 +12,7 @@ from zoo.callable_module import make_callable
 from zoo.cli.runner import (
     Debug,
     ExpertParallel,
+    Imports,
     Out,
     TensorParallel,
     emit,
@@ -58,6 +59,7 @@ def main(
         bool, typer.Option("--json", help="Print the whole report as JSON, with each position.")
     ] = False,
     out: Out = None,
+    import_: Imports = None,
     debug: Debug = False,
 ) -> int:
     """Compare the zoo with the released implementation, in transformers, on the same weights and prompts.

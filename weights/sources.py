@@ -16,6 +16,8 @@ from weights.formats.zoo_folder import SPEC
 from weights.tokenizer import OLDER_TEMPLATE, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from zoo import catalog
 from zoo.errors import NotAvailable, UsageError, ZooError, enough
+from zoo.training.checkpoints import STATE
+from zoo.training.run import last_checkpoint
 
 SMALL_FILES = (CONFIG, GENERATION, INDEX, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, OLDER_TEMPLATE, MODELOPT)
 SAVED = "model"  # the folder of a finished run that holds its model
@@ -32,13 +34,17 @@ def is_path(word: str | Path) -> bool:
 
 
 def described_by(folder: Path) -> Path:
-    """Returns the file that describes a folder's model: its config.json or spec.json, or that of the model which a
-    finished run of zoo.train holds. Raises NotAvailable if there is none."""
+    """Returns the file that describes a folder's model: its config.json or spec.json; of a run of zoo.train that of the
+    model that it saved, or the state.json of its last checkpoint. Raises NotAvailable if there is none."""
     files = [parent / name for parent in (folder, folder / SAVED) for name in (CONFIG, SPEC)]
     found = next((file for file in files if file.is_file()), None)
-    if found is None:
+    if found is not None:
+        return found
+    last = last_checkpoint(folder)
+    if last is None:
         raise NotAvailable(f"{folder}: there is no {CONFIG} and no {SPEC}")
-    return found
+    log.info("%s has saved no model yet: its last checkpoint, %s, is read", folder, last.name)
+    return last / STATE
 
 
 def locate(source: str | Path, revision: str | None = None, offline: bool = False) -> Path:

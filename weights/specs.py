@@ -8,10 +8,8 @@ The word is one of these, in this order of precedence:
 4. a hub id, whose config.json is downloaded or in the download cache
 """
 
-import importlib
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from traceback import extract_tb
@@ -24,27 +22,12 @@ from weights.formats.zoo_folder import SPEC
 from weights.loading import open_source
 from weights.sources import HUB_ID, described_by, download_config, is_path
 from zoo import catalog
+from zoo.catalog import FoundSpec
 from zoo.errors import MalformedError, NotAvailable, UsageError
 from zoo.model.decoder import Decoder
 from zoo.spec_files import spec_from
 
 GGUF, PYTHON = ".gguf", ".py:"
-
-
-@dataclass(frozen=True)
-class FoundSpec:
-    """A spec and where it was found.
-
-    `name` stands in tables: a preset, or the name of a folder or file ("./" distinguishes it from a preset). `preset`
-    is None for every other model. `config` is the published config.json, if the spec was read from one. `path` is the
-    folder or file, where there is one.
-    """
-
-    name: str
-    spec: Decoder
-    preset: str | None = None
-    config: dict[str, Any] | None = None
-    path: Path | None = None
 
 
 def find_spec(word: str, ignore_fields: Iterable[str] = ()) -> FoundSpec:
@@ -69,7 +52,7 @@ def find_spec(word: str, ignore_fields: Iterable[str] = ()) -> FoundSpec:
         except NotAvailable as error:
             raise NotAvailable(f"there is no folder {word}, and as a hub id, {error}") from error
         return FoundSpec(word.rpartition("/")[2], _of_config(config, word, ignore_fields), config=config)
-    return FoundSpec(preset, catalog.sizes()[preset].spec, preset)
+    return catalog.found(preset)
 
 
 def _from_path(path: Path, ignore_fields: Iterable[str]) -> FoundSpec:
@@ -133,20 +116,6 @@ def run_file(path: Path) -> ModuleType:
         del sys.modules[path.stem]
         raise
     return module
-
-
-def import_modules(names: Iterable[str]) -> None:
-    """Imports modules that define blocks (`--import`); the working directory is searched first. Raises NotAvailable for
-    a module that is not there."""
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            raise NotAvailable(f"--import {name}: there is no module {error.name!r}") from error
-        except Exception as error:
-            raise UsageError(f"--import {name}: {type(error).__name__}: {error}") from error
 
 
 def _attempt(path: Path, run: Any) -> Any:

@@ -8,12 +8,13 @@ from typing import Annotated
 import torch
 import typer
 
+from weights.specs import find_spec
 from zoo import diagram
 from zoo.callable_module import make_callable
-from zoo.catalog import build, resolve
+from zoo.catalog import build
 from zoo.cli import listing
 from zoo.cli.card import build_report, figure, report_text
-from zoo.cli.runner import Debug, emit, run
+from zoo.cli.runner import Debug, Imports, emit, run
 from zoo.cli.tables import document
 from zoo.core.devices import find_device
 from zoo.errors import CheckFailed, UsageError
@@ -49,7 +50,8 @@ def _count(text: str) -> int:
 @app.command()
 def main(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="A size, an architecture, or a hub id (--list shows all).")
+        str | None,
+        typer.Argument(metavar="MODEL", help="A size, an architecture, or another model, as below (--list shows all)."),
     ] = None,
     tiny: Annotated[
         bool, typer.Option("--tiny", help="Use toy widths, with every kind of layer, and run the model.")
@@ -74,6 +76,7 @@ def main(
     theme: Annotated[Theme | None, typer.Option(help="Colours of the diagram. Default: light.")] = None,
     costs: Annotated[bool, typer.Option("--costs", help="Show the cost of each part in the diagram.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="List blocks against architectures, and all sizes.")] = False,
+    import_: Imports = None,
     debug: Debug = False,
 ) -> None:
     """Show a model's blocks and costs; with --tiny or --params, run it too.
@@ -81,6 +84,11 @@ def main(
     Without them the model is built on the meta device, which allocates nothing. --params 200k gives the form that is
     trained beside others: equal depth and parameters, the same proportions, a vocabulary of bytes and a context of
     256 tokens. A swapped model is scaled to the same number again.
+
+    MODEL is one of these; the first that fits is taken. (1) FILE.py:NAME, a Decoder or a function that returns one;
+    the file is run. (2) A file: spec.json, config.json, .gguf; a folder with a spec.json or config.json, such as a run
+    of zoo.train. (3) A size, an architecture (its smallest size), a hub id of a size. (4) Another hub id, whose
+    config.json is downloaded. A folder with the name of an architecture is written ./NAME.
 
     \b
     python -m zoo.build gemma3 --tiny
@@ -95,14 +103,14 @@ def main(
         return
     if name is None:
         raise UsageError("which model? For example: python -m zoo.build qwen3 --tiny; --list names them all")
-    preset, swaps = resolve(name), swap or []
+    found, swaps = find_spec(name), swap or []
     if tiny and params:
         raise UsageError("--tiny and --params both set the widths: leave one of them out")
     if svg is not None:
         if json or device:
             raise UsageError("--svg draws and builds nothing: leave --json and --device out")
         cache = getattr(torch, dtype or DType.bfloat16)
-        drawing, dropped = figure(preset, tiny, params, swaps, cache, (theme or Theme.light).value, costs)
+        drawing, dropped = figure(found, tiny, params, swaps, cache, (theme or Theme.light).value, costs)
         if dropped:
             print(f"dropped: {', '.join(dropped)}", file=sys.stderr)
         if svg == Path("-"):
@@ -114,7 +122,7 @@ def main(
         raise UsageError("--theme and --costs change a diagram: give --svg FILE as well")
     place = find_device(device or ("cpu" if tiny or params else "meta"))
     weights_dtype = getattr(torch, dtype or ("bfloat16" if place.type == "meta" else "float32"))
-    report = build_report(preset, tiny, swaps, place, weights_dtype, seed, params)
+    report = build_report(found, tiny, swaps, place, weights_dtype, seed, params)
     emit(document(report) if json else report_text(report))
     if report["failures"]:
         raise CheckFailed("; ".join(report["failures"]))

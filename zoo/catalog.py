@@ -3,8 +3,10 @@
 import re
 from collections.abc import Iterable
 from copy import deepcopy
+from dataclasses import dataclass
 from functools import cache
 from math import log
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -124,6 +126,38 @@ def _spelled(word: str, parts: list[str]) -> str:
 
 def _letters(text: str) -> str:
     return "".join(filter(str.isalnum, text.lower()))
+
+
+@dataclass(frozen=True)
+class FoundSpec:
+    """A spec and where it was found.
+
+    `name` stands in tables: a preset, or the name of a folder or file ("./" distinguishes it from a preset). `preset`
+    is None for every other model. `config` is the published config.json, if the spec was read from one. `path` is the
+    folder or file, where there is one.
+    """
+
+    name: str
+    spec: Decoder
+    preset: str | None = None
+    config: dict[str, Any] | None = None
+    path: Path | None = None
+
+    @property
+    def title(self) -> str:
+        """The name as people write it."""
+        return title(self.preset) if self.preset else self.name
+
+    @property
+    def size(self) -> Size | None:
+        """The published size."""
+        return sizes()[self.preset] if self.preset else None
+
+
+def found(name: str) -> FoundSpec:
+    """Returns the preset of a preset's name, a family or a hub id. Raises UsageError for other names."""
+    preset = resolve(name)
+    return FoundSpec(preset, sizes()[preset].spec, preset)
 
 
 def spec(name: str, tiny: bool = False) -> Decoder:

@@ -32,6 +32,11 @@ def spec_text(spec: Decoder) -> str:
     return json.dumps(content, indent=1) + "\n"
 
 
+def from_state(state: Any) -> Any:
+    """Returns the content of a spec.json with the spec that the state.json of a training run holds."""
+    return {"format": FORMAT, "version": VERSION, "spec": state.get("spec") if isinstance(state, dict) else None}
+
+
 def spec_from(content: Any, where: str) -> Decoder:
     """Returns the spec in the parsed content of a spec.json; `where` names the file in errors.
 

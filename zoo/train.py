@@ -19,10 +19,12 @@ import typer
 from weights.loading import fill, open_source
 from weights.matching import Source
 from weights.saving import save
+from weights.sources import SAVED, is_path
+from weights.specs import PYTHON, find_spec
 from weights.tokenizer import OLDER_TEMPLATE, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from zoo import catalog
 from zoo.architectures import families
-from zoo.cli.runner import Debug, emit, run
+from zoo.cli.runner import Debug, Imports, emit, run
 from zoo.cli.training import minutes as in_minutes
 from zoo.cli.training import shown, summary
 from zoo.core import kernels, processes
@@ -55,8 +57,6 @@ from zoo.units import format_bytes, format_count, parse_count
 BYTES_PER_PARAMETER = 16  # weight, gradient and AdamW's two moments, in float32
 # Files of a source's folder for reading and writing text.
 TEXT_FILES = (TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, OLDER_TEMPLATE, "generation_config.json")
-CONFIG = "config.json"
-SAVED = "model"  # the folder in OUT that `weights.load` reads
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 Flag = bool | None
 
@@ -71,7 +71,9 @@ class Schedule(StrEnum):
 @app.command()
 def main(
     call: typer.Context,
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A size or an architecture.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="A size, an architecture, or another model: see zoo.build.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder of the run; it must not hold another run.")
     ] = None,
@@ -121,6 +123,7 @@ def main(
         int | None, typer.Option(min=1, help="Steps between two evaluations. Default: ten evaluations.")
     ] = None,
     sample: Annotated[str | None, typer.Option(metavar="PROMPT", help="Prompt of the samples.")] = None,
+    import_: Imports = None,
     debug: Debug = False,
 ) -> None:
     """Train a model on text; the run, its log, its checkpoints and the model go to --out.
@@ -146,6 +149,8 @@ def main(
     given = {name: value for name, value in call.params.items() if name in names and value not in (None, ())}
     given |= {"text": str(text.absolute())} if text else {}
     given |= {"swap": tuple(swap)} if swap else {}
+    if name is not None and (PYTHON in name or is_path(name)):
+        given["name"] = str(Path(name).absolute())  # a run is resumed from any folder
     given |= {"tokens": _count("--tokens", tokens)} if tokens is not None else {}
     if params is not None and params != PUBLISHED:
         _count("--params", params)
@@ -166,14 +171,12 @@ def main(
 
 @dataclass(frozen=True)
 class Session:
-    """The options of a run, its device, the spec of its model, the source of its first weights (if any), and whether
-    the model can be saved for others."""
+    """The options of a run, its device, the spec of its model, and the source of its first weights (if any)."""
 
     options: Options
     place: torch.device
     spec: Decoder
     opened: Source | None
-    saves: bool
 
     def build(self, fresh: bool = True) -> Model:
         """Returns the model, set up as the options say: with its first weights if `fresh`, otherwise uninitialised."""
@@ -272,19 +275,21 @@ def _resumed(out: Path, session: Session, last: Path, state: dict[str, Any], che
 
 
 def _session(options: Options, place: torch.device) -> Session:
-    """Returns the session that the options ask for. Reports dropped features, and a model that cannot be saved."""
+    """Returns the session that the options ask for. Reports dropped features, and a model that no published config
+    describes."""
     opened = None
     if options.source is not None:
-        opened = open_source(_finished_model(Path(options.source)) or options.source)
+        opened = open_source(options.source)
         spec, dropped = opened.spec(), list[str]()
     else:
-        spec, dropped = options.fresh_spec()
+        assert options.name is not None
+        spec, dropped = options.fresh_spec(find_spec(options.name).spec)
     if dropped:
         _say(f"dropped: {', '.join(dropped)}")
     try:
         config = catalog.to_hf(spec)
     except SpecError as error:
-        _say(f"note: the trained model stays in the run's own checkpoints and is not saved for others: {error}")
+        _say(f"note: the model is saved in the zoo's own layout (spec.json): {error}")
         config = None
     if opened is not None and options.name is not None:
         family = next(each for each in families().values() if catalog.resolve(options.name) in each.SIZES)
@@ -297,16 +302,7 @@ def _session(options: Options, place: torch.device) -> Session:
             f"training {format_count(spec.params())} parameters needs {format_bytes(needed)} on {place} and more for "
             f"activations, and {format_bytes(free)} is free; --params scales the model down"
         )
-    return Session(options, place, spec, opened, config is not None)
-
-
-def _finished_model(source: Path) -> Path | None:
-    """Returns the model's folder in a finished run. Raises NotAvailable for a run without one."""
-    if (source / SAVED / CONFIG).is_file():
-        return source / SAVED
-    if last_checkpoint(source) is not None:
-        raise NotAvailable(f"the run {source} has saved no model to start from: finish it with --resume")
-    return None
+    return Session(options, place, spec, opened)
 
 
 def _train(training: Run, session: Session) -> None:
@@ -318,7 +314,7 @@ def _train(training: Run, session: Session) -> None:
     rows = training.steps()
     try:
         row = deque(rows if processes.rank() else shown(rows, trainer.config.steps, flops, rate), maxlen=1)[0]
-        if session.saves and processes.from_first(lambda: not (out / SAVED).exists()):
+        if processes.from_first(lambda: not (out / SAVED).exists()):
             session.save(out, distributed.whole_model(trainer.model))
     except KeyboardInterrupt:
         _say(f"the last checkpoint is {last_checkpoint(out)}; go on with: python -m zoo.train --out {out} --resume")
@@ -345,7 +341,7 @@ def _figures(training: Run, session: Session, row: dict[str, Any], seconds_per_t
         "speed": f"{format_count(speed)} tokens/s, MFU {speed * seconds_per_token:.0%}",
         "held out": f"{row['bits_per_byte']:.3f} bits per byte, best {lowest:.3f} in {best.name}",
         "log": str(out / LOG),
-        "saved": str(out / SAVED) if session.saves else f"not for others; {last_checkpoint(out)}",
+        "saved": str(out / SAVED),
     }
 
 

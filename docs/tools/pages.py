@@ -18,6 +18,7 @@ from benchmarks.learning.tables import by_size, compared, data_line, learned
 from benchmarks.output.documents import DOCS, kept, read
 from benchmarks.output.report import Row, Rows, Table
 from docs.tools import performance, schema
+from zoo.catalog import found
 from zoo.cli.card import figure
 from zoo.cli.tables import Format
 from zoo.units import format_count
@@ -45,7 +46,7 @@ def gallery() -> dict[str, str]:
     best_known = [one(name) for name in one_each(matching())]
     made = {
         "overview.svg": overview(best_known, theme="light"),
-        "figure.svg": figure(FIGURE)[0],
+        "figure.svg": figure(found(FIGURE))[0],
         "blocks.md": blocks_page.markdown(),
         **{f"blocks/{name}": drawing for name, drawing in blocks_page.pictures().items()},
     }

@@ -71,6 +71,7 @@ def test_a_run_logs_each_step_and_keeps_checkpoints(finished) -> None:
     assert [row["step"] for row in rows if "bits_per_byte" in row] == [0, 3, 6, 7]
     assert all(row["tokens"] == 32 * row["step"] for row in rows)
     assert rows[7]["bits_per_byte"] < rows[0]["bits_per_byte"]
+    assert "sample" not in rows[0]  # random weights write noise
     assert "line" in rows[7]["sample"]  # the prompt is held-out text
     kept = [read_state(path)["step"] for path in checkpoints(finished / "checkpoints")]
     assert kept[-2:] == [6, 7]
@@ -229,7 +230,7 @@ def test_a_text_too_short_for_the_context_is_refused(capsys, tmp_path) -> None:
     [
         (["qwen3", *SMALL], "holds a run, and nothing is overwritten"),
         (["--resume", "--lr", "0.1"], "--lr is 0.004 in the run that is resumed, and 0.1 was given"),
-        (["--resume", "gemma3"], "NAME is qwen3 in the run that is resumed, and gemma3 was given"),
+        (["--resume", "gemma3"], "MODEL is qwen3 in the run that is resumed, and gemma3 was given"),
         (["--resume", "--tokens", "300"], "--tokens is 200 in the run"),
         (["--resume", "--text", str(ROOT / "zoo" / "core")], "the text is not that of the run"),
     ],
@@ -260,13 +261,41 @@ def test_a_finished_run_is_trained_on(capsys, finished, text, tmp_path) -> None:
     assert "is no gemma3" in err
 
 
-def test_a_swap_that_no_config_describes_is_said_first_and_trained(capsys, text, tmp_path) -> None:
-    args = ["qwen3", *SMALL, "--swap", "norm=sandwich", "--text", text, "--out", tmp_path / "run"]
-    out, err = run(capsys, *args)
-    assert err.splitlines()[0].startswith("note: the trained model stays in the run's own checkpoints")
-    assert not (tmp_path / "run" / "model").exists()
-    assert "not for others" in out
-    assert max(map(len, out.splitlines())) <= 160
+SWAP = "attn=GatedDeltaNet(key_heads=2, value_heads=4, key_dim=8, value_dim=8, conv=4) except every 2"
+
+
+def test_a_swapped_model_is_saved_loaded_and_trained_on(capsys, text, tmp_path) -> None:
+    out, on = tmp_path / "run", tmp_path / "on"
+    _, err = run(capsys, "qwen3", *SMALL, "--swap", SWAP, "--text", text, "--out", out)
+    assert "note: the model is saved in the zoo's own layout (spec.json): no published config describes" in err
+    held, _ = stored.read_tensors(checkpoints(out / "checkpoints")[-1])
+    model = weights.load(out)
+    assert {layer.attn.block.role: type(layer.attn.block).__name__ for layer in model.spec.layers[:1]} == {
+        "attn": "GatedDeltaNet"
+    }
+    assert all(torch.equal(value, held[name]) for name, value in model.state_dict().items())
+    args = "--context 16 --batch 2 --tokens 64 --text".split()
+    run(capsys, "--from", out, *args, text, "--out", on)
+    assert figures(on)[0]["bits_per_byte"] == pytest.approx(figures(out)[-1]["bits_per_byte"], rel=1e-6)
+    # A run without a saved model (killed, or of an older version) is read from its last checkpoint.
+    shutil.rmtree(out / "model")
+    earlier = weights.load(out)
+    assert earlier.spec == model.spec
+    assert all(torch.equal(value, held[name]) for name, value in earlier.state_dict().items())
+    run(capsys, "--from", out, *args, text, "--out", tmp_path / "again")
+    assert figures(tmp_path / "again") == figures(on)
+    _, err = run(capsys, "qwen3", "--from", out, *args, text, "--out", tmp_path / "x", code=2)
+    assert "is no qwen3" in err
+
+
+def test_a_model_of_a_file_is_trained_and_resumed_from_any_folder(capsys, monkeypatch, text, tmp_path) -> None:
+    (tmp_path / "mine.py").write_text('import zoo\n\nsmall = zoo.spec("qwen3", tiny=True)\n')
+    monkeypatch.chdir(tmp_path)
+    run(capsys, "mine.py:small", *SMALL, "--text", text, "--out", tmp_path / "run")
+    monkeypatch.chdir(tmp_path.parent)
+    run(capsys, "--out", tmp_path / "run", "--resume")
+    weights.save(weights.load(tmp_path / "run"), tmp_path / "own", layout="zoo")
+    run(capsys, tmp_path / "own" / "spec.json", *SMALL, "--text", text, "--out", tmp_path / "third")
 
 
 @pytest.mark.slow

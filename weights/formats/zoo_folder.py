@@ -1,6 +1,7 @@
 """Reads a folder in the zoo's own layout: spec.json, and safetensors under the names of the modules.
 
-It holds any model, also one that no published config describes.
+It holds any model, also one that no published config describes. A checkpoint of a run (zoo.training.checkpoints) has
+the same tensors, and its state.json holds the spec.
 """
 
 from collections.abc import Iterable
@@ -17,22 +18,31 @@ from zoo import catalog
 from zoo.errors import MalformedError, UsageError
 from zoo.hf.checkpoint_layout import LayerPrefix, Rename, Rules
 from zoo.model.decoder import Decoder
-from zoo.spec_files import spec_from
+from zoo.spec_files import from_state, spec_from
+from zoo.training.checkpoints import STATE
 
 SPEC, LAYERS, EMBEDDING = "spec.json", "layers.", "embed.weight"
 
 
 class ZooFolder(HFFolder):
-    """The tensors of a folder with a spec.json. Each parameter is stored under its own name, in its own dtype."""
+    """The tensors of a folder whose `file` is a spec.json or a run's state.json. Each parameter is stored under its own
+    name, in its own dtype."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.config, self._quantization = path, {}, None
-        self._spec = spec_from(read_json(member(path, SPEC), CONFIG_LIMIT), str(path / SPEC))
+    def __init__(self, file: Path) -> None:
+        self.path, self.config, self._quantization = file.parent, {}, None
+        content = read_json(member(file.parent, file.name), CONFIG_LIMIT)
+        self._file = file
+        self._spec = spec_from(from_state(content) if file.name == STATE else content, str(file))
         self._packed = {}
         self._read_headers()
         params, held = self._spec.params(), sum(prod(tensor.shape) for tensor in self._stored)
         if params > held:  # before a module is built
-            raise MalformedError(f"{path / SPEC} describes {params} parameters; the files hold at most {held}")
+            raise MalformedError(f"{file} describes {params} parameters; the files hold at most {held}")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the tokenizer: that of the run, if this is one of its checkpoints."""
+        return self.path.parent.parent if self._file.name == STATE else self.path
 
     @cached_property
     def rules(self) -> Rules:
@@ -50,7 +60,7 @@ class ZooFolder(HFFolder):
 
     def spec(self, ignore_fields: Iterable[str] = ()) -> Decoder:
         if fields := list(ignore_fields):
-            raise UsageError(f"{self.path / SPEC} has no fields to ignore, got {', '.join(fields)}")
+            raise UsageError(f"{self._file} has no fields to ignore, got {', '.join(fields)}")
         return self._spec
 
 

@@ -13,7 +13,7 @@ import torch
 from zoo import diagram
 from zoo.blocks import Layer
 from zoo.blocks.layer import Placement
-from zoo.catalog import about, ancestor, sizes, title
+from zoo.catalog import FoundSpec, about, ancestor, title
 from zoo.catalog import spec as published_spec
 from zoo.cli import self_check
 from zoo.cli.self_check import Facts
@@ -23,6 +23,7 @@ from zoo.model.layer_pattern import fold, labels
 from zoo.swaps.differences import structure_differences
 from zoo.swaps.grammar import apply_swaps
 from zoo.swaps.scaled import Budget, resolved, scaled
+from zoo.swaps.tiny import tiny as toy
 from zoo.units import dtype_name, format_bytes, format_count
 
 WIDTH, LABEL_WIDTH = 80, 15  # characters
@@ -32,13 +33,13 @@ Rows = dict[str, list[str]]  # label -> paragraphs
 
 
 def swapped_specs(
-    preset: str, tiny: bool, swaps: Sequence[str], params: int | None = None
+    model: Decoder, tiny: bool, swaps: Sequence[str], params: int | None = None
 ) -> tuple[Decoder, Decoder, list[str]]:
-    """Returns a published size, the same size with all swaps made, and the names of the features that the swaps drop.
+    """Returns a model, the same model with all swaps made, and the names of the features that the swaps drop.
 
     With `tiny` both specs have toy widths. With `params` both are scaled to that number of parameters.
     """
-    original = published_spec(preset, tiny) if params is None else scaled(published_spec(preset), params).spec
+    original = toy(model) if tiny else model if params is None else scaled(model, params).spec
     where = "toy widths of --tiny" if tiny else "widths of --params" if params else ""
     try:
         spec, dropped = apply_swaps(original, swaps)
@@ -48,7 +49,7 @@ def swapped_specs(
 
 
 def build_report(
-    preset: str,
+    found: FoundSpec,
     tiny: bool,
     swaps: Sequence[str],
     device: torch.device,
@@ -56,10 +57,10 @@ def build_report(
     seed: int,
     params: int | None = None,
 ) -> Facts:
-    """Returns the card of a published size, at toy widths or scaled to `params`, and the checks of the built model. On
-    the meta device only the parameters are checked."""
-    original, spec, dropped = swapped_specs(preset, tiny, swaps, params)
-    size, runs = sizes()[preset], device.type != "meta"
+    """Returns the card of a model, at toy widths or scaled to `params`, and the checks of the built model. On the meta
+    device only the parameters are checked."""
+    original, spec, dropped = swapped_specs(found.spec, tiny, swaps, params)
+    size, runs = found.size, device.type != "meta"
     if runs:
         self_check.require_free_memory(spec, device, dtype)
     if not tiny and not params:
@@ -68,17 +69,17 @@ def build_report(
     model, built = self_check.check_build(spec, device, dtype, seed)
     decoded = self_check.check_decoding(model, dtype, seed) if runs else None
     return {
-        "model": preset,
-        "hub": size.hub,
-        "released": size.released,
-        "note": size.note,
-        "about": None if swaps else origin(preset),
+        "model": found.name,
+        "hub": size.hub if size else None,
+        "released": size.released if size else None,
+        "note": size.note if size else None,
+        "about": origin(found.preset) if found.preset and not swaps else None,
         "tiny": tiny,
         "budget": Budget("parameters", params, spec.params()).describe() if params else None,
         "swaps": swaps,
         "dropped": dropped,
         "original": card(original, dtype) if swaps else None,
-        "card": card(spec, dtype, None if tiny or params or swaps else size.active),
+        "card": card(spec, dtype, size.active if size and not (tiny or params or swaps) else None),
         "built": built,
         "decoded": decoded,
         "failures": self_check.failures(built, decoded),
@@ -86,7 +87,7 @@ def build_report(
 
 
 def figure(
-    preset: str,
+    found: FoundSpec,
     tiny: bool = False,
     params: int | None = None,
     swaps: Sequence[str] = (),
@@ -94,16 +95,16 @@ def figure(
     theme: diagram.Theme = "light",
     costs: bool = False,
 ) -> tuple[str, list[str]]:
-    """Returns a preset's figure as SVG, and the features that swaps dropped.
+    """Returns a model's figure as SVG, and the features that swaps dropped.
 
-    Numbered sentences list what is new compared with the ancestor. For a swapped model they list the swaps' changes,
-    and the figure marks the differences.
+    Numbered sentences list what is new in a preset, compared with its ancestor. For a swapped model they list the
+    swaps' changes, and the figure marks the differences.
     """
-    original, drawn, dropped = swapped_specs(preset, tiny, list(swaps), params)
-    name = f"{title(preset)} at toy widths" if tiny else title(preset)
+    original, drawn, dropped = swapped_specs(found.spec, tiny, list(swaps), params)
+    name = f"{found.title} at toy widths" if tiny else found.title
     name += f" at {format_count(params)} parameters" if params else ""
     name += f" with {', '.join(map(_spaced, swaps))}" if swaps else ""
-    known = None if swaps or tiny or params else ancestor(preset)
+    known = ancestor(found.preset) if found.preset and not (swaps or tiny or params) else None
     other = original if swaps else published_spec(known) if known else None
     differences = structure_differences(drawn, other) if other else []
     heading = "" if other is None else f"New compared with {title(known)}" if known else "Swapped"
@@ -116,7 +117,7 @@ def figure(
         against=original if swaps else None,
         theme=theme,
         costs=costs,
-        subtitle=sizes()[preset].hub,
+        subtitle=found.size.hub if found.size else "",
         callouts=diagram.callouts(differences),
         heading=heading,
     )
@@ -181,10 +182,11 @@ def _blocks(layer: Layer) -> Facts:
 def report_text(report: Facts) -> str:
     """Formats a report in 80 columns: name, swaps, the card or both cards, and the checks of the built model."""
     name = f"{report['model']} at toy widths" if report["tiny"] else report["model"]
-    name = f"{name}, scaled: {report['budget']}" if report["budget"] else f"{name}  ({report['hub']})"
-    released = "; ".join(filter(None, [f"released {report['released']}", report["note"]]))
+    where = f"  ({report['hub']})" if report["hub"] else ""
+    name = f"{name}, scaled: {report['budget']}" if report["budget"] else f"{name}{where}"
+    released = report["released"] and f"released {report['released']}"
     title = [name] if len(name) <= WIDTH else name.split("  ")
-    sections = [[*title, *wrap(released, WIDTH)]]
+    sections = [[*title, *wrap("; ".join(filter(None, [released, report["note"]])), WIDTH)]]
     if report["swaps"]:
         dropped = ", ".join(report["dropped"]) or "nothing"
         sections.append(_one_column({"swap": list(map(_spaced, report["swaps"])), "dropped": [dropped]}))

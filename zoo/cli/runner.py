@@ -4,11 +4,12 @@ Data goes to stdout or a file, everything else to stderr. Exit codes: 0 done, 1 
 available, 4 malformed input, 130 interrupted.
 """
 
+import importlib
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -21,11 +22,20 @@ from zoo.cli.interrupt import EXIT_CODE, raised
 from zoo.core import processes
 from zoo.core.collectives import Group
 from zoo.core.devices import find_device
-from zoo.errors import UsageError, ZooError
+from zoo.errors import NotAvailable, UsageError, ZooError
 from zoo.new_files import write_file
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        callback=lambda names: import_modules(names or ()),
+        help="Module with blocks of your own to import (repeatable).",
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Write to this file instead of the terminal.")]
 TensorParallel = Annotated[
     int, typer.Option("--tp", min=1, help="Processes that divide the model; torchrun starts them.")
@@ -80,6 +90,20 @@ def _fail(message: str, code: int, args: Sequence[str]) -> int:
         traceback.print_exc()
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Imports modules that define blocks (`--import`); the working directory is searched first. Raises NotAvailable for
+    a module that is not there."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise NotAvailable(f"--import {name}: there is no module {error.name!r}") from error
+        except Exception as error:
+            raise UsageError(f"--import {name}: {type(error).__name__}: {error}") from error
 
 
 def emit(text: str, out: Path | None = None) -> None:

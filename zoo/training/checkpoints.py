@@ -11,7 +11,6 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,13 +95,6 @@ def remove_leftovers(folder: Path, name: str = "step-*") -> None:
     there."""
     for path in folder.glob(f".{name}.{'[0-9a-f]' * 8}"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def as_json(value: Any) -> Any:
-    """Converts a spec or another dataclass to JSON: an object with its "kind" and its fields; tuples become lists."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {"kind": type(value).__name__} | {f.name: as_json(getattr(value, f.name)) for f in fields(value)}
-    return [as_json(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def json_differences(then: Any, now: Any, path: str) -> Iterator[str]:

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
-from zoo import catalog
 from zoo.errors import MalformedError, UsageError
 from zoo.model.decoder import Decoder
 from zoo.swaps.grammar import apply_swaps
 from zoo.swaps.scaled import resolved, scaled
+from zoo.swaps.tiny import tiny
 from zoo.training.loop import TrainingConfig
 from zoo.units import parse_count
 
@@ -74,7 +74,7 @@ class Options:
         earlier = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
         for name, value in given.items():
             if name not in CHANGEABLE and value != earlier[name]:
-                option = {"name": "NAME", "source": "--from"}.get(name, f"--{name.replace('_', '-')}")
+                option = {"name": "MODEL", "source": "--from"}.get(name, f"--{name.replace('_', '-')}")
                 raise UsageError(f"{option} is {earlier[name]} in the run that is resumed, and {value} was given")
         return cls(**(earlier | dict(given)))
 
@@ -84,19 +84,18 @@ class Options:
         names = (each.name for each in fields(TrainingConfig) if hasattr(self, each.name))
         return TrainingConfig(steps, self.lr, **{name: getattr(self, name) for name in names})
 
-    def fresh_spec(self) -> tuple[Decoder, list[str]]:
-        """Returns the spec of a model that starts from fresh weights, and the features that its swaps dropped.
+    def fresh_spec(self, full: Decoder) -> tuple[Decoder, list[str]]:
+        """Returns the spec of a model that starts from fresh weights, and the features that its swaps dropped. `full`
+        is the model that `name` names.
 
         Only a published size keeps its vocabulary; the others have the tokenizer's. A swapped model is scaled again to
-        the same number of parameters. Raises UsageError for an unknown name or an impossible swap, SpecError for one
-        that gives no model, or where the parameters are too few.
+        the same number of parameters. Raises UsageError for an impossible swap, SpecError for one that gives no model,
+        or where the parameters are too few.
         """
-        assert self.name is not None
         vocab = self.vocab or BYTES
         if self.tiny:
-            spec, dropped = apply_swaps(catalog.spec(self.name, tiny=True), self.swap)
+            spec, dropped = apply_swaps(tiny(full), self.swap)
             return spec.with_vocab(vocab), dropped
-        full = catalog.spec(self.name)
         if self.params == PUBLISHED:
             return apply_swaps(full, self.swap)
         params = parse_count(self.params)

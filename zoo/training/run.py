@@ -23,6 +23,7 @@ from zoo.core.devices import machine
 from zoo.errors import MalformedError, UsageError, enough
 from zoo.model.decoder import Decoder
 from zoo.model.module import Model
+from zoo.spec_files import as_json
 from zoo.training import checkpoints as stored
 from zoo.training.loop import Trainer, evaluate
 from zoo.training.losses import Batch
@@ -55,7 +56,7 @@ class Run:
     def facts(self) -> Row:
         """The facts that go into every checkpoint, as JSON: "spec", "config" and "data", in which a resumed run must
         agree, and the options."""
-        spec, config = stored.as_json(self.trainer.model.spec), stored.as_json(self.trainer.config)
+        spec, config = as_json(self.trainer.model.spec), as_json(self.trainer.config)
         return {"spec": spec, "config": config, "data": self.material.facts, "options": asdict(self.material.options)}
 
     def restore(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
@@ -77,7 +78,8 @@ class Run:
         """
         trainer, material, steps = self.trainer, self.material, self.trainer.config.steps
         if self.row is None:
-            self.row = {"step": 0, "tokens": 0} | evaluation(trainer.model, material)
+            trained = material.options.source is not None  # random weights write noise
+            self.row = {"step": 0, "tokens": 0} | evaluation(trainer.model, material, sampled=trained)
             self._write(self.row)
         # The log has the row of a checkpoint after the checkpoint is there, which holds it too: a folder without a
         # checkpoint never has a log.
@@ -122,11 +124,12 @@ class Run:
         self._saved = perf_counter()
 
 
-def evaluation(model: Model, material: Material) -> Row:
-    """Returns bits per byte and accuracy on the held-out text, and a sample."""
+def evaluation(model: Model, material: Material, sampled: bool = True) -> Row:
+    """Returns bits per byte and accuracy on the held-out text, and a sample if asked for."""
     found = evaluate(model, material.heldout(), material.options.autocast)
     bits = material.tokens.bits_per_byte(found.nats, found.scored)
-    return {"bits_per_byte": bits, "accuracy": found.accuracy, "sample": material.sample(model)}
+    row = {"bits_per_byte": bits, "accuracy": found.accuracy}
+    return row | ({"sample": material.sample(model)} if sampled else {})
 
 
 def last_checkpoint(folder: Path) -> Path | None:
