@@ -1,12 +1,13 @@
 """python -m zoo.train NAME: trains a model on text, from fresh weights or from a checkpoint."""
 
 import logging
+import os
 import sys
 from collections import deque
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from functools import partial
+from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
 from shutil import copyfile
@@ -28,7 +29,7 @@ from zoo.cli.runner import Debug, Imports, emit, run
 from zoo.cli.training import minutes as in_minutes
 from zoo.cli.training import shown, summary
 from zoo.core import kernels, processes
-from zoo.core.devices import free_memory
+from zoo.core.devices import free_memory, machine
 from zoo.errors import NotAvailable, SpecError, UsageError, ZooError
 from zoo.model.decoder import Decoder
 from zoo.model.module import Model
@@ -43,6 +44,7 @@ from zoo.training.run import (
     EVALUATIONS,
     LOG,
     Run,
+    choose_threads,
     evaluation,
     last_checkpoint,
     matmul_rate,
@@ -178,6 +180,24 @@ class Session:
     spec: Decoder
     opened: Source | None
 
+    @cached_property
+    def rate(self) -> float:
+        """The FLOPs per second of a matrix product, over all processes."""
+        dtype = torch.bfloat16 if self.options.autocast else torch.float32
+        return processes.ranks() * processes.from_first(lambda: matmul_rate(self.place, dtype))
+
+    @property
+    def flops_per_token(self) -> float:
+        """The FLOPs of training per token."""
+        return training_flops_per_token(self.spec, self.options.context)
+
+    def require_time(self, spent: float, step: float | None = None) -> None:
+        """Raises UsageError where `spent` seconds leave less of --minutes than a `step` takes: by default in seconds at
+        the measured rate."""
+        least = step or self.options.batch * self.options.context * self.flops_per_token / self.rate
+        if self.options.minutes is not None and 60 * self.options.minutes - spent < least:
+            steps_within(60 * self.options.minutes - spent, least, least, self.options.eval_every)
+
     def build(self, fresh: bool = True) -> Model:
         """Returns the model, set up as the options say: with its first weights if `fresh`, otherwise uninitialised."""
         options = self.options
@@ -231,16 +251,24 @@ def _checkpoint(out: Path, resume: bool, given: dict[str, Any]) -> str | None:
 def _started(out: Path, session: Session, began: float) -> Run:
     """Returns a new run, with the number of steps that its budget allows."""
     options, spec = session.options, session.spec
+    if _may_choose_threads(session.place):
+        most = torch.get_num_threads()
+        threads, times = choose_threads()
+        if threads < most:
+            _say(f"note: {threads} of {most} threads, {times:.1f} times as fast as all; OMP_NUM_THREADS sets a number")
     source = session.opened.folder if session.opened else None
+    session.require_time(perf_counter() - began)
     data = processes.from_first(lambda: Material.make(options, out, source).facts)
     material = Material.find(data, out, options)
     tokens = material.tokens
     _say(f"text: {tokens.name}, {format_count(len(tokens.train))} tokens ({tokens.tokenizer}), hash {tokens.hash}")
     if tokens.vocab > spec.vocab:
         raise UsageError(f"the tokenizer has {tokens.vocab} tokens, and the model's vocabulary is {spec.vocab}")
+    session.require_time(perf_counter() - began)
     model = session.build()
     rehearsal = Trainer(model, replace(options, warmup=0.0).config(1))
     step = time_steps(rehearsal, material.batch, 60 * (options.minutes or 0.0))
+    session.require_time(perf_counter() - began, step)
     evaluates = seconds(partial(evaluation, model, material), session.place)
     steps, every = processes.from_first(lambda: _budget(options, step, evaluates, perf_counter() - began))
     trainer = Trainer(model, options.config(steps))
@@ -263,6 +291,9 @@ def _budget(options: Options, step: float, evaluation: float, spent: float) -> t
 def _resumed(out: Path, session: Session, last: Path, state: dict[str, Any], check_text: bool) -> Run:
     """Returns the run in a folder, restored from its last checkpoint."""
     material = Material.find(state["data"], out, session.options, check_text)
+    recorded = state.get("machine", {})
+    if _may_choose_threads(session.place) and recorded.get("cpu") == machine()["cpu"]:
+        torch.set_num_threads(min(torch.get_num_threads(), recorded.get("threads", torch.get_num_threads())))
     trainer = Trainer(session.build(fresh=False), session.options.config(state["config"]["steps"]))
     training = Run(out, trainer, material)
     training.restore(last, state)
@@ -272,6 +303,10 @@ def _resumed(out: Path, session: Session, last: Path, state: dict[str, Any], che
             "note: other threads, processes or kernels than before: losses differ in the last digits from an uncut run"
         )
     return training
+
+
+def _may_choose_threads(place: torch.device) -> bool:
+    return place.type == "cpu" and processes.ranks() == 1 and "OMP_NUM_THREADS" not in os.environ
 
 
 def _session(options: Options, place: torch.device) -> Session:
@@ -308,9 +343,7 @@ def _session(options: Options, place: torch.device) -> Session:
 def _train(training: Run, session: Session) -> None:
     """Trains to the end, saves the model, and prints a summary."""
     trainer, out = training.trainer, training.folder
-    flops = training_flops_per_token(session.spec, trainer.config.context)
-    dtype = torch.bfloat16 if trainer.config.autocast else torch.float32
-    rate = processes.ranks() * processes.from_first(lambda: matmul_rate(trainer.device, dtype))
+    flops, rate = session.flops_per_token, session.rate
     rows = training.steps()
     try:
         row = deque(rows if processes.rank() else shown(rows, trainer.config.steps, flops, rate), maxlen=1)[0]
@@ -338,7 +371,7 @@ def _figures(training: Run, session: Session, row: dict[str, Any], seconds_per_t
         "model": f"{format_count(spec.params())} parameters, {format_count(spec.active_params())} active",
         "text": f"{data['name']}, hash {data['hash']}",
         "trained": f"{config.steps:,} steps, {format_count(tokens)} tokens in {in_minutes(training.seconds)}",
-        "speed": f"{format_count(speed)} tokens/s, MFU {speed * seconds_per_token:.0%}",
+        "speed": f"{format_count(speed)} tokens/s, MFU {min(1.0, speed * seconds_per_token):.0%}",
         "held out": f"{row['bits_per_byte']:.3f} bits per byte, best {lowest:.3f} in {best.name}",
         "log": str(out / LOG),
         "saved": str(out / SAVED),

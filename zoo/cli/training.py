@@ -57,8 +57,9 @@ def printable(text: str) -> str:
 
 
 def mfu(row: Row, flops_per_token: float, rate: float) -> float:
-    """Returns the share of the measured arithmetic rate that a step used."""
-    return float(row["tokens_per_second"]) * flops_per_token / rate
+    """Returns the share of the measured arithmetic rate that a step used. It is at most 1: a rate that was measured
+    while other programs ran can be lower than that of a step."""
+    return min(1.0, float(row["tokens_per_second"]) * flops_per_token / rate)
 
 
 def _figures(row: Row, flops_per_token: float, rate: float) -> str:

@@ -36,6 +36,7 @@ MIN_TIMED, MAX_TIMED, TIMED_SHARE = 3, 20, 0.03  # steps that are timed, and the
 SIDES = (256, 512, 1024, 2048, 4096, 8192)  # sides of square matrices; the largest that takes at most
 MAX_PRODUCT_SECONDS = 0.05
 PRODUCTS = 4  # timed products per size; the fastest counts
+PROBE_SIDE, PROBE_PRODUCTS = 256, 40  # products with which numbers of threads are compared: about 20 ms for each
 EVALUATIONS = 10  # default for a run, after the one before its first step
 EVALUATION_SHARE = 0.2  # maximum share of the time
 Row = dict[str, Any]
@@ -165,17 +166,38 @@ def _recorded_kernels(state: Mapping[str, Any]) -> dict[str, str]:
 def time_steps(trainer: Trainer, batch: Callable[[int], Batch], budget: float = 0.0) -> float:
     """Returns the seconds of a step, measured on the first batches without changing the model.
 
-    The measurement takes a small share of `budget` seconds. The first step, which compiles code, does not count.
+    The measurement takes a small share of `budget` seconds, and ends after a step that exceeds the budget. The first
+    step, which compiles code, does not count.
     """
     times = list[float]()
 
     def goes_on() -> bool:
+        if times and 0 < budget < sum(times):
+            return False
         return len(times) < MIN_TIMED or (len(times) < MAX_TIMED and sum(times) < TIMED_SHARE * budget)
 
     trainer.rehearse(batch(0))
     while processes.from_first(goes_on):
         times.append(seconds(partial(trainer.rehearse, batch(len(times))), trainer.device))
     return median(times)
+
+
+def choose_threads() -> tuple[int, float]:
+    """Sets the number of torch's threads to that of 1, 2, 4, ... and all which computes the fastest, if it takes less
+    than half the time of all threads. Returns the number and the ratio of the times.
+
+    The threads of an operation wait for each other: where other programs hold some of the cores, all wait for the one
+    that does not run.
+    """
+    most, a = torch.get_num_threads(), torch.randn(PROBE_SIDE, PROBE_SIDE)
+    times = dict[int, float]()
+    for number in sorted({most, *(2**i for i in range(most.bit_length()))}):
+        torch.set_num_threads(number)
+        times[number] = sum(seconds(partial(torch.matmul, a, a), a.device) for _ in range(PROBE_PRODUCTS))
+    fastest = min(times, key=times.__getitem__)
+    best = fastest if times[most] > 2 * times[fastest] else most
+    torch.set_num_threads(best)
+    return best, times[most] / times[best]
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
