@@ -67,7 +67,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """The headless Chromium of this machine."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install 'zoo-llm[test]'")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[test]'")
     path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if path is None:
         pytest.skip(f"no browser here: none of {', '.join(BROWSERS)} is on the PATH")

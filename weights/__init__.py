@@ -5,7 +5,8 @@ from zoo.cli import interrupt  # noqa: F401 - before torch, so that Ctrl-C is an
 # isort: split
 from weights.loading import load
 from weights.reference.comparison import parity
+from weights.reference.own_spec import SpecReport
 from weights.reference.report import ParityReport
 from weights.saving import save
 
-__all__ = ["ParityReport", "load", "parity", "save"]
+__all__ = ["ParityReport", "SpecReport", "load", "parity", "save"]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from weights.reference.comparison import parity
-from weights.reference.report import check_plot, write_plot
+from weights.reference.report import ParityReport, check_plot, write_plot
 from zoo.callable_module import make_callable
 from zoo.cli.runner import (
     Debug,
@@ -22,6 +22,7 @@ from zoo.cli.runner import (
 )
 from zoo.cli.tables import document
 from zoo.core import processes
+from zoo.errors import UsageError
 from zoo.model.parallel import Ranks
 from zoo.sharding import require_same_ranks
 
@@ -64,6 +65,9 @@ def main(
 ) -> int:
     """Compare the zoo with the released implementation, in transformers, on the same weights and prompts.
 
+    A folder in the zoo's own layout is compared with its own spec: parameters and cache with the formulas, decoding
+    through the cache with one forward pass.
+
     Both compute in float64, where equal models differ by less than 1e-10 of the largest logit. Exit code 1 if they
     differ by more, or if the zoo's rounding error in --dtype is more than twice the reference's. All runs are on the
     CPU. With --tp the zoo's model is divided among processes; each of them runs the whole reference, or with
@@ -94,6 +98,8 @@ def main(
         if processes.rank() == 0:
             emit(document(report.as_dict()) if as_json else str(report), out)
             if plot is not None:
+                if not isinstance(report, ParityReport):
+                    raise UsageError(f"--plot draws differences from a reference, and {source} has none")
                 write_plot(report, plot)
     return 0 if report.passed else 1
 

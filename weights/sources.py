@@ -57,6 +57,8 @@ def locate(source: str | Path, revision: str | None = None, offline: bool = Fals
         if revision is not None:
             raise UsageError(f"{source} is a path and has no revisions, got revision={revision!r}")
         return Path(source)
+    if ".py:" in str(source):
+        raise UsageError(f"{source} describes a model and has no weights: give a folder, a .gguf file or a hub id")
     name, _, at = str(source).partition("@")
     if at and revision not in (None, at):
         raise UsageError(f"{source} asks for revision {at!r}, and the call for {revision!r}")

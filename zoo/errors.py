@@ -91,4 +91,5 @@ def require_package(package: str, extra: str) -> Any:
     try:
         return import_module(package)
     except ImportError as error:
-        raise NotAvailable(f"this needs the package {package}: pip install 'zoo-llm[{extra}]'") from error
+        advice = f"in the zoo's folder: pip install -e '.[{extra}]'"
+        raise NotAvailable(f"this needs the package {package}; {advice}") from error

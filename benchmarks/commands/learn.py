@@ -22,6 +22,7 @@ from benchmarks.learning.workers import Workers, available_cores
 from benchmarks.measure.environment import CPU, recorded
 from benchmarks.output.progress import progress
 from benchmarks.output.report import Report
+from zoo.cli.runner import Imports
 from zoo.errors import CheckFailed, UsageError, require_package
 from zoo.new_files import write_file
 from zoo.training.text.data import read_text, standard_library
@@ -60,6 +61,7 @@ class ModelOptions:
     match: Annotated[Match, typer.Option(help="Quantity that all small forms share.")] = Match.params
     context: Annotated[int, options.tokens_option(help="Training context.")] = 256
     ignore_field: options.IgnoreField = None
+    import_: Imports = None
 
     def entries(self, quick: bool) -> list[Entry]:
         """Returns the models in their small forms. Raises UsageError for swaps without names."""

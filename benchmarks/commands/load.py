@@ -38,7 +38,7 @@ def command(
     resolve_dtype(dtype, opened)  # errors of the source or the dtype come before anything runs
     beside = not alone and find_spec("transformers") is not None
     if not alone and not beside:
-        print("without transformers beside it: pip install 'zoo-llm[parity]'", file=sys.stderr)
+        print("without transformers beside it: pip install -e '.[parity]'", file=sys.stderr)
     found: dict[str, list[Sample]] = {}
 
     def measured() -> list[Table]:

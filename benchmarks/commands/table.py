@@ -11,7 +11,7 @@ from benchmarks.analytic.models import NamedSpec, about
 from benchmarks.analytic.roofline import Device, forward_pass
 from benchmarks.options import DeviceOptions, InferenceOptions, ModelOptions, flag, parse_tokens
 from benchmarks.output.report import Report, Row, Table, columns, named
-from benchmarks.output.show import format_sequences, format_tokens, on_each, three_in, unit
+from benchmarks.output.show import format_sequences, format_tokens, on_each, three, three_in, unit
 from zoo.cli.runner import emit
 from zoo.cli.tables import Column, Format, render
 from zoo.errors import UsageError, unknown
@@ -37,6 +37,11 @@ class Conditions:
         return forward_pass(self.model.spec, phase, self.context, self.config).tokens_per_s(self.device)
 
 
+def in_unit(of: float, digits: int) -> Callable[[float], str]:
+    """Returns a formatter in units of `of`, with `digits` after the point; a small value has three significant ones."""
+    return lambda value: unit(of, digits)(value) if not value or value >= of / 10 else three(value / of)
+
+
 @dataclass(frozen=True)
 class Quantity:
     """A quantity: its value, its header and formatter in tables, and a sentence about it for the legend."""
@@ -48,17 +53,15 @@ class Quantity:
     at_context: bool = False
 
 
-GB, GIB, MIB, KIB = unit(10**9, 2), unit(2**30, 2), unit(2**20, 1), unit(2**10, 1)
+GB, GIB, MIB, KIB, BILLION = (in_unit(*each) for each in ((1e9, 2), (2**30, 2), (2**20, 1), (2**10, 1), (1e9, 3)))
 QUANTITIES = {
     "released": Quantity("released", "month of release", lambda c: c.model.size and c.model.size.released),
     "layers": Quantity("layers", "number of layers", lambda c: len(c.spec.layers)),
     "dim": Quantity("dim", "width of the residual stream, elements", lambda c: c.spec.dim, unit(1, 0)),
     "vocab": Quantity("vocab", "token ids", lambda c: c.spec.vocab, unit(1, 0)),
     "context": Quantity("context", "tokens that the model was trained for", lambda c: c.spec.context, format_tokens),
-    "params": Quantity("params\nB", "10^9 parameters, each stored value once", lambda c: c.spec.params(), unit(1e9, 3)),
-    "active": Quantity(
-        "active\nB", "10^9 parameters that one token uses", lambda c: c.spec.active_params(), unit(1e9, 3)
-    ),
+    "params": Quantity("params\nB", "10^9 parameters, each stored value once", lambda c: c.spec.params(), BILLION),
+    "active": Quantity("active\nB", "10^9 parameters that one token uses", lambda c: c.spec.active_params(), BILLION),
     "weights": Quantity("weights\nGB", "10^9 bytes of weights", lambda c: c.config.form.model_bytes(c.spec), GB),
     "kv-fixed": Quantity(
         "KV fixed\nMiB",

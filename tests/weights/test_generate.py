@@ -142,7 +142,7 @@ def test_missing_files(folder: Path, run: Callable, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     code, _, err = run(folder, "w1")
     assert code == 3
-    assert "pip install 'zoo-llm[text]'" in err
+    assert "pip install -e '.[text]'" in err
     (folder / "tokenizer.json").unlink()
     code, _, err = run(folder, "w1")
     assert code == 3

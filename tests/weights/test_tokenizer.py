@@ -196,4 +196,4 @@ def test_usage(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: py
     monkeypatch.setitem(sys.modules, "jinja2", None)
     code, _, err = generate(folder, capsys, "w5", "--chat")
     assert code == 3
-    assert "pip install 'zoo-llm[text]'" in err
+    assert "pip install -e '.[text]'" in err

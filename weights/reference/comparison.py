@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weights.formats.zoo_folder import ZooFolder
 from weights.loading import open_source
 from weights.reference.model import transformers
+from weights.reference.own_spec import SpecReport, own_parity
 from weights.reference.report import ParityReport, Rounded
 from weights.reference.runs import Models, run_all
+from weights.sources import is_path
 from weights.tokenizer import TOKENIZER, read_tokenizer
 from zoo.core import processes
 from zoo.core.devices import free_memory
@@ -48,8 +51,9 @@ def parity(
     revision: str | None = None,
     offline: bool = False,
     ignore_fields: Iterable[str] = (),
-) -> ParityReport:
-    """Compares the zoo's model of a source with the one that transformers makes of it, on the CPU.
+) -> ParityReport | SpecReport:
+    """Compares the zoo's model of a source with the one that transformers makes of it, on the CPU. A model in the
+    zoo's own layout, which transformers does not read, is compared with its own spec instead (SpecReport).
 
     Both compute in float64 first, which decides whether they are equal. Then both compute in `dtype`, float32 or
     bfloat16, where the zoo's rounding error is compared with the reference's; `dtype` "float64" leaves this out.
@@ -65,8 +69,14 @@ def parity(
     """
     if (name := dtype_name(dtype)) not in DTYPES:
         raise unknown("dtype to compare in", name, DTYPES)
-    transformers()
+    if not is_path(source):
+        transformers()  # before anything is downloaded
     opened = open_source(source, revision, offline)
+    if isinstance(opened, ZooFolder) and reference is None:
+        if ranks.group is not None:
+            raise UsageError(f"{source} is compared with its own spec, in one process: leave --tp out")
+        return own_parity(str(source), opened, opened.spec(ignore_fields), DTYPES[name], seed)
+    transformers()
     other = opened if reference is None else open_source(reference, None, offline)
     spec = opened.spec(ignore_fields) if spec is None else spec
     if reference is not None:

@@ -195,7 +195,7 @@ def report_text(report: Facts) -> str:
         sections.append(_one_column(_card_rows(report["card"])))
     if report["about"]:
         sections.append(_one_column(_origin_rows(report["about"])))
-    sections += [_one_column(_check_rows(report["built"], report["decoded"])), wrap(f"FLOPs are {CONVENTION}.", WIDTH)]
+    sections += [checks_text(report["built"], report["decoded"]).splitlines(), wrap(f"FLOPs are {CONVENTION}.", WIDTH)]
     return "\n\n".join("\n".join(lines) for lines in sections)
 
 
@@ -287,6 +287,11 @@ def _cache_cell(card: Facts) -> list[str]:
     elif context is not None:
         sizes += f", {format_bytes(card['kv_bytes_context'])} at max context {context:,}"
     return [f"{' + '.join(terms)}, in {card['kv_dtype']}", sizes]
+
+
+def checks_text(built: Facts, decoded: Facts | None) -> str:
+    """Formats the checks of a built model in 80 columns."""
+    return "\n".join(_one_column(_check_rows(built, decoded)))
 
 
 def _check_rows(built: Facts, decoded: Facts | None) -> Rows:

@@ -213,7 +213,7 @@ def test_page_is_accessible_and_fits_its_width(open_page: Open, width: int, sche
     draw_charts(page)
     package = find_spec("axe_playwright_python")
     if package is None or package.origin is None:
-        pytest.skip("pip install 'zoo-llm[test]'")
+        pytest.skip("pip install -e '.[test]'")
     # Its script alone: the package itself reads it in the encoding of the locale.
     page.add_script_tag(content=Path(package.origin).with_name("axe.min.js").read_text(encoding="utf-8"))
     found = page.evaluate("axe.run({resultTypes: ['violations']})")["violations"]

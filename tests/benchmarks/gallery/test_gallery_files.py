@@ -186,4 +186,7 @@ def test_errors_are_reported_before_anything_is_drawn(tmp_path: Path, capsys: py
 def test_missing_extra_is_named(monkeypatch: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(__import__("sys").modules, "vl_convert", None)
     assert call("--out", tmp_path) == 3
-    assert capsys.readouterr().err == "error: this needs the package vl_convert: pip install 'zoo-llm[gallery]'\n"
+    assert (
+        capsys.readouterr().err
+        == "error: this needs the package vl_convert; in the zoo's folder: pip install -e '.[gallery]'\n"
+    )

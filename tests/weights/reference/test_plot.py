@@ -68,4 +68,7 @@ def test_without_the_package(saved: Saved, capsys: pytest.CaptureFixture[str], m
     capsys.readouterr()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert command(folder, "--plot", "errors.png") == 3
-    assert capsys.readouterr().err == "error: this needs the package matplotlib: pip install 'zoo-llm[plot]'\n"
+    assert (
+        capsys.readouterr().err
+        == "error: this needs the package matplotlib; in the zoo's folder: pip install -e '.[plot]'\n"
+    )

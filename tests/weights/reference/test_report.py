@@ -173,7 +173,7 @@ def test_the_table_fits_eighty_columns(saved: Saved, capsys: pytest.CaptureFixtu
 
 
 def test_text_where_there_is_a_tokenizer(saved: Saved, tmp_path: Path) -> None:
-    tokenizers = pytest.importorskip("tokenizers", reason="pip install 'zoo-llm[test]'")
+    tokenizers = pytest.importorskip("tokenizers", reason="pip install -e '.[test]'")
     copy = write(tmp_path / "copy", *read(saved("llama3-8b")))
     with pytest.raises(NotAvailable, match=r"has no tokenizer\.json to read a text with"):
         weights.parity(copy, text="one two", tokens=8)
@@ -229,7 +229,10 @@ def test_without_transformers(
     capsys.readouterr()
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert command(folder) == 3
-    assert capsys.readouterr().err == "error: this needs the package transformers: pip install 'zoo-llm[parity]'\n"
+    assert (
+        capsys.readouterr().err
+        == "error: this needs the package transformers; in the zoo's folder: pip install -e '.[parity]'\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["qwen3-30b-a3b", "glm5.2-744b"])
