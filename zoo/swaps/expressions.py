@@ -21,7 +21,16 @@ OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] =
     ast.Mult: lambda x, y: x * y,
     ast.Div: lambda x, y: x / y,
 }
-ARITHMETIC: tuple[type[ast.AST], ...] = (ast.BinOp, *OPERATIONS, ast.UnaryOp, ast.USub, ast.UAdd, ast.Name, ast.Load, ast.Constant)
+ARITHMETIC: tuple[type[ast.AST], ...] = (
+    ast.BinOp,
+    *OPERATIONS,
+    ast.UnaryOp,
+    ast.USub,
+    ast.UAdd,
+    ast.Name,
+    ast.Load,
+    ast.Constant,
+)
 Values = dict[str, Any]
 
 

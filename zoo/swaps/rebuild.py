@@ -44,19 +44,34 @@ def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...], keeps_k
     for name in required_fields(kind) - values.keys():
         values |= next(({name: held[name]} for held in peers if name in held and accepts(kind, name, held[name])), {})
     missing = [name for name in names if name in required_fields(kind) and name not in values]
+    refused: list[SpecError] = []
+    for attempt in _completed(call, kind, values, missing, near[-1]):
+        try:
+            return _construct(call, kind, attempt)
+        except SpecError as error:
+            refused.append(error)
+    raise refused[0]
+
+
+def _completed(call: BlockCall, kind: type[Spec], values: Values, missing: list[str], model: Spec) -> Iterator[Values]:
+    """Yields the fields of a block with the `missing` ones, which a published model lends. Where they contradict those
+    of this model, such as groups that do not divide its heads, first its sizes give way, then its blocks. Raises
+    UsageError for fields that are still missing."""
     if not missing:
-        return _construct(call, kind, values)
-    lent = _published_sizes(kind, near[-1])
+        yield values
+        if call.given:
+            return
+    lender = introduced_by(kind)
+    block = borrowed(kind, lender, model) if lender and isinstance(model, Decoder) else None
+    lent = {name: getattr(block, name) for name in required_fields(kind)} if block else {}
     if missing := [name for name in missing if name not in lent]:
-        example = ", ".join(f"{name}={_example(parts.get(name))}" for name in missing)
+        example = ", ".join(f"{name}={_example(_parts(kind).get(name))}" for name in missing)
         raise UsageError(f"{call.name} needs {', '.join(missing)}: {call.name}({example})")
-    try:
-        return _construct(call, kind, lent | values)
-    except SpecError:  # such as groups that do not divide the replaced block's heads
-        own = call.given.keys() | {name for name, value in values.items() if isinstance(value, Spec)}
-        with suppress(SpecError):
-            return _construct(call, kind, lent | {name: values[name] for name in own & values.keys()})
-        raise
+    if lent:
+        yield lent | values
+        yield lent | {name: value for name, value in values.items() if name in call.given or isinstance(value, Spec)}
+    if lent and not call.given:
+        yield lent
 
 
 def _evaluated(value: Any, kind: type[Spec], field: str, near: tuple[Spec, ...]) -> Any:
@@ -64,14 +79,6 @@ def _evaluated(value: Any, kind: type[Spec], field: str, near: tuple[Spec, ...])
     if isinstance(value, Formula):
         return value.value(kind, field, near)
     return tuple(_evaluated(item, kind, field, near) for item in value) if type(value) is tuple else value
-
-
-def _published_sizes(kind: type[Spec], model: Spec) -> Values:
-    """Returns the required fields that a block of a kind would have in a model of this width; {} for a kind that no
-    published model has."""
-    lender = introduced_by(kind)
-    lent = borrowed(kind, lender, model) if lender and isinstance(model, Decoder) else None
-    return {name: getattr(lent, name) for name in required_fields(kind)} if lent else {}
 
 
 def _construct(call: BlockCall, kind: type[Spec], values: Values) -> Spec:
