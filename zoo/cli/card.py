@@ -46,9 +46,7 @@ def swapped_specs(
     except SpecError as error:
         raise SpecError(f"{error} (at the {where})" if where else str(error)) from error
     if tiny and (large := full_sizes(spec, original)):
-        said = (
-            f"warning: {', '.join(large)} in a model of toy widths ({spec.dim}); relative sizes such as dim/4 fit both"
-        )
+        said = f"warning: {', '.join(large)} beside the toy width of {spec.dim}; dim/4 or context/8 fits any model"
         print(said, file=sys.stderr)
     return original, resolved(spec, params).spec if params and swaps else spec, dropped
 

@@ -90,10 +90,10 @@ def _apply_swap(spec: Decoder, text: str) -> tuple[Decoder, list[str]]:
     block, which = _parse_layers(text, len(spec.layers))
     block, lender = _parse_lender(block)
     role, call = _parse_swap(block)
-    if not isinstance(call, BlockCall):
+    if role == "layers" or isinstance(call, str):
         if lender:
             raise UsageError("from NAME needs a KIND before it, as in attn=GatedDeltaNet from qwen3-next")
-        if role == "norm":
+        if role != "layers":
             return _move_norms(spec, call, which), []
         if which is not None:
             raise UsageError("layers= changes the whole model: leave the choice of layers out")
@@ -183,9 +183,6 @@ def _blocks_of_kind(spec: Decoder, call: BlockCall, has_fields: bool) -> Callabl
 
 def _blocks_of_role(spec: Decoder, role: str, call: BlockCall) -> Callable[[Spec], bool]:
     """Chooses every block of the role. The kind that replaces them must have the same role."""
-    known = {kind.role for kind in Spec.kinds.values() if kind.role}
-    if role not in known:
-        raise unknown("role", role, known)
     if call.kind.role != role:
         suitable = ", ".join(sorted(name for name, kind in Spec.kinds.items() if kind.role == role))
         raise UsageError(f"{call.name} does not go into {role}, which takes {suitable}")
@@ -249,13 +246,15 @@ def _parse_swap(text: str) -> tuple[str, Any]:
     match = re.fullmatch(r"\s*(?:(\w+)\s*=)?\s*(.*?)\s*", text, re.DOTALL)
     assert match is not None
     role, block = (match[1] or "").lower(), match[2]
+    if role and role not in (roles := {kind.role for kind in Spec.kinds.values() if kind.role} | {"layers"}):
+        raise unknown("role", role, roles)
     placement = PLACEMENT_ALIASES.get(block.lower(), block.lower())
     if role == "norm" and placement in PLACEMENTS:
         return role, placement
     if not block:
         raise UsageError("a block is missing: write KIND(field=value), as in GQA(window=512)")
     value = parse(block, match.start(2))
-    if role == "layers" and (value is None or isinstance(value, Formula | int | float | str)):
+    if role == "layers":
         return role, value
     if isinstance(value, Formula) and value.word:
         value = BlockCall(kind_name(value.word), {})
