@@ -151,8 +151,9 @@ class Spec(ABC):
         return iter(_kept(self, "_kept_parts", _parts_of))
 
     def resized(self, to: Any) -> dict[str, Any]:
-        """Returns the changed fields of the model's small form. `to` has the rules: zoo.swaps.proportions.Proportions.
-        Other fields stay, and inner specs return their own."""
+        """Returns the changed fields at another width. `to` has the rules: zoo.swaps.proportions.Proportions for the
+        model's small form, zoo.swaps.borrow.WidthRatio for another published width. Other fields stay, and inner specs
+        return their own."""
         return {}
 
     def map(self, change: Callable[[Spec], Spec], **others: Any) -> Self:
