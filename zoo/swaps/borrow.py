@@ -76,7 +76,7 @@ class WidthRatio:
         return max(1, round(width * self.dim / self.full.dim))
 
     def grouped_heads(self, attn: Any) -> Fields:
-        """As many heads share a key as in the full model; a single KV head stays one."""
+        """The heads that share a key stay as many; a single KV head stays one."""
         if attn.kv_heads == 1:
             return {"heads": self.share(attn.heads)}
         kv_heads = self.share(attn.kv_heads)
@@ -88,7 +88,7 @@ class WidthRatio:
         return {"heads": self.share(attn.heads), **ranks}
 
     def heads_of_one_key(self, attn: Any) -> Fields:
-        """As many heads are in a group as in the full model."""
+        """The heads of a group stay as many."""
         groups = self.share(attn.groups)
         return {
             "heads": groups * (attn.heads // attn.groups),
@@ -97,14 +97,14 @@ class WidthRatio:
         }
 
     def state_space_heads(self, block: Any) -> Fields:
-        """As many heads share B and C as in the full model; a single group stays one."""
+        """The heads that share B and C stay as many; a single group stays one."""
         if block.groups == 1:
             return {"heads": self.share(block.heads)}
         groups = self.share(block.groups)
         return {"heads": groups * (block.heads // block.groups), "groups": groups}
 
     def key_and_value_heads(self, block: Any) -> Fields:
-        """As many values share a key as in the full model."""
+        """The values that share a key stay as many."""
         keys = self.share(block.key_heads)
         return {"key_heads": keys, "value_heads": keys * (block.value_heads // block.key_heads)}
 
