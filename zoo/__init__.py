@@ -80,6 +80,7 @@ from zoo.model.decoder import Decoder as Decoder
 from zoo.model.decoder import swap_layers as swap_layers
 from zoo.registry import Spec as Spec
 from zoo.registry import swap as swap
+from zoo.swaps.grammar import apply_swap as apply_swap
 
 
 def __getattr__(name: str) -> Any:

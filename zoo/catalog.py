@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-from zoo.architectures import families
+from zoo.architectures import families, published
+from zoo.architectures import folded as folded
+from zoo.architectures import is_known as is_known
 from zoo.arguments import find_dtype
 from zoo.core.devices import allocating
 from zoo.core.kernels import active
@@ -76,30 +78,7 @@ def ancestor(preset: str) -> str | None:
 def resolve(name: str) -> str:
     """Returns the preset for a preset's name, a family (its smallest size) or a hub id. Raises UsageError for other
     names."""
-    preset = _presets().get(folded(name))
-    if preset is None:
-        raise unknown("model", name, [*sizes(), *families()], listed=families())
-    return preset
-
-
-def is_known(name: str) -> bool:
-    """Whether a name is that of a preset, a family, or a preset's hub id."""
-    return folded(name) in _presets()
-
-
-@cache
-def _presets() -> dict[str, str]:
-    """Maps each folded name of a preset to the preset."""
-    known = {folded(preset): preset for preset in sizes()}
-    known |= {folded(size.hub): preset for preset, size in sizes().items()}
-    for family, module in families().items():
-        known.setdefault(folded(family), min(module.SIZES, key=lambda preset: module.SIZES[preset].params))
-    return known
-
-
-def folded(name: str) -> str:
-    """Returns a name in the form used for comparison: qwen2.5, Qwen2_5 and qwen2-5 are equal."""
-    return name.lower().replace("_", "-").replace(".", "-")
+    return published(name)[0]
 
 
 def title(preset: str) -> str:

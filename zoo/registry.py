@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
 from zoo.classes import add_kind, allowed_values, field_tests
 from zoo.costs import Breakdown, CacheSpec, Reach, sum_breakdowns
-from zoo.errors import SpecError
+from zoo.errors import SpecError, UsageError
 from zoo.facts import Fact, fact_of_field
 from zoo.sharding import Cut, Cuts, Divide, Exchange, Rank, Section, prefixed
 
@@ -151,8 +151,9 @@ class Spec(ABC):
         return iter(_kept(self, "_kept_parts", _parts_of))
 
     def resized(self, to: Any) -> dict[str, Any]:
-        """Returns the changed fields of the model's small form. `to` has the rules: zoo.swaps.proportions.Proportions.
-        Other fields stay, and inner specs return their own."""
+        """Returns the changed fields at another width. `to` has the rules: zoo.swaps.proportions.Proportions for the
+        model's small form, zoo.swaps.borrow.WidthRatio for another published width. Other fields stay, and inner specs
+        return their own."""
         return {}
 
     def map(self, change: Callable[[Spec], Spec], **others: Any) -> Self:
@@ -372,11 +373,21 @@ def swap(spec: S, kind: type[Spec], change: Spec | Callable[[Any], Spec]) -> S:
 
     Raises SpecError if there is no spec of that kind, so that a swap never silently does nothing.
     """
+    require_spec(spec, "swap", kind)
     swapped = _swap(spec, kind, change if callable(change) else lambda _: change)
     if not any(isinstance(node, kind) for node in spec.walk()):
         held = sorted({type(node).__name__ for node in spec.walk() if type(node).__name__ in Spec.kinds})
         raise SpecError(f"nothing to swap: no {kind.__name__} here, only {', '.join(held)}")
     return swapped
+
+
+def require_spec(spec: object, function: str, kind: object = None) -> None:
+    """Raises UsageError unless a function is given a spec, and a kind of spec if any, and not their names."""
+    if not isinstance(spec, Spec):
+        found = f"zoo.spec({spec!r:.80})" if isinstance(spec, str) else "zoo.spec(NAME) or model.spec"
+        raise UsageError(f"zoo.{function} changes a spec, not a {type(spec).__name__}: give it {found}")
+    if kind is not None and not isinstance(kind, type):
+        raise UsageError(f"zoo.{function} needs a kind of block such as zoo.GQA, not {kind!r:.80}")
 
 
 def _swap(spec: Any, kind: type[Spec], change: Callable[[Any], Spec]) -> Any:

@@ -102,7 +102,7 @@ def test_the_figure_says_what_is_new(capsys, args: tuple[str, ...], heading: str
         (["--svg", "a.gif"], 2, "a.gif must end in .svg, .png or .pdf"),
         (["--svg", "-", "--json"], 2, "leave --json and --device out"),
         (["--svg", "-", "--device", "cpu"], 2, "leave --json and --device out"),
-        (["--svg", "-", "--swap", "attn=Nowhere"], 2, "unknown block 'Nowhere'"),
+        (["--svg", "-", "--swap", "GQA(kv_heads=3)"], 2, "kv_heads=3 must divide heads"),
         (["--svg", "-", "--theme", "auto"], 2, "--theme"),
         (["--theme", "dark"], 2, "--theme and --costs change a diagram"),
         (["--costs"], 2, "--theme and --costs change a diagram"),

@@ -4,6 +4,9 @@ from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
+from typing import Any
+
+from zoo.errors import unknown
 
 
 @cache
@@ -17,3 +20,35 @@ def families() -> dict[str, ModuleType]:
 def released(family: ModuleType) -> str:
     """Returns the release month of a family's earliest size: "2024-04"."""
     return min(size.released for size in family.SIZES.values())
+
+
+def published(name: str) -> tuple[str, Any]:
+    """Returns (preset, size) for a preset's name, a family (its smallest size) or a hub id. Raises UsageError for other
+    names."""
+    found = _by_name().get(folded(name))
+    if found is None:
+        presets = [preset for module in families().values() for preset in module.SIZES]
+        raise unknown("model", name, [*presets, *families()], listed=families())
+    return found
+
+
+def is_known(name: str) -> bool:
+    """Whether a name is that of a preset, a family, or a preset's hub id."""
+    return folded(name) in _by_name()
+
+
+@cache
+def _by_name() -> dict[str, tuple[str, Any]]:
+    """Maps each folded name of a preset to the preset and its size."""
+    known: dict[str, tuple[str, Any]] = {}
+    for module in families().values():
+        known |= {folded(preset): (preset, size) for preset, size in module.SIZES.items()}
+        known |= {folded(size.hub): (preset, size) for preset, size in module.SIZES.items()}
+    for family, module in families().items():
+        known.setdefault(folded(family), min(module.SIZES.items(), key=lambda item: item[1].params))
+    return known
+
+
+def folded(name: str) -> str:
+    """Returns a name in the form used for comparison: qwen2.5, Qwen2_5 and qwen2-5 are equal."""
+    return name.lower().replace("_", "-").replace(".", "-")

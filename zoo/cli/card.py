@@ -24,6 +24,7 @@ from zoo.swaps.differences import structure_differences
 from zoo.swaps.grammar import apply_swaps
 from zoo.swaps.scaled import Budget, resolved, scaled
 from zoo.swaps.tiny import tiny as toy
+from zoo.swaps.tiny import full_sizes
 from zoo.units import dtype_name, format_bytes, format_count
 
 WIDTH, LABEL_WIDTH = 80, 15  # characters
@@ -45,6 +46,9 @@ def swapped_specs(
         spec, dropped = apply_swaps(original, swaps)
     except SpecError as error:
         raise SpecError(f"{error} (at the {where})" if where else str(error)) from error
+    if tiny and (large := full_sizes(spec, original)):
+        said = f"warning: {', '.join(large)} beside the toy width of {spec.dim}; dim/4 or context/8 fits any model"
+        print(said, file=sys.stderr)
     return original, resolved(spec, params).spec if params and swaps else spec, dropped
 
 

@@ -75,7 +75,7 @@ def exit_code(app: typer.Typer, prog: str, args: Sequence[str]) -> int:
         message: str = error.format_message().replace("Value error, ", "")  # type: ignore[attr-defined]
         return _fail(f"{message[:1].lower()}{message[1:].rstrip('.')} (see {prog} --help)", 2, args)
     except ZooError as error:
-        return _fail(str(error), error.exit_code, args)
+        return _fail(str(error), error.exit_code, args, getattr(error, "__notes__", ()))
     except BrokenPipeError:  # the reader, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -83,12 +83,12 @@ def exit_code(app: typer.Typer, prog: str, args: Sequence[str]) -> int:
         return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", 1, args)
 
 
-def _fail(message: str, code: int, args: Sequence[str]) -> int:
+def _fail(message: str, code: int, args: Sequence[str], notes: Sequence[str] = ()) -> int:
     if not processes.may_report_error():
         return code
     if "--debug" in args:
         traceback.print_exc()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {' '.join(message.split())}", *notes, sep="\n", file=sys.stderr)
     return code
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
+from inspect import Parameter, signature
 from math import ceil
 from typing import Any, ClassVar, Self
 
@@ -22,7 +23,7 @@ from zoo.blocks.routers import HashTopK
 from zoo.costs import Breakdown, linear_flops, sum_breakdowns, whole
 from zoo.errors import SpecError
 from zoo.facts import Fact
-from zoo.registry import Spec, fields_in_use, swap
+from zoo.registry import Spec, fields_in_use, require_spec, swap
 from zoo.sharding import Cut, Cuts, Divide, Exchange, FirstRankOnly, Rank, prefixed
 
 
@@ -211,12 +212,33 @@ class Decoder(Spec):
 
 
 def swap_layers(
-    spec: Decoder, which: Callable[[int], bool], kind: type[Spec], change: Spec | Callable[[Any], Spec]
+    spec: Decoder,
+    which: Callable[[int], bool],
+    kind: type[Spec],
+    change: Spec | Callable[[Any], Spec] | Callable[[Any, int], Spec],
 ) -> Decoder:
-    """Applies `swap` to the layers i for which `which(i)` is true. Raises SpecError if there are no such layers, or if
-    one of them has no spec of `kind`."""
+    """Applies `swap` to the layers i for which `which(i)` is true. A function `change` with two arguments also gets the
+    index of the layer: lambda attn, i: ... Raises SpecError if there are no such layers, or if one of them has no spec
+    of `kind`."""
+    require_spec(spec, "swap_layers", kind)
     chosen = {i for i in range(len(spec.layers)) if which(i)}
     if not chosen:
         raise SpecError(f"nothing to swap: none of the {len(spec.layers)} layers was chosen")
-    layers = (swap(layer, kind, change) if i in chosen else layer for i, layer in enumerate(spec.layers))
+    function: Any = change
+    with_index = _takes_index(change)
+
+    def changed(layer: Layer, i: int) -> Layer:
+        return swap(layer, kind, (lambda old: function(old, i)) if with_index else function)
+
+    layers = (changed(layer, i) if i in chosen else layer for i, layer in enumerate(spec.layers))
     return replace(spec, layers=tuple(layers))
+
+
+def _takes_index(change: Any) -> bool:
+    """Whether `change` is a function that must be given two arguments."""
+    try:
+        arguments = signature(change).parameters.values()
+    except (TypeError, ValueError):  # a spec, or a function without a signature
+        return False
+    positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(each.kind in positional and each.default is Parameter.empty for each in arguments) == 2

@@ -1,1 +1,1 @@
-"""Editing specs: the grammar of --swap, one block rebuilt as another, tiny models, scaled models."""
+"""Editing specs: the grammar of --swap, one block rebuilt as another, borrowed blocks, tiny models, scaled models."""

@@ -2,32 +2,54 @@
 
     KIND(field=value, ...)               edits every KIND in the model
     role=KIND(field=value, ...)          replaces the blocks of a role: attn, ffn, rope, norm, router or act
-    norm=pre | olmo | sandwich | post    moves the norms
+    role=KIND(...) from NAME             with the fields of the first KIND of a published model, for this model's width
+    norm=pre | olmo2 | sandwich | post   moves the norms; olmo is another name of olmo2's placement
     norm=hyper                           four residual streams (zoo.blocks.hyper_connections)
+    layers=N                             N layers in the same pattern
     SWAP every N, SWAP except every N    in the last of every N layers alone, or in all others
+    SWAP in 0,2,5-7, SWAP except in -1   in these layers alone, or in all others; -1 is the last
 
-Kinds are the names in `Spec.kinds`. MHA, MQA and SWA are aliases for forms of GQA: they edit the GQAs of that form or,
-where the model has none, give every GQA that form. Fields that are not given are carried over (zoo.swaps.rebuild). A
-value is a number, true, false, none, a word, a block, or several numbers: `ffn=MoE(experts=8,
-router=SoftmaxTopK(k=2))`, `LongRoPE(short=(1, 1), long=(1, 4))`.
+Kinds are the names in `Spec.kinds`; kinds and roles ignore case. MHA, MQA and SWA are aliases for forms of GQA: they
+edit the GQAs of that form or, where the model has none, give every GQA that form. Fields that are not given are carried
+over, or follow from the model (zoo.swaps.rebuild). A value is a number, true, false, none, a word, a block, or several
+of these; a number may be arithmetic with fields of the replaced block and of the model, and 4k is 4,096:
+`GQA(window=4k, head_dim=dim/heads)`, `ffn=MoE(router=SoftmaxTopK(k=2))`, `LongRoPE(short=(1, 1), long=(1, 4))`.
 """
 
-import ast
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from zoo.architectures import families, folded, published
 from zoo.blocks.layer import PLACEMENTS, Layer, Placement
-from zoo.errors import UsageError, unknown
+from zoo.errors import SpecError, UsageError, unknown
+from zoo.hf.config import MAX_LAYERS
 from zoo.model.decoder import Decoder
-from zoo.registry import Spec
-from zoo.swaps.rebuild import BlockCall, aliased_kinds, dropped_features, field_names, rebuild
+from zoo.registry import Spec, require_spec
+from zoo.swaps.borrow import borrowed
+from zoo.swaps.expressions import BlockCall, Formula, aliased_kinds, kind_name, parse
+from zoo.swaps.layer_plan import at_depth
+from zoo.swaps.rebuild import dropped_features, field_names, rebuild
 
+SUMMARY = """\
+A swap is one of these:
+  KIND(field=value, ...)        edits every KIND: GQA(window=4k)
+  ROLE=KIND(field=value, ...)   replaces a block: attn=MLA(kv_rank=dim/4)
+  ROLE=KIND(...) from MODEL     borrows one: attn=GatedDeltaNet from qwen3-next
+  norm=PLACEMENT                pre, olmo2, sandwich, post or hyper
+  layers=N                      changes the number of layers
+A ROLE is attn, ffn, rope, norm, router or act. A swap may end with
+every N, except every N, in 0,2,5-7 or except in -1: then some layers change."""
 MAX_CHARACTERS = 120  # of a swap in an error message
-SOME_LAYERS = re.compile(r"(?P<swap>.*?\S)\s+(?P<others>except\s+)?every\s+(?P<every>\d{1,9})\s*", re.DOTALL)
-CONSTANTS = {"none": None, "true": True, "false": False}
+MAX_TEXT = 10_000  # characters of a swap
+SOME_LAYERS = re.compile(
+    r"(?P<swap>.*?\S)\s+(?P<others>except\s+)?(?:every\s+(?P<every>\d{1,9})|in\s+(?P<listed>\S.*?))\s*", re.DOTALL
+)
+LAYER_RANGE = re.compile(r"(-?\d{1,9})(?:\s*-\s*(-?\d{1,9}))?")
+LENDER = re.compile(r"(?P<swap>.*?\S)\s+from\s+(?P<name>\S+)\s*", re.DOTALL)
+PLACEMENT_ALIASES = {"olmo2": "olmo"}
 
 
 def apply_swaps(spec: Decoder, texts: Sequence[str]) -> tuple[Decoder, list[str]]:
@@ -43,34 +65,80 @@ def apply_swaps(spec: Decoder, texts: Sequence[str]) -> tuple[Decoder, list[str]
 def apply_swap(spec: Decoder, text: str) -> tuple[Decoder, list[str]]:
     """Applies one swap. Returns the new spec, and the features that were dropped: "sinks", "window 128", "biases", ...
 
-    The spec is returned unchanged if it already has the swap's blocks. Raises UsageError for a swap that cannot be
-    parsed or names blocks that the model does not have. Raises SpecError if the new fields describe no valid model.
+    The spec is returned unchanged if it already has the swap's blocks. Raises UsageError, with the grammar as a note,
+    for a swap that cannot be parsed or names blocks that the model does not have. Raises SpecError if the new fields
+    describe no valid model.
     """
-    dropped: dict[str, None] = {}
+    require_spec(spec, "apply_swap")
+    if not isinstance(text, str):
+        raise UsageError(f"a swap is a text such as 'GQA(window=512)', not a {type(text).__name__}")
     try:
-        block, which = _parse_layers(text, len(spec.layers))
-        role, call = _parse_swap(block)
-        if isinstance(call, str):
-            return _move_norms(spec, call, which), []
-
-        @cache  # a model has equal blocks in many layers
-        def change(old: Spec) -> Spec:
-            new = rebuild(call, old, (spec,), keeps_kind=not role)
-            dropped.update(dict.fromkeys(dropped_features(old, new)))
-            return new
-
-        chosen = _blocks_of_role(spec, role, call) if role else _blocks_of_kind(spec, call)
-        changed = cache(lambda child: _change(child, chosen, change))
-        if which is None:
-            new: Any = change(spec) if chosen(spec) else spec.map(changed)
-            return new, list(dropped)
-        if not any(chosen(node) for i in which for node in spec.layers[i].walk()):
-            raise UsageError(f"none of the {len(which)} layers that were chosen has a {role or call.name}")
-        layers = _changed_layers(spec, which, changed)
-        return replace(spec, layers=layers) if layers != spec.layers else spec, list(dropped)
-    except UsageError as error:
+        if len(text) > MAX_TEXT:
+            raise UsageError(f"must have at most {MAX_TEXT:,} characters")
+        return _apply_swap(spec, text)
+    except (UsageError, RecursionError) as error:
         shown = text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}..."
-        raise type(error)(f"swap {shown!r}: {error}") from error
+        if isinstance(error, SpecError):
+            raise type(error)(f"swap {shown!r}: {error}") from error
+        reason = "is nested too deeply" if isinstance(error, RecursionError) else error
+        refused = UsageError(f"swap {shown!r}: {reason}")
+        refused.add_note(SUMMARY)
+        raise refused from error
+
+
+def _apply_swap(spec: Decoder, text: str) -> tuple[Decoder, list[str]]:
+    block, which = _parse_layers(text, len(spec.layers))
+    block, lender = _parse_lender(block)
+    role, call = _parse_swap(block)
+    if role == "layers" or isinstance(call, str):
+        if lender:
+            raise UsageError("from NAME needs a KIND before it, as in attn=GatedDeltaNet from qwen3-next")
+        if role != "layers":
+            return _move_norms(spec, call, which), []
+        if which is not None:
+            raise UsageError("layers= changes the whole model: leave the choice of layers out")
+        return _with_depth(spec, call), []
+    lent = _lent(call, lender, spec) if lender else None
+    dropped: dict[str, None] = {}
+
+    @cache  # a model has equal blocks in many layers
+    def change(old: Spec) -> Spec:
+        new = rebuild(call, lent, (old, spec)) if lent else rebuild(call, old, (spec,), keeps_kind=not role)
+        dropped.update(dict.fromkeys(dropped_features(old, new)))
+        return new
+
+    chosen = _blocks_of_role(spec, role, call) if role else _blocks_of_kind(spec, call, has_fields=lent is not None)
+    changed = cache(lambda child: _change(child, chosen, change))
+    if which is None:
+        new: Any = change(spec) if chosen(spec) else spec.map(changed)
+        return new, list(dropped)
+    if not any(chosen(node) for i in which for node in spec.layers[i].walk()):
+        raise UsageError(f"none of the {len(which)} layers that were chosen has a {role or call.name}")
+    layers = _changed_layers(spec, which, changed)
+    return replace(spec, layers=layers) if layers != spec.layers else spec, list(dropped)
+
+
+def _lent(call: BlockCall, lender: str, taker: Decoder) -> Spec:
+    """Returns the lender's first block of a kind at the taker's width; of a family, that of the smallest size that has
+    one. Raises UsageError for an unknown lender, and for one that has none."""
+    preset, size = published(lender)
+    family = families().get(folded(lender))
+    sizes = sorted(family.SIZES.values(), key=lambda each: each.params) if family else [size]
+    blocks = (borrowed(call.kind, each.spec, taker, call.alias) for each in sizes)
+    found = next(filter(None, blocks), None)
+    if found is None:
+        kinds = {type(node).__name__ for each in sizes for node in each.spec.walk() if node.role == call.kind.role}
+        name = lender if family else preset
+        raise UsageError(f"{name} has no {call.name}" + (f", only {', '.join(sorted(kinds))}" if kinds else ""))
+    return found
+
+
+def _with_depth(spec: Decoder, wanted: Any) -> Decoder:
+    """Returns `spec` with another number of layers, in the same pattern."""
+    depth = wanted.integer("layers", (spec,)) if isinstance(wanted, Formula) else wanted
+    if type(depth) is not int or not 1 <= depth <= MAX_LAYERS:
+        raise UsageError(f"layers must be an integer from 1 to {MAX_LAYERS:,}, not {depth!r:.40}")
+    return spec if depth == len(spec.layers) else replace(spec, layers=at_depth(spec.layers, depth))
 
 
 def _changed_layers(spec: Decoder, which: Collection[int], change: Callable[[Layer], Layer]) -> tuple[Layer, ...]:
@@ -97,7 +165,7 @@ def _change(spec: Any, chosen: Callable[[Spec], bool], change: Callable[[Any], S
 # The blocks that a swap changes.
 
 
-def _blocks_of_kind(spec: Decoder, call: BlockCall) -> Callable[[Spec], bool]:
+def _blocks_of_kind(spec: Decoder, call: BlockCall, has_fields: bool) -> Callable[[Spec], bool]:
     """Chooses every block of the kind; for an alias, the GQAs of that form or, if there are none, every GQA."""
     kind = call.kind
     if not any(isinstance(node, kind) for node in spec.walk()):
@@ -107,7 +175,7 @@ def _blocks_of_kind(spec: Decoder, call: BlockCall) -> Callable[[Spec], bool]:
     if call.alias:
         matching = {node for node in spec.walk() if isinstance(node, kind) and call.alias.holds(node)}
         return lambda node: isinstance(node, kind) and (node in matching or not matching)
-    if not call.given:
+    if not call.given and not has_fields:
         known = ", ".join(field_names(kind))
         raise UsageError(f"nothing to edit: write {call.name}(field=value) with a field of {known}")
     return lambda node: isinstance(node, kind)
@@ -115,9 +183,6 @@ def _blocks_of_kind(spec: Decoder, call: BlockCall) -> Callable[[Spec], bool]:
 
 def _blocks_of_role(spec: Decoder, role: str, call: BlockCall) -> Callable[[Spec], bool]:
     """Chooses every block of the role. The kind that replaces them must have the same role."""
-    known = {kind.role for kind in Spec.kinds.values() if kind.role}
-    if role not in known:
-        raise unknown("role", role, known)
     if call.kind.role != role:
         suitable = ", ".join(sorted(name for name, kind in Spec.kinds.items() if kind.role == role))
         raise UsageError(f"{call.name} does not go into {role}, which takes {suitable}")
@@ -139,57 +204,63 @@ def _parse_layers(text: str, layers: int) -> tuple[str, frozenset[int] | None]:
     found = SOME_LAYERS.fullmatch(text)
     if not found:
         return text, None
-    every = int(found["every"])
-    last = frozenset(range(every - 1, layers, every)) if every else frozenset[int]()
-    chosen = frozenset(range(layers)) - last if found["others"] else last
-    if not every or not chosen:
-        words = f"{'except ' if found['others'] else ''}every {every}"
+    if found["listed"]:
+        named, words = _listed(found["listed"], layers), f"in {found['listed']}"
+    else:
+        every, words = int(found["every"]), f"every {found['every']}"
+        named = frozenset(range(every - 1, layers, every) if every else range(0))
+    chosen = frozenset(range(layers)) - named if found["others"] else named
+    if not chosen or words == "every 0":
+        words = f"except {words}" if found["others"] else words
         raise UsageError(f"{words!r} chooses none of {layers} layers")
     return found["swap"], chosen
 
 
-def _parse_swap(text: str) -> tuple[str, BlockCall | str]:
-    """Returns the role ("" if none is given), and the block; after norm=, a placement is a string."""
+def _listed(text: str, layers: int) -> frozenset[int]:
+    """Returns the layers in a list such as 0,2,5-7. Negative numbers count from the end: -1 is the last layer."""
+    chosen: set[int] = set()
+    for item in text.split(","):
+        found = LAYER_RANGE.fullmatch(item.strip())
+        if not found:
+            raise UsageError(f"{item.strip()!r} is no layer and no range of layers: write in 0,2,5-7")
+        ends = [int(end) for end in found.groups() if end is not None]
+        for end in ends:
+            if not -layers <= end < layers:
+                raise UsageError(f"there is no layer {end}: the model has {layers}, from 0 to {layers - 1}")
+        first, last = (end % layers for end in (ends[0], ends[-1]))
+        if last < first:
+            raise UsageError(f"the range {item.strip()!r} ends before it starts")
+        chosen.update(range(first, last + 1))
+    return frozenset(chosen)
+
+
+def _parse_lender(text: str) -> tuple[str, str]:
+    """Returns a swap without `from NAME`, and the name; "" if there is none."""
+    found = LENDER.fullmatch(text)
+    return (found["swap"], found["name"]) if found else (text, "")
+
+
+def _parse_swap(text: str) -> tuple[str, Any]:
+    """Returns the role ("" if none is given) and the block; after norm= possibly a placement, a string; after layers=
+    a number or a Formula."""
     match = re.fullmatch(r"\s*(?:(\w+)\s*=)?\s*(.*?)\s*", text, re.DOTALL)
     assert match is not None
-    role, block = match[1] or "", match[2]
-    if role == "norm" and block in PLACEMENTS:
-        return role, block
+    role, block = (match[1] or "").lower(), match[2]
+    if role and role not in (roles := {kind.role for kind in Spec.kinds.values() if kind.role} | {"layers"}):
+        raise unknown("role", role, roles)
+    placement = PLACEMENT_ALIASES.get(block.lower(), block.lower())
+    if role == "norm" and placement in PLACEMENTS:
+        return role, placement
     if not block:
         raise UsageError("a block is missing: write KIND(field=value), as in GQA(window=512)")
-    try:
-        expression = ast.parse(block, mode="eval")  # never evaluated
-    except SyntaxError as error:
-        raise UsageError(f"{error.msg} at character {match.start(2) + (error.offset or 1)}") from error
-    except (ValueError, MemoryError, RecursionError) as error:  # null bytes, thousands of brackets
-        raise UsageError("expected KIND(field=value, ...)") from error
-    value = _value(expression.body)
+    value = parse(block, match.start(2))
+    if role == "layers":
+        return role, value
+    if isinstance(value, Formula) and value.word:
+        value = BlockCall(kind_name(value.word), {})
+        known = [*Spec.kinds, *aliased_kinds(), *((*PLACEMENTS, *PLACEMENT_ALIASES) if role == "norm" else ())]
+        if value.name not in known:
+            raise unknown("block", value.name, known)
     if isinstance(value, BlockCall):
         return role, value
-    raise unknown("block", block, [*Spec.kinds, *aliased_kinds(), *(PLACEMENTS if role == "norm" else ())])
-
-
-def _value(node: ast.expr) -> Any:
-    """Returns the value of an expression: a number, true, false, none, a block (its name starts with a capital), a
-    word, or several of them."""
-    match node:
-        case ast.Constant(value=int() | float() | str() | None as value):
-            return value
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
-            return -value
-        case ast.Name(id=word) if word.lower() in CONSTANTS:
-            return CONSTANTS[word.lower()]
-        case ast.Tuple(elts=items):
-            return tuple(_value(item) for item in items)
-        case ast.Name(id=word):
-            return BlockCall(word, {}) if word[0].isupper() else word
-        case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
-            given = {each.arg: _value(each.value) for each in keywords if each.arg}
-            if len(given) == len(keywords):
-                return BlockCall(name, given)
-            raise UsageError(f"{name}: duplicate field, or a field given by **")
-        case ast.Call(func=ast.Name(id=name)):
-            raise UsageError(f"{name}: every value needs a field name, as in {name}(field=value)")
-    raise UsageError(
-        f"{ast.unparse(node)!r} must be a number, true, false, none, a word, a block or (several, of these)"
-    )
+    raise UsageError(f"{block[:80]!r} is no block: write KIND(field=value), as in GQA(window=512)")

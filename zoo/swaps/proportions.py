@@ -37,17 +37,17 @@ class Proportions:
 
     def apply(self, spec: Decoder) -> Decoder:
         """Returns `spec`, made of layers of `full`, at this width and context."""
-        small = {layer: self._scale(layer) for layer in dict.fromkeys(spec.layers)}
+        small = {layer: self.scale(layer) for layer in dict.fromkeys(spec.layers)}
         layers = tuple(small[layer] for layer in spec.layers)
         embed_scale = self.dim**0.5 if self.full.embed_scale == self.full.dim**0.5 else self.full.embed_scale
         positions = spec.positions and LearnedPositions(self.context)
-        per_layer = spec.per_layer and self._scale(spec.per_layer)
+        per_layer = spec.per_layer and self.scale(spec.per_layer)
         placed = replace(spec, context=self.context, positions=positions)
         return replace(placed, dim=self.dim, layers=layers, embed_scale=embed_scale, per_layer=per_layer)
 
-    def _scale(self, part: Any) -> Any:
-        """A part at this width, and every part in it."""
-        return part.map(self._scale, **part.resized(self))
+    def scale(self, part: Any) -> Any:
+        """Returns a part at this width, and every part in it."""
+        return part.map(self.scale, **part.resized(self))
 
     def share(self, width: int) -> int:
         """A width in the ratio that it has to the model's."""
@@ -154,7 +154,7 @@ class Proportions:
         shared = moe.shared.width / moe.expert.width if moe.shared else 0
         wider = (moe.router.k + shared) / (router.k + shared)
         parts = {"expert": moe.expert, **({"shared": moe.shared} if moe.shared else {})}
-        small = {name: self._scale(each).with_width(round(each.width * wider) or 1) for name, each in parts.items()}
+        small = {name: self.scale(each).with_width(round(each.width * wider) or 1) for name, each in parts.items()}
         return {"experts": experts, "router": router, **small}
 
     def window(self, window: int) -> int:

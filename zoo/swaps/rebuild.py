@@ -5,46 +5,22 @@ from contextlib import suppress
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from functools import cache
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from zoo.blocks.positions import Position
 from zoo.classes import accepts
-from zoo.errors import UsageError, unknown
-from zoo.registry import Alias, Spec, fields_in_use, stated
-
-Values = dict[str, Any]
-
-
-class BlockCall(NamedTuple):
-    """KIND(field=value, ...) as parsed from a swap; a value may be a BlockCall itself."""
-
-    name: str
-    given: Values
-
-    @property
-    def kind(self) -> type[Spec]:
-        """The registered kind. Raises UsageError with the nearest names."""
-        kinds = {**Spec.kinds, **aliased_kinds()}
-        if self.name not in kinds:
-            raise unknown("block", self.name, kinds)
-        return kinds[self.name]
-
-    @property
-    def alias(self) -> Alias | None:
-        """The alias of this name, if there is one."""
-        kind = aliased_kinds().get(self.name)
-        return kind.aliases[self.name] if kind else None
-
-
-def aliased_kinds() -> dict[str, type[Spec]]:
-    """Returns the kind that each alias is a form of: the kind that defines the alias, not one derived from it."""
-    return {name: kind for kind in Spec.kinds.values() for name in vars(kind).get("aliases", ())}
+from zoo.errors import SpecError, UsageError
+from zoo.model.decoder import Decoder
+from zoo.registry import Spec, fields_in_use, stated
+from zoo.swaps.borrow import borrowed, introduced_by
+from zoo.swaps.expressions import BlockCall, Formula, Values
 
 
 def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...], keeps_kind: bool = False) -> Spec:
     """Returns the block that `call` describes, in the place of `old`. Missing fields come from `old`, then from the
     first block of the same kind in `around`, then from the kind's defaults. Fields without a default come from the
-    first block of the same role that has them. `keeps_kind`: an `old` of a kind derived from the call's keeps its kind.
+    first block of the same role that has them, then from a published model, scaled to the width of the last spec in
+    `around` (zoo.swaps.borrow). `keeps_kind`: an `old` of a kind derived from the call's keeps its kind.
 
     Raises UsageError for fields that are unknown or missing, SpecError if they contradict each other.
     """
@@ -61,19 +37,57 @@ def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...], keeps_k
     for name, value in call.given.items():
         if name in names:
             previous = values.get(name) if isinstance(values.get(name), Spec) else None
+            value = _evaluated(value, kind, name, near)
             values[name] = rebuild(value, previous, near) if isinstance(value, BlockCall) else value
     peers = [vars(node) for spec in near for node in spec.walk() if node.role == kind.role]
     peers += map(vars, near)  # of the model its vocabulary
     for name in required_fields(kind) - values.keys():
         values |= next(({name: held[name]} for held in peers if name in held and accepts(kind, name, held[name])), {})
+    missing = [name for name in names if name in required_fields(kind) and name not in values]
+    refused: list[SpecError] = []
+    for attempt in _completed(call, kind, values, missing, near[-1]):
+        try:
+            return _construct(call, kind, attempt)
+        except SpecError as error:
+            refused.append(error)
+    raise refused[0]
+
+
+def _completed(call: BlockCall, kind: type[Spec], values: Values, missing: list[str], model: Spec) -> Iterator[Values]:
+    """Yields the fields of a block with the `missing` ones, which a published model lends. Where they contradict those
+    of this model, such as groups that do not divide its heads, first its sizes give way, then its blocks. Raises
+    UsageError for fields that are still missing."""
+    if not missing:
+        yield values
+        if call.given:
+            return
+    lender = introduced_by(kind)
+    block = borrowed(kind, lender, model) if lender and isinstance(model, Decoder) else None
+    lent = {name: getattr(block, name) for name in required_fields(kind)} if block else {}
+    if missing := [name for name in missing if name not in lent]:
+        example = ", ".join(f"{name}={_example(_parts(kind).get(name))}" for name in missing)
+        raise UsageError(f"{call.name} needs {', '.join(missing)}: {call.name}({example})")
+    if lent:
+        yield lent | values
+        yield lent | {name: value for name, value in values.items() if name in call.given or isinstance(value, Spec)}
+    if lent and not call.given:
+        yield lent
+
+
+def _evaluated(value: Any, kind: type[Spec], field: str, near: tuple[Spec, ...]) -> Any:
+    """Returns the value of a field, without formulas."""
+    if isinstance(value, Formula):
+        return value.value(kind, field, near)
+    return tuple(_evaluated(item, kind, field, near) for item in value) if type(value) is tuple else value
+
+
+def _construct(call: BlockCall, kind: type[Spec], values: Values) -> Spec:
+    """Returns the block with these fields, with those of its alias, and with a rotation for the width of its heads."""
+    values = dict(values)
     _apply_alias(call, values)
     rope, width = values.get("rope"), values.get("rope_dim", values.get("head_dim"))
     if isinstance(rope, Position) and isinstance(width, int) and "rope" not in call.given:
         values["rope"] = rope.at_width(width)
-    missing = [name for name in names if name in required_fields(kind) and name not in values]
-    if missing:
-        example = ", ".join(f"{name}={_example(parts.get(name))}" for name in missing)
-        raise UsageError(f"{call.name} needs {', '.join(missing)}: {call.name}({example})")
     return kind(**values)
 
 

@@ -21,6 +21,7 @@ VOCAB, DIM, CONTEXT = 512, 64, 1024
 LOGIT_CAP = 8.0  # low enough to change toy logits, high enough that a toy model can be sure of a token
 LOGITS_SCALING = 1.5  # low enough that toy logits reach 1
 MAX_LAYERS = 12
+FULL_SIZE = 4  # times the toy size: a value above it was meant for the full model
 WIDE_HEAD = 24  # head_dim where heads * head_dim is not dim: a model's narrowest heads; each wider kind is 8 wider
 
 
@@ -39,6 +40,19 @@ def tiny(spec: Decoder) -> Decoder:
     layers = tuple(_widened(layer, full, spec) for layer, full in zip(shrunk.layers, kept, strict=True))
     scaled = replace(shrunk, logit_cap=logit_cap, logits_scaling=min(spec.logits_scaling, LOGITS_SCALING))
     return replace(scaled, layers=layers, dim=DIM, embed_scale=embed_scale)
+
+
+def full_sizes(spec: Decoder, toy: Decoder) -> list[str]:
+    """Returns the sizes in a changed toy model that look like those of a full model, and are not in `toy` itself:
+    "window=4096"."""
+    held = {(name, value) for part in toy.walk() for name, value in vars(part).items() if type(value) is int}
+    found: dict[str, None] = {}
+    for part in spec.walk():
+        most = {"head_dim": WIDE_HEAD, **TOY, **part.toy}
+        for name, value in vars(part).items():
+            if type(value) is int and name in most and value > FULL_SIZE * most[name] and (name, value) not in held:
+                found[f"{name}={value}"] = None
+    return list(found)
 
 
 def _without_repeats(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:

@@ -19,6 +19,7 @@ from zoo.architectures import families
 from zoo.catalog import resolve, sizes
 from zoo.cli import self_check
 from zoo.cli.runner import exit_code
+from zoo.swaps.grammar import SUMMARY
 from zoo.swaps.scaled import scaled
 
 NAME = "deepseek-v3-671b"
@@ -144,11 +145,6 @@ def test_a_list_of_everything(capsys) -> None:
         ([NAME, "--device", "tpu"], 2, "error: unknown device 'tpu'"),
         ([NAME, "--dtype", "int4"], 2, "'--dtype'"),
         ([NAME, "--seed", "-1"], 2, "'--seed'"),
-        (
-            [NAME, "--swap", "GQQ(window=3)"],
-            2,
-            "error: swap 'GQQ(window=3)': unknown block 'GQQ'; did you mean GQA?",
-        ),
         ([NAME, "--params", "10"], 2, "error: 10 parameters are too few for 6 layers"),
         ([NAME, "--params", "many"], 2, "'many' is not a count above 0; write 200k, 1M or 4096"),
         ([NAME, "--params", "1M", "--tiny"], 2, "leave one of them out"),
@@ -162,6 +158,20 @@ def test_a_wrong_call_is_a_one_line_error(capsys, args, code, says) -> None:
     assert out == ""
     assert says in err
     assert err.count("\n") == 1
+
+
+def test_an_invalid_swap_is_a_line_and_the_grammar(capsys) -> None:
+    out, err = run(capsys, NAME, "--swap", "GQQ(window=3)", code=2)
+    assert out == ""
+    assert err == f"error: swap 'GQQ(window=3)': unknown block 'GQQ'; did you mean GQA?\n{SUMMARY}\n"
+
+
+def test_full_sizes_at_toy_widths_are_warned_of(capsys) -> None:
+    _, err = run(capsys, "qwen3", "--tiny", "--swap", "GQA(window=4k, kv_heads=4)", "--swap", "ffn=GLU(hidden=3072)")
+    sizes = "warning: window=4096, hidden=3072 beside the toy width of 64"
+    assert err == f"{sizes}; dim/4 or context/8 fits any model\n"
+    for swap in ("GQA(window=context/64, kv_heads=4)", "attn=MLA", "ffn=MoE from deepseek-v3", "attn=GQA(window=24)"):
+        assert run(capsys, "qwen3", "--tiny", "--swap", swap)[1] == ""
 
 
 def test_a_size_that_does_not_fit_is_refused_before_it_is_built(capsys, monkeypatch) -> None:

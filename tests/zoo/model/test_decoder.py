@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -47,6 +48,18 @@ def test_swap_layers_changes_the_chosen_and_no_other(name: str) -> None:
         assert layer.mixer == old.mixer or i % 3 == 1
     assert replace(changed, layers=spec.layers) == spec
     assert zoo.swap_layers(spec, lambda i: True, kind, lambda norm: norm) == spec
+
+
+def test_a_function_of_two_arguments_gets_the_index_of_the_layer() -> None:
+    spec = zoo.spec("qwen3")
+
+    def windows(change) -> list[int | None]:
+        return [layer.mixer.window for layer in zoo.swap_layers(spec, lambda i: i < 3, GQA, change).layers[:4]]
+
+    assert windows(lambda attn, i: replace(attn, window=i + 1)) == [1, 2, 3, None]
+    assert windows(lambda attn, window=9: replace(attn, window=window)) == [9, 9, 9, None]  # has its own default
+    assert windows(partial(replace, window=9)) == [9, 9, 9, None]
+    assert windows(replace(spec.layers[0].mixer, window=9)) == [9, 9, 9, None]
 
 
 def test_swap_layers_raises_where_nothing_is_chosen_or_held() -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import zoo
 from tests.presets import over, representatives
 from zoo import (
     GLU,
@@ -37,7 +38,8 @@ from zoo import (
 from zoo.blocks.layer import PLACEMENTS
 from zoo.errors import SpecError, UsageError
 from zoo.model.module import Model
-from zoo.swaps.grammar import apply_swap
+from zoo.swaps.grammar import SUMMARY, apply_swap
+from zoo.swaps.layer_plan import at_depth
 
 NORM, QK_NORM = RMSNorm(1e-6), RMSNorm(1e-5)
 ROPE = RoPE(1e4, LinearScaling(8))
@@ -66,6 +68,28 @@ ROUTED = model((GLOBAL, FFN), (GLOBAL, MOE))
     ("before", "text", "kind", "change"),
     [
         (PLAIN, "GQA(window=1_024)", GQA, lambda a: replace(a, window=1024)),
+        # Numbers with a unit, and arithmetic with fields of the block and of the model.
+        (PLAIN, "GQA(window=4k)", GQA, lambda a: replace(a, window=4096)),
+        (PLAIN, "GQA(window=1.5K)", GQA, lambda a: replace(a, window=1536)),
+        (PLAIN, "GQA(window=1M)", GQA, lambda a: replace(a, window=1 << 20)),
+        (PLAIN, "GQA(window=2k/dim)", GQA, lambda a: replace(a, window=64)),
+        (PLAIN, "GQA(head_dim=dim/heads)", GQA, lambda a: replace(a, head_dim=4)),
+        (PLAIN, "GQA(head_dim=2 * (dim - heads) / 12)", GQA, lambda a: replace(a, head_dim=4)),
+        (PLAIN, "GQA(kv_heads=heads)", GQA, lambda a: replace(a, kv_heads=8)),
+        (PLAIN, "GQA(heads=heads*2, kv_heads=heads)", GQA, lambda a: replace(a, heads=16, kv_heads=8)),
+        (PLAIN, "GQA(window=vocab/layers)", GQA, lambda a: replace(a, window=32)),
+        (PLAIN, "GQA(window=0.1 * 10 + hidden)", GQA, lambda a: replace(a, window=97)),  # 0.1 is a tenth
+        (PLAIN, "GLU(hidden=-(-dim))", GLU, lambda f: replace(f, hidden=32)),
+        (PLAIN, "GQA(scale=1/head_dim)", GQA, lambda a: replace(a, scale=1 / 16)),
+        (PLAIN, "RoPE(theta=theta/3)", RoPE, lambda r: replace(r, theta=1e4 / 3)),
+        (ROUTED, "MoE(expert=GLU(hidden=hidden/2))", MoE, lambda m: replace(m, expert=GLU(16))),
+        (ROUTED, "MoE(hidden=hidden/2, k=experts/2)", MoE, lambda m: replace(m, expert=GLU(16), router=SoftmaxTopK(4))),
+        # Names of kinds and roles ignore case.
+        (PLAIN, "gqa(window=3)", GQA, lambda a: replace(a, window=3)),
+        (PLAIN, "ATTN=Mqa", GQA, lambda a: replace(a, kv_heads=1)),
+        (PLAIN, "rope=nope", RoPE, NoPE()),
+        (PLAIN, "GQA(rope=nope)", RoPE, NoPE()),
+        (PLAIN, "GQA(qk_norm=rmsnorm(eps=0.5))", GQA, lambda a: replace(a, qk_norm=RMSNorm(0.5))),
         (RICH, "GQA(window=none, sinks=false)", GQA, lambda a: replace(a, window=None, sinks=False)),
         (RICH, "GQA(qk_norm_over=projection)", GQA, lambda a: replace(a, qk_norm_over="projection")),
         (RICH, "RoPE(theta=1e6)", RoPE, lambda r: replace(r, theta=1e6)),
@@ -103,6 +127,12 @@ def test_a_swap_equals_the_swap_in_python(before, text, kind, change) -> None:
         ("GQA(window=3) every 6", {5}),
         ("GQA(window=3) every 1", {0, 1, 2, 3, 4, 5}),
         ("GQA(window=3) except every 9", {0, 1, 2, 3, 4, 5}),
+        ("GQA(window=3) in 4", {4}),
+        ("GQA(window=3) in 0,2, 4-5", {0, 2, 4, 5}),
+        ("GQA(window=3) in -1,0-1", {0, 1, 5}),
+        ("GQA(window=3) in -3--2", {3, 4}),
+        ("GQA(window=3) in 4 - -1", {4, 5}),
+        ("GQA(window=3) except in 0,-1", {1, 2, 3, 4}),
     ],
 )
 def test_a_swap_of_some_layers(text, changed) -> None:
@@ -116,13 +146,15 @@ def test_some_layers_of_a_role_and_of_norms() -> None:
     before = model(*[(ATTN, FFN)] * 4)
     experts = swapped(before, "ffn=MoE(experts=4, k=2) every 2")
     assert [isinstance(layer.feed_forward, MoE) for layer in experts.layers] == [False, True, False, True]
-    moved = swapped(before, "norm=olmo except every 2")
+    moved = swapped(before, "Norm=OLMo2 except every 2")
     assert [layer.attn.placement for layer in moved.layers] == ["olmo", "pre", "olmo", "pre"]
     assert swapped(moved, "RMSNorm(eps=0.5) every 4").norm == before.norm  # the final norm is in no layer
     assert apply_swap(before, "GQA(window=4) every 2") == (before, [])
 
 
-@pytest.mark.parametrize(("word", "place"), [("pre", pre), ("olmo", olmo), ("sandwich", sandwich), ("post", post)])
+@pytest.mark.parametrize(
+    ("word", "place"), [("pre", pre), ("olmo", olmo), ("olmo2", olmo), ("sandwich", sandwich), ("post", post)]
+)
 def test_norms_move(word, place) -> None:
     assert set(PLACEMENTS) == {"pre", "olmo", "sandwich", "post", "hyper"}
     for before in (model((ATTN, FFN), place=each) for each in (pre, olmo, sandwich, post)):
@@ -188,7 +220,42 @@ def test_a_swap_for_the_present_value_changes_nothing(text) -> None:
         (PLAIN, "", "a block is missing"),
         (PLAIN, "attn=", "a block is missing"),
         (PLAIN, "GQQ(window=3)", "unknown block 'GQQ'; did you mean GQA?"),
-        (PLAIN, "rope=nope", "unknown block 'nope'; did you mean NoPE"),
+        (PLAIN, "rope=noppe", "unknown block 'noppe'; did you mean NoPE"),
+        (PLAIN, "GQA(qk_norm=RMSNrom)", "unknown block 'RMSNrom'; did you mean RMSNorm?"),
+        (PLAIN, "frob=1", "unknown role 'frob'"),
+        (PLAIN, "attn=3", "'3' is no block: write KIND(field=value)"),
+        (PLAIN, "GQA(head_dim=dim/7)", "head_dim=dim / 7 is 32/7, about 4.57143: it must be a whole number"),
+        (PLAIN, "GQA(head_dim=dimm/4)", "unknown field 'dimm'; did you mean dim"),
+        (PLAIN, "GQA(window=context/4)", "unknown field 'context'"),  # it is none
+        (PLAIN, "GQA(head_dim=dim/0)", "dim / 0 divides by zero"),
+        (PLAIN, "GQA(window=1e999-1)", "is beyond the largest number"),
+        (PLAIN, "GQA(window=1e300*1e300)", "is beyond the largest number"),
+        (PLAIN, "GQA(window=0.3k)", "'0.3k' is not a number of tokens"),
+        (PLAIN, "GQA(window=dim**2)", "'dim ** 2' must be a number"),
+        (PLAIN, "GQA(window=dim.real)", "'dim.real' must be a number"),
+        (PLAIN, "GQA(window=4j)", "'4j' must be a number"),
+        (PLAIN, "GQA(window=true+1)", "unknown field 'true'"),
+        (PLAIN, "GQA(window=dim-dim)", "window must be a positive integer or None, not 0"),
+        (PLAIN, "GQA(window=" + "9" * 10_000 + ")", "must have at most 10,000 characters"),
+        (PLAIN, "layers=0", "layers must be an integer from 1 to 1,000, not 0"),
+        (PLAIN, "layers=2.5", "layers must be an integer from 1 to 1,000, not 2.5"),
+        (PLAIN, "layers=9M", "layers must be an integer from 1 to 1,000"),
+        (PLAIN, "layers=GLU", "unknown field 'GLU'"),
+        (PLAIN, "layers=none", "layers must be an integer"),
+        (PLAIN, "layers=layers/3", "layers=layers / 3 is 2/3, about 0.666667: it must be a whole number"),
+        (PLAIN, "layers=4 every 2", "layers= changes the whole model"),
+        (PLAIN, "layers=4 from qwen3", "from NAME needs a KIND before it"),
+        (PLAIN, "norm=post from qwen3", "from NAME needs a KIND before it"),
+        (PLAIN, "attn=MLA from qwen3", "qwen3 has no MLA, only GQA"),
+        (PLAIN, "attn=MLA from qwen3-0.6b", "qwen3-0.6b has no MLA, only GQA"),
+        (PLAIN, "attn=MLA from nowhere", "unknown model 'nowhere'"),
+        (PLAIN, "attn=from qwen3-next", "at character 6"),
+        (PLAIN, "GQA(window=3) in 2", "there is no layer 2: the model has 2, from 0 to 1"),
+        (PLAIN, "GQA(window=3) in 0,-3", "there is no layer -3"),
+        (PLAIN, "GQA(window=3) in 1-0", "the range '1-0' ends before it starts"),
+        (PLAIN, "GQA(window=3) in all", "'all' is no layer and no range of layers: write in 0,2,5-7"),
+        (PLAIN, "GQA(window=3) in 0,,1", "'' is no layer"),
+        (PLAIN, "GQA(window=3) except in 0-1", "'except in 0-1' chooses none of 2 layers"),
         (PLAIN, "norm=sandwhich", "did you mean sandwich"),
         (PLAIN, "atn=MQA", "unknown role 'atn'; did you mean attn"),
         (PLAIN, "attn=GLU(hidden=3)", f"GLU does not go into attn, which takes {MIXERS}"),
@@ -199,7 +266,7 @@ def test_a_swap_for_the_present_value_changes_nothing(text) -> None:
         (PLAIN, "GQA(windw=3)", "GQA has no field 'windw'; did you mean window? (fields: heads, kv_heads"),
         (PLAIN, "ffn=MoE(experts=2, k=1, hiden=3)", "did you mean hidden?"),
         (PLAIN, "GQA(window=)", "at character 12"),
-        (PLAIN, "  attn = GQA(window=4k)", "at character 21"),
+        (PLAIN, "  attn = GQA(window=4k, heads=4q)", "at character 31"),
         (PLAIN, "GQA(3)", "GQA: every value needs a field name"),
         (PLAIN, "GQA(**x)", "duplicate field, or a field given by **"),
         (PLAIN, "GQA(window=1, window=2)", "duplicate field"),
@@ -210,8 +277,6 @@ def test_a_swap_for_the_present_value_changes_nothing(text) -> None:
         (PLAIN, "GQA(\0)", "swap"),
         (PLAIN, "attn=SWA", "SWA needs a window"),
         (PLAIN, "attn=MQA(kv_heads=2)", "MQA sets kv_heads itself"),
-        (PLAIN, "attn=MLA(kv_rank=16)", "MLA needs q_rank, nope_dim, rope_dim, v_dim: MLA(q_rank=..., nope_dim="),
-        (PLAIN, "ffn=MoE(experts=4)", "MoE needs router: MoE(router=SoftmaxTopK(...))"),
         (PLAIN, "GQA(kv_heads=3)", "kv_heads=3 must divide heads=8"),
         (PLAIN, "GQA(window=-3)", "window"),
         (PLAIN, "GQA(window=2.5)", "window"),
@@ -240,6 +305,48 @@ def test_a_wrong_swap_is_a_one_line_error(before, text, says) -> None:
         apply_swap(before, text)
     assert says in str(caught.value)
     assert str(caught.value).startswith("swap ")
+    notes = getattr(caught.value, "__notes__", [])
+    assert notes == ([] if isinstance(caught.value, SpecError) else [SUMMARY])
+
+
+def test_the_summary_fits_a_terminal_and_shows_swaps_that_work() -> None:
+    assert max(map(len, SUMMARY.splitlines())) < 80
+    for kind in ("GQA(window=4k)", "attn=MLA(kv_rank=dim/4)", "attn=GatedDeltaNet from qwen3-next"):
+        assert kind in SUMMARY
+        assert swapped(PLAIN, kind) != PLAIN
+    roles = {kind.role for kind in Spec.kinds.values()}
+    assert {"attn", "ffn", "rope", "norm", "router", "act"} <= roles
+    assert all(place in SUMMARY for place in PLACEMENTS)
+
+
+@over(names())
+def test_another_number_of_layers_keeps_the_pattern(name) -> None:
+    before = spec(name)
+    assert apply_swap(before, f"layers={len(before.layers)}") == (before, [])
+    twice = swapped(before, "layers=layers*2")
+    assert twice.layers == at_depth(before.layers, 2 * len(before.layers))
+    assert set(twice.layers) == set(before.layers)
+    assert replace(twice, layers=before.layers) == before
+    assert len(swapped(before, "layers=24").layers) == 24
+
+
+def test_a_name_in_the_place_of_a_spec_is_refused_with_the_way_to_get_one() -> None:
+    for call in (
+        lambda: apply_swap("llama3.2-1b", "attn=MQA"),
+        lambda: swap("llama3.2-1b", GQA, NoPE()),
+        lambda: swap_layers("llama3.2-1b", lambda i: True, GQA, NoPE()),
+    ):
+        with pytest.raises(UsageError, match=r"not a str: give it zoo\.spec\('llama3\.2-1b'\)"):
+            call()
+    for call in (
+        lambda: swap(PLAIN, "GQA", NoPE()),
+        lambda: swap_layers(PLAIN, lambda i: True, "GQA", NoPE()),
+    ):
+        with pytest.raises(UsageError, match=r"needs a kind of block such as zoo\.GQA, not 'GQA'"):
+            call()
+    with pytest.raises(UsageError, match=r"a swap is a text such as 'GQA\(window=512\)', not a GLU"):
+        apply_swap(PLAIN, FFN)
+    assert zoo.apply_swap is apply_swap
 
 
 def test_an_impossible_model_is_a_spec_error() -> None:
@@ -261,6 +368,12 @@ WORDS = [
     ",",
     " ",
     "3",
+    "4k",
+    "dim",
+    "/",
+    "layers=",
+    " from qwen3",
+    " in ",
     "-1e3",
     "none",
     "'",

@@ -56,6 +56,14 @@ class _Odd(Block):
         return 0
 
 
+@dataclass(frozen=True)
+class _Needy(GLU):
+    """A feed-forward of no published model, with a field that has no default."""
+
+    hidden: int = 8
+    rank: int = field(kw_only=True)
+
+
 def model(ffn: Block) -> Decoder:
     return Decoder(64, 32, (Layer(pre(NORM, GQA(2, 2, 16, RoPE(1e4))), pre(NORM, ffn)),) * 2, NORM)
 
@@ -81,8 +89,10 @@ def test_a_subclass_takes_the_place_of_its_base(monkeypatch: pytest.MonkeyPatch)
 def test_a_missing_field_is_named_unless_it_has_a_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(Spec.kinds, "Odd", _Odd)
     assert apply_swap(model(GLU(8)), "ffn=Odd(width=3)")[0] == model(_Odd(width=3))
-    with pytest.raises(UsageError, match=r"GLU needs hidden: GLU\(hidden=\.\.\.\)"):
-        apply_swap(model(_Odd()), "ffn=GLU")
+    monkeypatch.setitem(Spec.kinds, "Needy", _Needy)
+    with pytest.raises(UsageError, match=r"Needy needs rank: Needy\(rank=\.\.\.\)"):
+        apply_swap(model(_Odd()), "ffn=Needy")
+    assert apply_swap(model(_Odd()), "ffn=Needy(rank=dim/4)")[0] == model(_Needy(rank=8))
 
 
 @pytest.mark.parametrize(
