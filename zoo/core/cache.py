@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.arguments import count
 from zoo.core.float32 import upcast_dtype
 from zoo.core.forward_context import CacheView, ForwardContext, LayerCache, ReachMask, visible
 from zoo.costs import CacheSpec
@@ -315,8 +316,8 @@ class Cache:
         cannot return to where that token is seen, and states (recurrences, convolutions, unfinished blocks of
         compressed entries) only to 0: take a `snapshot` there. Raises UsageError that names the possible lengths.
         """
-        if not isinstance(length, int) or not 0 <= length <= self.length:
-            raise UsageError(f"the cache holds {self.length} tokens and cannot be truncated to {length!r}")
+        if count(length, "length", 0) > self.length:
+            raise UsageError(f"the cache holds {self.length} tokens and cannot be truncated to {length}")
         kinds = {(type(each), each.geometry, not each.states): each for each in self.layers}.values()
 
         def is_possible(length: int) -> bool:
