@@ -20,7 +20,8 @@ class CallableModule(ModuleType):
 
 
 def make_callable(module: str, function: Callable[..., Any]) -> None:
-    """Makes an imported module callable: its calls are passed on to the function."""
-    found: Any = sys.modules[module]
-    found.__class__ = CallableModule
-    found.__wrapped__ = function
+    """Makes an imported module callable: its calls are passed on to the function. (runpy runs code without a module.)"""
+    found: Any = sys.modules.get(module)
+    if found is not None:
+        found.__class__ = CallableModule
+        found.__wrapped__ = function
