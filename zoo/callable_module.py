@@ -20,7 +20,7 @@ class CallableModule(ModuleType):
 
 
 def make_callable(module: str, function: Callable[..., Any]) -> None:
-    """Makes an imported module callable: its calls are passed on to the function. (runpy runs code without a module.)"""
+    """Makes an imported module callable: its calls are passed on to the function. runpy can run code without one."""
     found: Any = sys.modules.get(module)
     if found is not None:
         found.__class__ = CallableModule
