@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from weights import sources
-from weights.formats import gguf_file, hf_folder, untrusted
+from weights.formats import gguf_file, gguf_tokenizer, hf_folder, untrusted
 from zoo.hf import config
 
 PAGE = " ".join((Path(__file__).parents[1] / "docs" / "loading.md").read_text(encoding="utf-8").split())
@@ -26,6 +26,9 @@ PAGE = " ".join((Path(__file__).parents[1] / "docs" / "loading.md").read_text(en
         f"more than {gguf_file.MAX_TENSORS:,} tensors or {gguf_file.MAX_FIELDS:,} fields",
         f"version {' or '.join(map(str, gguf_file.VERSIONS))} |",
         f"more than {gguf_file.MAX_ENTRIES:,} entries",
+        f"more than {gguf_file.MAX_LIST:,} entries or {gguf_file.MAX_LIST_BYTES // untrusted.MB} MB",
+        f"a token above {gguf_tokenizer.MAX_TOKEN:,} characters",
+        f"merge in more than {gguf_tokenizer.MAX_MERGES:,} ways",
     ],
 )
 def test_limits(phrase: str) -> None:

@@ -28,6 +28,7 @@ from weights.matching import (
     stored_tensors,
 )
 from weights.sources import described_by, locate
+from weights.tokenizer import Text
 from zoo import catalog
 from zoo.blocks.layer import Layer
 from zoo.core.collectives import Group
@@ -197,8 +198,11 @@ def load(
     Raises NotAvailable for a missing file or package, MalformedError for everything that does not fit, named at once.
     """
     opened = open_source(source, revision, offline)
+    generation = opened.generation  # before the tensors are read: it may be malformed
     group = None if mesh is None else Group.of(mesh.get_group("tp" if mesh.mesh_dim_names else None))
-    return fill(opened.spec(ignore_fields), opened, device, dtype, check_finite, Ranks(group, whole_experts))
+    model = fill(opened.spec(ignore_fields), opened, device, dtype, check_finite, Ranks(group, whole_experts))
+    model.generation, model.text = generation, Text(opened.path)
+    return model
 
 
 def open_source(source: str | Path, revision: str | None = None, offline: bool = False) -> Source:

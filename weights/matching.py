@@ -19,6 +19,7 @@ from zoo.errors import MalformedError, UsageError, enough
 from zoo.hf.checkpoint_layout import COMMON, WRAPPERS, LayerPrefix, ReadAs, Rule, Rules, Skipped
 from zoo.model.decoder import Decoder
 from zoo.model.module import Model
+from zoo.model.sampling import GenerationConfig
 
 READABLE_DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
 TABLE_DTYPES = {torch.int32, torch.int64}  # dtypes of tables that are read as integers
@@ -99,8 +100,8 @@ class Source(ABC):
 
     @property
     @abstractmethod
-    def end_tokens(self) -> list[int]:
-        """Ids of the tokens that end a text."""
+    def generation(self) -> GenerationConfig:
+        """The published settings of generation. Raises MalformedError for values of another kind."""
 
     @abstractmethod
     def spec(self, ignore_fields: Iterable[str] = ()) -> Decoder:

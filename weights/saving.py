@@ -18,7 +18,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from weights.formats.hf_folder import CONFIG, DTYPES, INDEX, SINGLE
+from weights.formats.generation import generation_fields
+from weights.formats.hf_folder import CONFIG, DTYPES, GENERATION, INDEX, SINGLE
 from weights.formats.untrusted import DTYPES as SAFETENSORS_DTYPES
 from weights.formats.zoo_folder import SPEC, own_layout
 from weights.matching import StoredTensor, listed, match, stored_tensors
@@ -45,8 +46,8 @@ def save(
 
     `layout`: "hf" writes config.json and the tensors of the released files, "zoo" writes spec.json and the parameters
     under their own names, and "auto" writes "hf" if a published config describes the model, else "zoo". A larger tensor
-    gets a file of its own; several files get an index. Every tensor keeps its dtype; a tied head is not stored. The
-    tokenizer is not part of a model: add its files and generation_config.json yourself.
+    gets a file of its own; several files get an index. Every tensor keeps its dtype; a tied head is not stored. A model
+    that `weights.load` returned keeps its tokenizer, chat template and settings of generation beside it.
 
     Raises SpecError for "hf" and a model that no published config describes, and NotAvailable where the disk fails.
     Raises UsageError for a folder that already holds something, and for a model without weights or with other
@@ -63,6 +64,10 @@ def save(
     with new_folder(target) as fresh:
         (fresh / made.file).write_text(made.description, encoding="utf-8")
         _write_shards(fresh, shards, made.tensors)
+        if settings := generation_fields(model.generation):
+            (fresh / GENERATION).write_text(_json_text(settings), encoding="utf-8")
+        if model.text is not None:
+            model.text.save(fresh)
     return made.layout
 
 

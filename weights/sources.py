@@ -65,6 +65,15 @@ def locate(source: str | Path, revision: str | None = None, offline: bool = Fals
     return download(repository(name), revision or at or None, offline)
 
 
+def locate_tokenizer(source: str, offline: bool = False) -> Path:
+    """Returns the folder, tokenizer.json or .gguf file of a source's tokenizer. Of a repository, the small files are
+    downloaded. Raises as `locate` does."""
+    if is_path(source):
+        return Path(source)
+    name, _, revision = source.partition("@")
+    return _snapshot(repository(name), revision or None, SMALL_FILES, offline)
+
+
 def repository(name: str) -> str:
     """Returns the hub id of a name: itself, or the preset's. Raises NotAvailable where it is neither."""
     if HUB_ID.fullmatch(name) and not name.startswith(".") and not name.endswith(".gguf"):

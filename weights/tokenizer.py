@@ -1,42 +1,104 @@
 """A source's tokenizer and chat template: converts a text or a user's message to token ids, and token ids to text.
 
-A chat template is a program from a stranger. It runs in jinja2's sandbox, which gives it the values passed here and
-nothing else: no files, no modules, no attributes that begin with an underscore. Its running time and the length of its
-text are not limited.
+They are read from a folder, a tokenizer.json or a .gguf file. A chat template is a program from a stranger. It runs in
+jinja2's sandbox, which gives it the values passed here and nothing else: no files, no modules, no attributes that begin
+with an underscore. Its running time and the length of its text are not limited.
 """
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
+from weights.formats.gguf_tokenizer import NO_TOKENIZER, gguf_tokenizer
 from weights.formats.untrusted import CONFIG_LIMIT, MB, member, read_json
-from zoo.errors import MalformedError, NotAvailable, UsageError, require_package
+from zoo.errors import MalformedError, NotAvailable, UsageError, ZooError, require_package
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 TEMPLATE, OLDER_TEMPLATE = "chat_template.jinja", "chat_template.json"
+TEXT_FILES = (TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, OLDER_TEMPLATE)
 TOKENIZER_CONFIG_LIMIT = 8 * MB  # it can hold thousands of added tokens
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+GGUF, GGUF_TEMPLATE = ".gguf", "tokenizer.chat_template"
+GGUF_SPECIAL = dict(zip(SPECIAL_TOKENS, ("bos", "eos", "unknown", "padding"), strict=True))
+log = logging.getLogger(__name__)
 
 
-def read_tokenizer(folder: Path) -> Any:
-    """Returns the tokenizer.json of a folder, read by the library `tokenizers`. Raises NotAvailable where there is
-    none."""
-    path, tokenizers = member(folder, TOKENIZER), require_package("tokenizers", "text")
+@dataclass(frozen=True)
+class Text:
+    """The tokenizer and the chat template at a path, read when they are asked for."""
+
+    path: Path
+
+    def tokenizer(self) -> Any:
+        """Returns the tokenizer, by the library `tokenizers`, or None where there is none."""
+        return read_tokenizer(self.path) if has_tokenizer(self.path) else None
+
+    def save(self, folder: Path) -> None:
+        """Writes the files of a folder as they are, and those of a .gguf file as a folder holds them. What cannot be
+        read is left out, and that is logged."""
+        try:
+            if self.path.suffix == GGUF:
+                self._save_gguf(folder)
+            elif not self.path.is_dir():
+                raise NotAvailable(f"{self.path} is gone")
+            for name in TEXT_FILES:
+                if (self.path / name).exists():
+                    copyfile(member(self.path, name), folder / name)
+        except (ZooError, OSError) as error:
+            log.warning("saved without a tokenizer: %s", error)
+
+    def _save_gguf(self, folder: Path) -> None:
+        fields = _gguf_fields(self.path)
+        if (tokenizer := self.tokenizer()) is None:
+            return
+        (folder / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", **_gguf_special(fields, tokenizer.id_to_token)}
+        (folder / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if isinstance(template := fields.get(GGUF_TEMPLATE), str):
+            (folder / TEMPLATE).write_text(template, encoding="utf-8")
+
+
+def has_tokenizer(path: Path) -> bool:
+    """Whether there is a tokenizer at a path, of any kind."""
+    if path.suffix == GGUF:
+        return _gguf_fields(path).get("tokenizer.ggml.model") not in NO_TOKENIZER
+    return path.is_file() or (path / TOKENIZER).is_file()
+
+
+def read_tokenizer(path: Path) -> Any:
+    """Returns the tokenizer of a .gguf file, a folder or a tokenizer.json, read by the library `tokenizers`. Raises
+    NotAvailable where there is none or its kind is not read."""
+    if path.suffix == GGUF:
+        from weights.formats.gguf_file import LongList  # here, since it imports an extra
+
+        fields = _gguf_fields(path)
+
+        def read_list(name: str) -> list[Any]:
+            found = fields.get(name) or []
+            return found.read() if isinstance(found, LongList) else found
+
+        return gguf_tokenizer(fields, read_list, str(path))
+    path = path if path.is_file() else member(path, TOKENIZER)
+    tokenizers = require_package("tokenizers", "text")
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library has no error types of its own
         raise MalformedError(f"{path} is not a readable tokenizer: {error}") from error
 
 
-def encode(folder: Path, text: str, chat: bool) -> tuple[Any, list[int]]:
-    """Returns the folder's tokenizer, and the text's token ids. The tokenizer, or with `chat` the chat template, adds
-    special tokens. Raises NotAvailable without a tokenizer.json, UsageError for a text that is not valid Unicode."""
-    if not (folder / TOKENIZER).is_file():
-        raise NotAvailable(f"{folder} has no {TOKENIZER} to read a prompt with; give ids: --tokens 2,818,5279")
-    tokenizer = read_tokenizer(folder)
-    text = chat_prompt(folder, text) if chat else text
+def encode(path: Path, text: str, chat: bool) -> tuple[Any, list[int]]:
+    """Returns the tokenizer at a path, and the text's token ids. The tokenizer, or with `chat` the chat template, adds
+    special tokens. Raises NotAvailable without a tokenizer, UsageError for a text that is not valid Unicode."""
+    if not has_tokenizer(path):
+        none = "holds no tokenizer" if path.suffix == GGUF else f"has no {TOKENIZER}"
+        raise NotAvailable(f"{path} {none} to read a prompt with; give ids (--tokens 2,818,5279) or --tokenizer SOURCE")
+    tokenizer = read_tokenizer(path)
+    text = chat_prompt(path, text) if chat else text
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -50,17 +112,12 @@ def decoder(tokenizer: Any, prompt: list[int]) -> Callable[[int], str]:
     return lambda token: stream.step(tokenizer, token) or ""
 
 
-def chat_prompt(folder: Path, message: str) -> str:
+def chat_prompt(path: Path, message: str) -> str:
     """Returns the text of a chat in which the user has sent `message` and the model answers next. Raises NotAvailable
-    where the folder has no chat template, MalformedError where the template fails or is refused."""
+    where there is no chat template, MalformedError where the template fails or is refused."""
     require_package("jinja2", "text")
-    has_config = (folder / TOKENIZER_CONFIG).exists()
-    config = read_json(member(folder, TOKENIZER_CONFIG), TOKENIZER_CONFIG_LIMIT) if has_config else {}
-    template, where = _template(folder, config)
-    special = {name: config.get(name) for name in SPECIAL_TOKENS}
-    # A special token is its text, or an object that holds it as "content".
-    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in special.items()}
-    given: dict[str, Any] = {name: text for name, text in texts.items() if isinstance(text, str)}
+    template, where, special = _gguf_template(path) if path.suffix == GGUF else _folder_template(path)
+    given: dict[str, Any] = dict(special)
     given |= {"messages": [{"role": "user", "content": message}], "add_generation_prompt": True}
     try:
         return _environment().from_string(template).render(**given, tools=None, documents=None)
@@ -68,6 +125,40 @@ def chat_prompt(folder: Path, message: str) -> str:
         line = next(iter(str(error).splitlines()), "")[:300]
         line = line if line.isprintable() else ascii(line)
         raise MalformedError(f"{where}: the chat template fails: {type(error).__name__}: {line}") from error
+
+
+def _folder_template(path: Path) -> tuple[str, Path, dict[str, str]]:
+    """Returns the template's text, its file, and the special tokens, of a folder or of that of a tokenizer.json."""
+    folder = path.parent if path.is_file() else path
+    has_config = (folder / TOKENIZER_CONFIG).exists()
+    config = read_json(member(folder, TOKENIZER_CONFIG), TOKENIZER_CONFIG_LIMIT) if has_config else {}
+    special = {name: config.get(name) for name in SPECIAL_TOKENS}
+    # A special token is its text, or an object that holds it as "content".
+    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in special.items()}
+    return *_template(folder, config), {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _gguf_template(path: Path) -> tuple[str, Path, dict[str, str]]:
+    """Returns the template's text, its file, and the special tokens, of a .gguf file."""
+    fields = _gguf_fields(path)
+    template = fields.get(GGUF_TEMPLATE)
+    if not isinstance(template, str):
+        raise NotAvailable(f"{path} has no chat template; continue the prompt as it is, without --chat")
+    return template, path, _gguf_special(fields, read_tokenizer(path).id_to_token)
+
+
+def _gguf_special(fields: Mapping[str, Any], text_of: Callable[[int], str | None]) -> dict[str, str]:
+    """Returns the texts of the special tokens that a .gguf file names by id."""
+    ids = {name: fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in GGUF_SPECIAL.items()}
+    texts = {name: text_of(each) for name, each in ids.items() if isinstance(each, int)}
+    return {name: text for name, text in texts.items() if text is not None}
+
+
+def _gguf_fields(path: Path) -> dict[str, Any]:
+    require_package("gguf", "gguf")
+    from weights.formats.gguf_file import read_gguf  # here, since it imports an extra
+
+    return read_gguf(path)[0]
 
 
 def _template(folder: Path, config: dict[str, Any]) -> tuple[str, Path]:

@@ -1,6 +1,7 @@
 """The zoo: open large language models, side by side, from one registry of blocks."""
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from zoo.cli import interrupt as interrupt  # before torch, so that Ctrl-C is answered while torch is imported
 
@@ -82,13 +83,21 @@ from zoo.registry import Spec as Spec
 from zoo.registry import swap as swap
 from zoo.swaps.grammar import apply_swap as apply_swap
 
+if TYPE_CHECKING:
+    from weights.loading import load as load
+
+__version__ = "0.1.0"  # pyproject.toml reads it here
+
 
 def __getattr__(name: str) -> Any:
-    """Every kind in the registry by name, those of block files added later too."""
+    """Every kind in the registry by name, those of block files added later too; and `weights.load`, imported on
+    access, since this package does not need that one."""
     if name in Spec.kinds:
         return Spec.kinds[name]
+    if name == "load":
+        return import_module("weights").load
     raise AttributeError(f"module 'zoo' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *Spec.kinds})
+    return sorted({*globals(), *Spec.kinds, "load"})

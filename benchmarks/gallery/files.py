@@ -10,7 +10,6 @@ from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +31,7 @@ from benchmarks.gallery.swap_drawings import STRIP_PLACE, swap_drawings
 from benchmarks.gallery.swap_grid import Grid
 from benchmarks.output.report import columns
 from benchmarks.output.show import describe_crossing
+from zoo import __version__
 from zoo.catalog import ancestor, title
 from zoo.cli.tables import Format, Row, render
 from zoo.diagram import callouts, marked_elements, svg
@@ -87,7 +87,7 @@ def page(
         learned=section(learned) if learned else None,
         curves=curves,
         blocks=blocks_page.html({group.name for group in groups(models)}),
-        version=version("zoo-llm"),
+        version=__version__,
         loader=_read("load.js"),
         packed=_packed(
             {

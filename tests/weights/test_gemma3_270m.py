@@ -1,7 +1,8 @@
 """Gemma 3 270M as released, against what transformers makes of the same file: tests/data/make_gemma3_reference.py."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +15,9 @@ import weights
 import zoo
 from tests.exact import assert_as_near
 from weights import generate
+from weights.tokenizer import Text
 from zoo.cli import runner
+from zoo.model.sampling import GenerationConfig
 
 pytestmark = pytest.mark.xdist_group("gemma3_270m")  # loaded once
 REFERENCE = json.loads((Path(__file__).parents[1] / "data/gemma3_270m_reference.json").read_text(encoding="utf-8"))
@@ -70,19 +73,78 @@ def test_the_parity_report(path: Path, dtype: str) -> None:
     assert report.reference.endswith("weights read by transformers")
 
 
-def test_from_the_command_line(
+@pytest.fixture
+def run(
     path: Path, model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Without a tokenizer.json: ids in, ids out. The weights are those that were loaded before."""
+) -> Callable[..., tuple[int, str, str]]:
+    """The command on this file. The weights are those that were loaded before."""
     monkeypatch.setattr(generate, "fill", lambda spec, *_: model if spec == model.spec else pytest.fail(str(spec)))
-    app = generate.app
+
+    def run(*args: str) -> tuple[int, str, str]:
+        return runner.exit_code(generate.app, "python -m weights.generate", [str(path), *args]), *capsys.readouterr()
+
+    return run
+
+
+def test_token_ids_from_the_command_line(run: Callable) -> None:
     prompt = REFERENCE["prompts"][0]
-    ids = ",".join(map(str, prompt["tokens"]))
-    args = [str(path), "--tokens", ids, "--max-new-tokens", "3"]
-    assert runner.exit_code(app, "python -m weights.generate", args) == 0
-    out, err = capsys.readouterr()
-    assert out == ",".join(map(str, prompt["new"][:3])) + "\n"
+    code, out, err = run("--tokens", ",".join(map(str, prompt["tokens"])), "--max-new-tokens", "3")
+    assert (code, out) == (0, ",".join(map(str, prompt["new"][:3])) + "\n")
     assert "268M parameters, float32 on cpu" in err
     assert "tokens/s" in err
-    assert runner.exit_code(app, "python -m weights.generate", [str(path), "The capital of France is"]) == 3
-    assert "no tokenizer.json to read a prompt with; give ids: --tokens" in capsys.readouterr().err
+
+
+def test_text_from_the_command_line(run: Callable, model: Any, tmp_path: Path) -> None:
+    """With the file's own tokenizer, or another source's."""
+    prompt = REFERENCE["prompts"][0]
+    expected = model.tokenizer.decode(prompt["new"][:6]) + "\n"
+    code, out, err = run(prompt["text"], "--max-new-tokens", "6")
+    assert (code, out) == (0, expected)
+    assert f"prompt of {len(prompt['tokens'])} tokens" in err
+    model.text.save(tmp_path)
+    assert run(prompt["text"], "--max-new-tokens", "6", "--tokenizer", str(tmp_path))[:2] == (0, expected)
+    code, _, err = run("hello", "--chat")
+    assert code == 3
+    assert "has no chat template; continue the prompt as it is, without --chat" in err
+
+
+def test_the_tokenizer_in_the_file_is_the_references(model: Any) -> None:
+    """transformers makes its own from the same lists. A run of more spaces than any token has is cut as SentencePiece
+    cuts it, with the longest token first, and not by merging."""
+    license = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
+    for prompt in PROMPTS.values():
+        found = re.fullmatch(r"the first (\d+) characters of LICENSE", prompt["text"])
+        text = license[: int(found[1])] if found else prompt["text"]
+        ids = model.tokenizer.encode(text).ids
+        if " " * 32 in text:
+            run = [len(model.tokenizer.id_to_token(token)) for token in ids[2:4]]
+            assert run == [31, 2]
+            assert ids[4:] == prompt["tokens"][4:]
+        else:
+            assert ids == prompt["tokens"]
+        assert model.tokenizer.decode(prompt["tokens"]) == text
+
+
+def test_it_ends_at_its_end_of_text(model: Any) -> None:
+    assert model.generation == GenerationConfig(stop=(1,))
+    assert model.tokenizer.id_to_token(1) == "<eos>"
+    first = REFERENCE["prompts"][0]
+    tokens = torch.tensor([first["tokens"]])
+    model.generation = GenerationConfig(stop=(first["new"][1],))
+    try:
+        assert model.generate(tokens, 6)[0].tolist() == first["new"][:2]
+    finally:
+        model.generation = GenerationConfig(stop=(1,))
+
+
+def test_a_folder_keeps_the_tokenizer_for_transformers_too(model: Any, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    model.text.save(tmp_path)
+    prompt = REFERENCE["prompts"][1]
+    assert Text(tmp_path).tokenizer().encode(prompt["text"]).ids == prompt["tokens"]
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs(prompt["text"]).input_ids == prompt["tokens"]
+    assert (theirs.bos_token, theirs.eos_token, theirs.unk_token, theirs.pad_token) == (
+        *("<bos>", "<eos>", "<unk>", "<pad>"),
+    )

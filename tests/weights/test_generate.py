@@ -1,6 +1,7 @@
 """The command line that continues a prompt: text with a tokenizer, token ids without one."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -57,6 +58,41 @@ def test_samples_repeat_with_their_seed(folder: Path, run: Callable) -> None:
     assert out == run(folder, "--tokens", "5,6,7", "--max-new-tokens", 6, *options)[1]
     new = continued(folder, 6, temperature=2.0, top_k=50, top_p=0.9, seed=3, stop=[1])
     assert out == ",".join(map(str, new)) + "\n"
+
+
+def test_published_sampling_is_used_if_asked_for_and_named_otherwise(folder: Path, run: Callable) -> None:
+    """Options replace single settings. The seed is printed, so that a run can be repeated."""
+    settings = {"do_sample": True, "temperature": 2, "top_k": 50}
+    (folder / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    ids = ("--tokens", "5,6,7", "--max-new-tokens", 6)
+    greedy, err = run(folder, *ids)[1:]
+    assert greedy == ",".join(map(str, continued(folder, 6))) + "\n"
+    assert "; greedy; --sample uses the published temperature 2, top-k 50\n" in err
+    for options, used in (
+        ({}, {"temperature": 2.0, "top_k": 50}),
+        ({"top_k": 9}, {"temperature": 2.0, "top_k": 9}),
+        ({"temperature": 5.0, "top_p": 0.9}, {"temperature": 5.0, "top_k": 50, "top_p": 0.9}),
+    ):
+        words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+        out, err = run(folder, *ids, "--sample", *words)[1:]
+        in_words = ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in used.items())
+        found = re.search(rf"; sampling with {in_words}, seed (\d+)\n", err)
+        assert found is not None
+        assert out == ",".join(map(str, continued(folder, 6, seed=int(found[1]), **used))) + "\n"
+
+
+def test_another_sources_tokenizer(folder: Path, run: Callable, tmp_path: Path) -> None:
+    """That of a folder, or a file of any name; with its chat template."""
+    expected = run(folder, "w5 w6 w7", "--max-new-tokens", 3)[1]
+    other = tmp_path / "other"
+    other.mkdir()
+    (folder / "tokenizer.json").rename(other / "tokenizer.json")
+    assert run(folder, "w5 w6 w7", "--max-new-tokens", 3, "--tokenizer", other)[:2] == (0, expected)
+    (other / "chat_template.jinja").write_text("{{ messages[0].content }} w7", encoding="utf-8")
+    for path in (other, other / "tokenizer.json"):
+        assert run(folder, "w5 w6", "--chat", "--max-new-tokens", 3, "--tokenizer", path)[:2] == (0, expected)
+    named = (other / "tokenizer.json").rename(tmp_path / "words.json")
+    assert run(folder, "w5 w6 w7", "--max-new-tokens", 3, "--tokenizer", named)[:2] == (0, expected)
 
 
 @pytest.mark.parametrize("ends", [lambda end: end, lambda end: [511, end]])
@@ -119,7 +155,11 @@ def test_a_character_of_several_tokens_is_printed_whole() -> None:
         (["--tokens", "1,512,-1"], 2, "token ids must be below 512, got 512, -1"),
         (["--tokens", "1", "--max-new-tokens", "0"], 2, "max-new-tokens"),
         (["--tokens", "1", "--dtype", "int8"], 2, "unknown dtype 'int8'"),
-        (["--tokens", "1", "--top-p", "2"], 2, "top_p 2.0 is not in (0, 1]"),
+        (["--tokens", "1", "--top-p", "2", "--temperature", "1"], 2, "top_p 2.0 is not in (0, 1]"),
+        (["--tokens", "1", "--top-k", "5"], 2, "--top-k and --top-p are for samples: give --sample or a --temperature"),
+        (["--tokens", "1", "--sample"], 2, "publishes no settings for --sample; give a --temperature"),
+        (["--tokens", "1", "--tokenizer", "x"], 2, "--tokenizer is for a PROMPT in words"),
+        (["w1", "--tokenizer", "no/such.gguf"], 3, "there is no folder and no .gguf file 'no/such.gguf'"),
         (["--tokens", "1", "--device", "gpu"], 2, "unknown device 'gpu'"),
         (["--tokens", "1", "--device", "cpu:x"], 2, "unknown device 'cpu:x'"),
         (["--tokens", "1", "--device", "cuda:99"], 3, "no device cuda:99 here"),
@@ -146,7 +186,7 @@ def test_missing_files(folder: Path, run: Callable, monkeypatch: pytest.MonkeyPa
     (folder / "tokenizer.json").unlink()
     code, _, err = run(folder, "w1")
     assert code == 3
-    assert "has no tokenizer.json to read a prompt with; give ids: --tokens" in err
+    assert "has no tokenizer.json to read a prompt with; give ids (--tokens 2,818,5279) or --tokenizer SOURCE" in err
 
 
 def test_in_a_pipe(folder: Path, run: Callable) -> None:

@@ -18,7 +18,7 @@ import zoo
 from tests.ranks import command, in_process
 from tests.weights.checkpoints import read, write
 from tests.weights.hub import COMMIT, Hub, etag, serve
-from weights.sources import locate, repository
+from weights.sources import locate, locate_tokenizer, repository
 from zoo.errors import NotAvailable, UsageError, ZooError
 
 Saved = Callable[[str], Path]
@@ -38,6 +38,7 @@ def hub(saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]
     outside = json.dumps({"weight_map": {"x": "../../../outside.safetensors"}}).encode()
     repositories = {
         "tiny/single": single | {"tokenizer.json": b"{}", "chat_template.jinja": b"t"},
+        "tiny/text": {"tokenizer.json": b"{}", "chat_template.jinja": b"t", "config.json": b"{}", **UNREAD},
         "tiny/shards": files(shards) | {"consolidated.safetensors": b"everything again"},
         "tiny/pickle": {"config.json": b"{}", "pytorch_model.bin": b"p"},
         "tiny/large": {"config.json": b"{}", "model.safetensors": os.urandom(25 * 10**6)},
@@ -90,6 +91,16 @@ def cache(tmp_path: Path, repo: str) -> Path:
 
 def snapshot(tmp_path: Path, repo: str) -> Path:
     return cache(tmp_path, repo) / "snapshots" / COMMIT
+
+
+def test_of_a_tokenizers_source_the_weights_are_not_fetched(hub: Hub, tmp_path: Path) -> None:
+    found = in_process(tokenizers_at, ["tiny/text", "tiny/text@main"], environment=settings(hub, tmp_path))
+    assert found == [str(snapshot(tmp_path, "tiny/text"))] * 2
+    assert hub.fetched("tiny/text") == {"config.json", "tokenizer.json", "chat_template.jinja"}
+
+
+def tokenizers_at(sources: list[str]) -> list[str]:
+    return [str(locate_tokenizer(source)) for source in sources]
 
 
 def test_only_the_files_that_are_read_are_fetched(hub: Hub, ask: Callable, tmp_path: Path) -> None:

@@ -2,20 +2,28 @@
 
 import io
 import json
+import pickle
+import shutil
 import sys
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+import weights
+import zoo
 from tests.weights.checkpoints import read, write
 from weights.generate import app
-from weights.tokenizer import chat_prompt
+from weights.tokenizer import Text, chat_prompt, encode
 from zoo.cli import runner
 from zoo.errors import MalformedError, NotAvailable
+from zoo.model.sampling import GenerationConfig
 
 Saved = Callable[[str], Path]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -197,3 +205,88 @@ def test_usage(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: py
     code, _, err = generate(folder, capsys, "w5", "--chat")
     assert code == 3
     assert "pip install -e '.[text]'" in err
+
+
+def test_the_chat_template_of_a_gguf_file(tmp_path: Path) -> None:
+    """With the texts of the special tokens that the file names by id; saved as a folder holds them."""
+    path = tmp_path / "x.gguf"
+    writer = gguf.GGUFWriter(path, "gemma3")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", "<s>", "</s>", "a"])
+    writer.add_token_scores([0.0] * 4)
+    writer.add_token_types([2, 3, 3, 1])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    with pytest.raises(NotAvailable, match=r"x\.gguf has no chat template"):
+        chat_prompt(closed(writer, path), "hi")
+    writer = gguf.GGUFWriter(path, "gemma3")
+    for add, value in (
+        (writer.add_tokenizer_model, "llama"),
+        (writer.add_token_list, ["<unk>", "<s>", "</s>", "a"]),
+        (writer.add_token_scores, [0.0] * 4),
+        (writer.add_bos_token_id, 1),
+        (writer.add_eos_token_id, 2),
+        (writer.add_chat_template, TEMPLATES["a loop"]),
+    ):
+        add(value)
+    closed(writer, path)
+    assert chat_prompt(path, " hi ") == reference(TEMPLATES["a loop"], " hi ", **SPECIAL) == "<s>[user] hi</s>"
+    Text(path).save(tmp_path)
+    assert chat_prompt(tmp_path, " hi ") == "<s>[user] hi</s>"
+    assert encode(tmp_path, "a", chat=False)[1] == encode(path, "a", chat=False)[1]
+
+
+def closed(writer: gguf.GGUFWriter, path: Path) -> Path:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def test_a_gguf_file_without_a_tokenizer(tmp_path: Path) -> None:
+    for kind in (None, "none", "no_vocab"):
+        writer = gguf.GGUFWriter(tmp_path / "x.gguf", "gemma3")
+        if kind:
+            writer.add_tokenizer_model(kind)
+        path = closed(writer, tmp_path / "x.gguf")
+        assert Text(path).tokenizer() is None
+        with pytest.raises(NotAvailable, match=r"x\.gguf holds no tokenizer to read a prompt with; give ids"):
+            encode(path, "hi", chat=False)
+
+
+def test_a_model_opens_its_tokenizer_when_it_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    """Once, also after a copy; a saved model keeps it, with the chat template and the settings of generation."""
+    settings_of = {"eos_token_id": [3, 4], "do_sample": True, "temperature": 0.6, "top_k": 20}
+    (folder / "generation_config.json").write_text(json.dumps(settings_of), encoding="utf-8")
+    model = weights.load(folder)
+    assert model.generation == GenerationConfig((3, 4), 0.6, 20)
+    copied = pickle.loads(pickle.dumps(deepcopy(model)))
+    for each in (model, copied):
+        assert each.tokenizer is each.tokenizer
+        assert each.tokenizer.encode("w5 w6").ids == [0, 5, 6]
+    saved_in = {layout: tmp_path / layout for layout in ("hf", "zoo")}
+    for layout, target in saved_in.items():
+        weights.save(model, target, layout=layout)
+        again = weights.load(target)
+        assert again.generation == model.generation
+        assert again.tokenizer.to_str() == model.tokenizer.to_str()
+        assert chat_prompt(target, "w5") == chat_prompt(folder, "w5")
+    model.generation = replace(model.generation, stop=(9,))
+    weights.save(model, tmp_path / "changed")
+    assert weights.load(tmp_path / "changed").generation.stop == (9,)
+
+
+def test_a_model_without_a_tokenizer(saved: Saved, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fresh = zoo.build("qwen3", tiny=True)
+    assert fresh.tokenizer is None
+    weights.save(fresh, tmp_path / "fresh")
+    assert sorted(path.name for path in (tmp_path / "fresh").iterdir()) == ["config.json", "model.safetensors"]
+    assert weights.load(tmp_path / "fresh").tokenizer is None
+    folder = write(tmp_path / "gone", *read(saved("qwen3-0.6b")))
+    model = weights.load(folder)
+    shutil.rmtree(folder)
+    with caplog.at_level("WARNING", "weights"):
+        weights.save(model, tmp_path / "kept")
+    assert [each.message for each in caplog.records if each.levelname == "WARNING"] == [
+        f"saved without a tokenizer: {folder} is gone"
+    ]

@@ -6,7 +6,7 @@ and its local RoPE base, SmolLM3's layers without positions) come from the prese
 
 import logging
 from collections.abc import Callable, Container, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weights.formats.generation import generation_config
 from weights.formats.gguf_layout import (
     ARCHITECTURES,
     EXPERTS,
@@ -38,6 +39,7 @@ from weights.formats.gguf_metadata import (
     rope_factors,
     spec_differences,
 )
+from weights.formats.untrusted import CONFIG_LIMIT, MB
 from weights.matching import HEAD, Source, StoredTensor, layout, match
 from zoo import catalog
 from zoo.architectures import families
@@ -45,20 +47,69 @@ from zoo.blocks.layer import Layer
 from zoo.errors import MalformedError, SpecError, enough, unknown
 from zoo.hf.checkpoint_layout import Rules
 from zoo.model.decoder import Decoder
+from zoo.model.sampling import GenerationConfig
 
 EMBEDDING = "token_embd.weight"
 UNQUANTISED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 LONG_LIST = 4096  # a list of more entries describes the vocabulary, not the layers
+MAX_LIST, MAX_LIST_BYTES = 1_000_000, 32 * MB  # of one list that is read: Gemma's 514,906 merges take 10 MB
+SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p"}  # the key of each setting
 VERSIONS = (2, 3)
 MAX_TENSORS, MAX_FIELDS, MAX_ENTRIES = 5_000, 1_000, 20_000  # the library makes half a dozen objects of each
 MIN_TENSOR_BYTES, MIN_FIELD_BYTES = 32, 13
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class LongList:
+    """A list of a vocabulary's length, which is read when it is asked for: where its entries begin in the file, their
+    type, their number and their bytes."""
+
+    path: Path
+    start: int
+    kind: gguf.GGUFValueType
+    length: int
+    nbytes: int
+
+    def read(self) -> list[Any]:
+        """Returns the entries. Raises MalformedError for more than any vocabulary has, and for broken texts."""
+        if self.length > MAX_LIST or self.nbytes > MAX_LIST_BYTES:
+            size = f"{self.length} entries in {self.nbytes} bytes"
+            raise MalformedError(f"{self.path}: a list of {size} is above the limit of {MAX_LIST} and {MAX_LIST_BYTES}")
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            data = file.read(self.nbytes)
+        if len(data) < self.nbytes:
+            raise MalformedError(f"{self.path} is cut short in a list of {self.length} entries")
+        if self.kind != gguf.GGUFValueType.STRING:
+            return list(np.frombuffer(data, gguf.GGUFReader.gguf_scalar_to_np[self.kind]).tolist())
+        found, at = [], 0
+        try:
+            for _ in range(self.length):
+                end = at + 8 + int.from_bytes(data[at : at + 8], "little")
+                found.append(data[at + 8 : end].decode())
+                at = end
+        except UnicodeDecodeError as error:
+            raise MalformedError(f"{self.path}: an entry of a list is not UTF-8: {error.reason}") from error
+        return found
+
+
 class _Reader(gguf.GGUFReader):  # type: ignore[misc]
     """The library's reader without long lists, since it reads a vocabulary entry by entry, for ten seconds."""
 
     entries = 0  # in short lists
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.long_lists = path, dict[int, LongList]()  # by the place of their values
+        super().__init__(path, "c")  # copy on write: torch warns about memory that cannot be written
+
+    def contents(self, field: gguf.ReaderField) -> Any:
+        """Returns the value of a field: a LongList for a long list; None for an empty list and a text that is longer
+        than any chat template."""
+        if field.types[:1] == [gguf.GGUFValueType.STRING] and field.parts[-1].nbytes > CONFIG_LIMIT:
+            return None
+        at = field.offset + sum(part.nbytes for part in field.parts[:3])  # key and type
+        return field.contents() if field.data else self.long_lists.get(at)
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
         if raw_type == gguf.GGUFValueType.ARRAY:
@@ -67,7 +118,10 @@ class _Reader(gguf.GGUFReader):  # type: ignore[misc]
             if self.entries > MAX_ENTRIES:
                 raise ValueError(f"its short lists hold more than {MAX_ENTRIES} entries")
             if length > LONG_LIST:
-                return 12 + self._extent(orig_offs + 12, gguf.GGUFValueType(kind), int(length)), [], [], []
+                entries, start = gguf.GGUFValueType(kind), orig_offs + 12
+                nbytes = self._extent(start, entries, int(length))
+                self.long_lists[orig_offs] = LongList(self.path, start, entries, int(length), nbytes)
+                return 12 + nbytes, [], [], []
         return super()._get_field_parts(orig_offs, raw_type)
 
     def _extent(self, start: int, kind: Any, length: int) -> int:
@@ -83,14 +137,16 @@ class _Reader(gguf.GGUFReader):  # type: ignore[misc]
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the fields and the tensors of a .gguf file, by name. Raises MalformedError for an unreadable file."""
+    """Returns the fields and the tensors of a .gguf file, by name; a long list as a LongList. Raises MalformedError for
+    an unreadable file."""
     if problem := _start_problem(path):
         raise MalformedError(f"{path} is not a readable .gguf file: {problem}")
     try:
-        reader = _Reader(path, "c")  # copy on write: torch warns about memory that cannot be written
+        reader = _Reader(path)
         if odd := [name for name in (*reader.fields, *(t.name for t in reader.tensors)) if not name.isprintable()]:
             raise ValueError(f"names that cannot be printed: {enough(ascii(name[:100]) for name in odd)}")
-        fields = {name: field.contents() for name, field in reader.fields.items() if field.data}
+        fields = {name: reader.contents(field) for name, field in reader.fields.items()}
+        fields = {name: value for name, value in fields.items() if value is not None}
         return fields, {tensor.name: tensor for tensor in reader.tensors}
     except Exception as error:  # the library has no error types of its own: any of them is the file's fault
         raise MalformedError(f"{path} is not a readable .gguf file: {type(error).__name__}: {error}") from error
@@ -155,9 +211,13 @@ class GGUFFile(Source):
         return UNQUANTISED.get(kind, torch.float32)
 
     @property
-    def end_tokens(self) -> list[int]:
-        end = self._fields.get("tokenizer.ggml.eos_token_id")
-        return [] if end is None else [int(end)]
+    def generation(self) -> GenerationConfig:
+        """The ids of the tokens that end a text, a turn or a message, and the settings of sampling."""
+        settings = {name: self._fields.get(f"general.sampling.{key}") for name, key in SAMPLING.items()}
+        decimal = {name: float(str(np.float32(n))) for name, n in settings.items() if isinstance(n, float)}
+        ids = [self._fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+        ends = dict.fromkeys(each for each in ids if each is not None)
+        return generation_config(settings | decimal | {"eos_token_id": [*ends]}, self.path)
 
     def spec(self, ignore_fields: Iterable[str] = ()) -> Decoder:
         """Returns the preset of this file's dimensions, with the vocabulary size of its embedding. Raises

@@ -5,12 +5,16 @@ the rule that splits a text into words before merging. Files with another kind o
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from reprlib import repr as brief
 from typing import Any
 
 from zoo.errors import MalformedError, NotAvailable, require_package
 
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 CONTROL, USER_DEFINED = 3, 4  # types of tokens
+MAX_TOKEN, MAX_MERGES = 1024, 1_000_000  # characters, and pairs that follow from scores: Gemma 3 has 514,847
+NO_TOKENIZER = (None, "none", "no_vocab")
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # stands for a space in SentencePiece's tokens
 
 # Patterns of words, as published tokenizers have them.
@@ -54,13 +58,15 @@ def gguf_tokenizer(fields: Mapping[str, Any], read_list: Callable[[str], Sequenc
     tokenizers = require_package("tokenizers", "text")
     kind, rule = fields.get("tokenizer.ggml.model"), str(fields.get("tokenizer.ggml.pre", "default"))
     if kind not in (BYTE_LEVEL, SENTENCEPIECE) or (kind == BYTE_LEVEL and rule not in WORDS):
-        found = f"a tokenizer {kind!r} with words as in {rule!r}" if kind else "no tokenizer"
+        found = "no tokenizer" if kind in NO_TOKENIZER else f"a tokenizer {brief(kind)} with words as in {brief(rule)}"
         raise NotAvailable(f"{where} holds {found}, which is not read; name another source's: --tokenizer SOURCE")
     tokens = read_list("tokenizer.ggml.tokens")
     types = read_list("tokenizer.ggml.token_type") or [1] * len(tokens)
     vocab = {token: i for i, token in enumerate(tokens)}
     if len(types) != len(tokens) or len(vocab) != len(tokens):
         raise MalformedError(f"{where}: {len(tokens)} tokens, {len(vocab)} different ones, and {len(types)} types")
+    if (longest := max(map(len, tokens), default=0)) > MAX_TOKEN:
+        raise MalformedError(f"{where}: a token of {longest} characters is above the limit of {MAX_TOKEN}")
     try:
         build = _byte_level if kind == BYTE_LEVEL else _sentencepiece
         tokenizer = build(tokenizers, fields, read_list, vocab)
@@ -96,15 +102,17 @@ def _sentencepiece(
 ) -> Any:
     """Returns a BPE whose merges follow from the scores: every pair of tokens that together are a token, in the order
     of that token's score. Characters without a token become their bytes' tokens."""
-    scores = dict(zip(vocab, read_list("tokenizer.ggml.scores"), strict=True))
-    pairs = [
-        (-score, vocab[token[:i]], vocab[token[i:]], token[:i], token[i:])
-        for token, score in scores.items()
+    scores, tokens = read_list("tokenizer.ggml.scores"), list(vocab)
+    pairs = (
+        (-score, vocab[token[:i]], vocab[token[i:]])
+        for token, score in zip(vocab, scores, strict=True)
         for i in range(1, len(token))
         if token[:i] in vocab and token[i:] in vocab
-    ]
-    merges = [(left, right) for *_, left, right in sorted(pairs)]
-    tokens = list(vocab)
+    )
+    ranked = sorted(islice(pairs, MAX_MERGES + 1))
+    if len(ranked) > MAX_MERGES:
+        raise ValueError(f"its tokens merge in more than {MAX_MERGES} ways")
+    merges = [(tokens[left], tokens[right]) for _, left, right in ranked]
     unknown = fields.get("tokenizer.ggml.unknown_token_id")
     model = tokenizers.models.BPE(
         vocab, merges, unk_token=None if unknown is None else tokens[unknown], fuse_unk=True, byte_fallback=True

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from weights.formats.fp8_mxfp4 import EXPERT_DTYPES, FORMATS, FP4, PackedFormat, expert_dtype, formats_of
+from weights.formats.generation import generation_config
 from weights.formats.untrusted import CONFIG_LIMIT, INDEX_LIMIT, member, read_header, read_json
 from weights.matching import HEAD, READABLE_DTYPES, Part, Source, StoredTensor, layout, listed
 from zoo import catalog
@@ -25,6 +26,7 @@ from zoo.hf.checkpoint_layout import Rules
 from zoo.hf.config import contradicts_on_tying
 from zoo.hf.fields import Fields
 from zoo.model.decoder import Decoder
+from zoo.model.sampling import GenerationConfig
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -86,16 +88,13 @@ class HFFolder(Source):
         return DTYPES[name]
 
     @property
-    def end_tokens(self) -> list[int]:
-        """The end tokens in generation_config.json, or else in config.json."""
+    def generation(self) -> GenerationConfig:
+        """The settings in generation_config.json. Where it names no end tokens, config.json does."""
         has_file = (self.path / GENERATION).exists()
-        generation = read_json(member(self.path, GENERATION), CONFIG_LIMIT) if has_file else {}
-        ids = generation.get("eos_token_id")
-        ids = self._field("eos_token_id") if ids is None else ids
-        ends = ids if isinstance(ids, list) else [] if ids is None else [ids]
-        if not all(type(end) is int and end >= 0 for end in ends):
-            raise MalformedError(f"{self.path}: eos_token_id must be a token id or a list of them, got {brief(ids)}")
-        return ends
+        settings = read_json(member(self.path, GENERATION), CONFIG_LIMIT) if has_file else {}
+        if settings.get("eos_token_id") is None:
+            settings["eos_token_id"] = self._field("eos_token_id")
+        return generation_config(settings, self.path / GENERATION)
 
     def spec(self, ignore_fields: Iterable[str] = ()) -> Decoder:
         """Returns the model that config.json describes. Raises MalformedError for a model that the files cannot

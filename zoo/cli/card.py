@@ -23,8 +23,8 @@ from zoo.model.layer_pattern import fold, labels
 from zoo.swaps.differences import structure_differences
 from zoo.swaps.grammar import apply_swaps
 from zoo.swaps.scaled import Budget, resolved, scaled
-from zoo.swaps.tiny import tiny as toy
 from zoo.swaps.tiny import full_sizes
+from zoo.swaps.tiny import tiny as toy
 from zoo.units import dtype_name, format_bytes, format_count
 
 WIDTH, LABEL_WIDTH = 80, 15  # characters

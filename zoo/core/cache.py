@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.arguments import count
 from zoo.core.float32 import upcast_dtype
 from zoo.core.forward_context import CacheView, ForwardContext, LayerCache, ReachMask, visible
 from zoo.costs import CacheSpec
-from zoo.errors import CacheFullError, UsageError
+from zoo.errors import CacheFullError, UsageError, enough
 
 
 def prepare_forward(
@@ -102,6 +103,15 @@ class _AllocatedCache(LayerCache):
         """
         return tuple(stream.detach() for stream in self.streams) if x.shape[1] == 1 else read
 
+    def can_truncate(self, held: int, length: int) -> bool:
+        """Whether the first `length` of `held` tokens suffice to go on after them. States have summed all tokens."""
+        return length in (0, held) or not self.states
+
+    def clear(self) -> None:
+        """Returns the states to those before the first token. Streams are overwritten by new tokens."""
+        for state in self.states.values():
+            state.zero_()
+
     def overwritten(self) -> list[Tensor]:
         """Tensors that a pass overwrites in place, in addition to new tokens after the stored ones: the states."""
         return list(self.states.values())
@@ -169,6 +179,11 @@ class RingCache(_AllocatedCache):
         """Positions in the first `places` after `past` tokens: at index i the last p < past with p mod tokens == i."""
         index = torch.arange(places, device=device)
         return past - 1 - (past - 1 - index) % self.tokens
+
+    def can_truncate(self, held: int, length: int) -> bool:
+        """Whether every earlier token that the one at position `length` sees is still in the ring."""
+        seen = min(self.reach.held(length), (self.reach.limit or self.tokens) - 1)
+        return super().can_truncate(held, length) and (seen == 0 or length - seen >= held - self.tokens)
 
     def overwritten(self) -> list[Tensor]:
         return [*super().overwritten(), *self.streams]
@@ -252,7 +267,8 @@ class Cache:
     """One layer cache per layer, for `batch` sequences of equal length and at most `tokens` tokens each.
 
     It is for inference: streams carry no gradient to earlier passes. `length` is the number of tokens held. `static`
-    defaults to True on CUDA. Raises UsageError for a batch or a number of tokens below 1.
+    defaults to True on CUDA. `switches`: lengths beyond which keys are rotated differently (LongRoPE). Raises
+    UsageError for a batch or a number of tokens below 1.
     """
 
     def __init__(
@@ -263,9 +279,11 @@ class Cache:
         dtype: torch.dtype,
         device: torch.device,
         static: bool | None = None,
+        switches: Sequence[int] = (),
     ) -> None:
         if batch < 1 or tokens < 1:
             raise UsageError(f"a cache needs a batch and tokens of at least 1, got {batch} and {tokens}")
+        self.switches = tuple(switches)
         self.cache_specs, self.batch, self.tokens, self.length = tuple(cache_specs), batch, tokens, 0
         self.static = device.type == "cuda" if static is None else static
         self.layers = [_kind(spec)(spec, batch, tokens, dtype, device, self.static) for spec in cache_specs]
@@ -291,6 +309,37 @@ class Cache:
         for kept, copy in copies:
             kept.copy_(copy)
 
+    def truncate(self, length: int) -> None:
+        """Drops the tokens from position `length` on.
+
+        A full cache can be truncated to any length, and every cache to 0. A sliding window that has overwritten a token
+        cannot return to where that token is seen, and states (recurrences, convolutions, unfinished blocks of
+        compressed entries) only to 0: take a `snapshot` there. Raises UsageError that names the possible lengths.
+        """
+        if count(length, "length", 0) > self.length:
+            raise UsageError(f"the cache holds {self.length} tokens and cannot be truncated to {length}")
+        kinds = {(type(each), each.geometry, not each.states): each for each in self.layers}.values()
+
+        def is_possible(length: int) -> bool:
+            rotated_alike = all(not 0 < length <= switch < self.length for switch in self.switches)
+            return rotated_alike and all(each.can_truncate(self.length, length) for each in kinds)
+
+        if not is_possible(length):
+            possible = _ranges([each for each in range(self.length + 1) if is_possible(each)])
+            raise UsageError(
+                f"the cache cannot be truncated to {length} tokens, only to {possible}: windows have overwritten "
+                "earlier tokens, or states have summed them; a snapshot() that is taken there can be restored"
+            )
+        if length == 0:
+            for each in self.layers:
+                each.clear()
+        self.length = length
+
+    def crossed_switch(self, new: int) -> int | None:
+        """Returns the length that `new` more tokens exceed and at which all keys are rotated anew; None if none."""
+        crossed = (switch for switch in self.switches if 0 < self.length <= switch < self.length + new)
+        return next(crossed, None)
+
     def require_room(self, cache_specs: tuple[CacheSpec, ...], batch: int, new: int) -> None:
         """Raises UsageError unless the cache was made for these `cache_specs` and this `batch`.
 
@@ -305,3 +354,11 @@ class Cache:
                 f"the cache is full: it holds {self.length} of {self.tokens} tokens and {new} more do not fit; "
                 f"make one with new_cache(batch, tokens={self.length + new})"
             )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Returns sorted numbers in words: 0, 40 to 57."""
+    starts = [n for i, n in enumerate(numbers) if i == 0 or numbers[i - 1] != n - 1]
+    ends = [n for i, n in enumerate(numbers) if i == len(numbers) - 1 or numbers[i + 1] != n + 1]
+    words = [f"{a}" if a == b else f"{a} to {b}" for a, b in zip(starts, ends, strict=True)]
+    return enough(words, 5)

@@ -18,6 +18,7 @@ from zoo.core.ops.linear import Linear, linear
 from zoo.errors import UsageError
 from zoo.model.compile import CompiledModel, CudaGraph, ForwardFunctions, mark_dynamic_lengths, mark_handed_on
 from zoo.model.decoder import Decoder
+from zoo.model.sampling import GenerationConfig, Sampler, continued
 
 
 class Model(nn.Module):
@@ -26,9 +27,13 @@ class Model(nn.Module):
 
     `activation_checkpointing`: a pass with gradients and without a cache keeps only the input of each layer, and
     recomputes the layer in the backward pass (Chen et al. 2016). It may be set at any time, compiled or not.
+    `generation`: settings of generation. `text`: opens the tokenizer (a weights.tokenizer.Text). `weights.load` sets
+    both, and `weights.save` stores them.
     """
 
     activation_checkpointing: bool = False
+    generation: GenerationConfig = GenerationConfig()
+    text: Any = None
 
     def __init__(self, spec: Decoder) -> None:
         super().__init__()
@@ -52,6 +57,7 @@ class Model(nn.Module):
         self._no_cache: Sequence[LayerCache] = [NoCache(cache_spec) for cache_spec in self._cache_specs]
         self._eager = ForwardFunctions([run_layer] * len(spec.layers), Model.logits, replayable=False)
         self._compiled: CompiledModel | None = None
+        self._tokenizer: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state without compiled functions. As with torch's own modules, a copy is not compiled."""
@@ -68,51 +74,91 @@ class Model(nn.Module):
         """
         self._compiled = CompiledModel(self, options)
 
-    def forward(self, tokens: Tensor, cache: Cache | None = None, logits_to_keep: int = 0) -> Tensor:
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the source that the model was loaded from, a `tokenizers.Tokenizer`; None without one.
+
+        It is opened at the first access. Raises NotAvailable if its package is missing or its kind is not read.
+        """
+        if self._tokenizer is None and self.text is not None:
+            self._tokenizer = self.text.tokenizer()
+        return self._tokenizer
+
+    def forward(
+        self,
+        tokens: Tensor | None = None,
+        cache: Cache | None = None,
+        logits_to_keep: int = 0,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
         """Token ids (batch, new) -> logits (batch, new, vocab), or only those of the last `logits_to_keep` positions.
 
-        0 keeps all positions. With a `cache`, the tokens follow the cached tokens and are added to the cache. Raises
-        CacheFullError if they do not fit.
+        0 keeps all positions. With a `cache`, the tokens follow the cached tokens and are added to the cache.
+        `inputs_embeds` (batch, new, dim) replaces `model.embed(tokens)`, before any scale and learned positions;
+        `tokens` may then be None, unless layers read token ids. Raises CacheFullError if the tokens do not fit.
         """
         if logits_to_keep < 0:
             raise UsageError(f"logits_to_keep={logits_to_keep} is below 0")
         compiled = self._compiled
         functions = self._eager if compiled is None else compiled.functions(bool(recordings))
-        if compiled and cache is not None and _can_replay(functions, tokens, cache):
-            logits = self._replay(tokens, cache, functions, compiled)
+        given = self._checked_input(tokens, inputs_embeds)
+        if compiled and cache is not None and _can_replay(functions, given, cache):
+            logits = self._replay(given, cache, functions, compiled)
         else:
-            logits = self._run(tokens, *self.prepare(tokens, cache), functions, logits_to_keep)
+            ctx, layer_caches = self.prepare(given, cache)
+            logits = self._run(tokens, ctx, layer_caches, functions, logits_to_keep, inputs_embeds)
         if cache is not None:
-            cache.length += tokens.shape[1]
+            cache.length += given.shape[1]
         return logits
 
-    def prepare(self, tokens: Tensor, cache: Cache | None = None) -> tuple[ForwardContext, Sequence[LayerCache]]:
-        """Returns the context of a forward pass of `tokens` (batch, new), and the cache of each layer."""
-        _check_tokens(tokens)
+    def _checked_input(self, tokens: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """Returns the input of a pass, token ids (batch, new) or embeddings (batch, new, dim). Raises UsageError for a
+        wrong shape or dtype, and for embeddings alone if the model reads token ids elsewhere too."""
+        if tokens is not None:
+            _check_tokens(tokens)
+        if inputs_embeds is None:
+            if tokens is None:
+                raise UsageError("a pass needs tokens, inputs_embeds or both")
+            return tokens
+        shape, dtype = inputs_embeds.shape, self.embed.weight.dtype
+        expected = (*(shape[:2] if tokens is None else tokens.shape), self.spec.dim)
+        if inputs_embeds.ndim != 3 or shape != expected or not shape.numel() or inputs_embeds.dtype != dtype:
+            where = "(batch, new, dim)" if tokens is None else "(batch, new, dim), with a row for each token"
+            got = f"{inputs_embeds.dtype} {tuple(shape)}"
+            raise UsageError(f"inputs_embeds must be {dtype} of shape {where} and dim {self.spec.dim}, not {got}")
+        if tokens is None and (self.per_layer is not None or any(reads for *_, reads in self._exchanges)):
+            raise UsageError("layers of this model read token ids: give tokens beside inputs_embeds")
+        return inputs_embeds
+
+    def prepare(self, given: Tensor, cache: Cache | None = None) -> tuple[ForwardContext, Sequence[LayerCache]]:
+        """Returns the context of a forward pass of tokens (batch, new) or embeddings (batch, new, dim), and the cache
+        of each layer."""
+        batch, new = given.shape[:2]
         past, layer_caches = 0, self._no_cache
         if cache is not None:
-            cache.require_room(self._cache_specs, *tokens.shape)
+            cache.require_room(self._cache_specs, batch, new)
             past, layer_caches = cache.length, cache.layers
-        self._require_positions(past + tokens.shape[1])
-        dtype = self.embed.weight.dtype
-        ctx = prepare_forward(past, tokens.shape[1], self._tables, layer_caches, tokens.device, dtype)
+        self._require_positions(past + new)
+        ctx = prepare_forward(past, new, self._tables, layer_caches, given.device, self.embed.weight.dtype)
         return ctx, layer_caches
 
     def _run(
         self,
-        tokens: Tensor,
+        tokens: Tensor | None,
         ctx: ForwardContext,
         layer_caches: Sequence[LayerCache],
         functions: ForwardFunctions,
         logits_to_keep: int = 0,
+        inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         if self._compiled is not None:
-            mark_dynamic_lengths(ctx, tokens.shape[1], layer_caches)
+            mark_dynamic_lengths(ctx, len(ctx.positions), layer_caches)
         recomputes = self.activation_checkpointing and torch.is_grad_enabled() and layer_caches is self._no_cache
         recording = recordings[-1] if recordings else None
-        x = self.embedded(tokens, ctx.positions)
+        x = self.embedded(tokens, ctx.positions, inputs_embeds)
         inputs = self.layer_inputs(tokens, x)
-        if self._compiled is not None and any(reads_tokens for *_, reads_tokens in self._exchanges):
+        reads_ids = any(reads_tokens for *_, reads_tokens in self._exchanges)
+        if self._compiled is not None and tokens is not None and reads_ids:
             tokens = tokens.clone(memory_format=torch.contiguous_format)  # slices of a longer prompt have other strides
         x = self.expanded(x)
         for (takes, hands_on, reads_tokens), layer, run, layer_cache, layer_input in zip(
@@ -146,7 +192,6 @@ class Model(nn.Module):
 
     def _replay(self, tokens: Tensor, cache: Cache, functions: ForwardFunctions, compiled: CompiledModel) -> Tensor:
         """Runs single-token decode as a CUDA graph, which is captured at the first token and after model changes."""
-        _check_tokens(tokens)
         cache.require_room(self._cache_specs, *tokens.shape)
         self._require_positions(cache.length + 1)
         fingerprint = compiled.fingerprint()
@@ -166,14 +211,15 @@ class Model(nn.Module):
         ctx = prepare_forward(cache.length, 1, self._tables, cache.layers, dtype=dtype, position=position)
         return self._run(tokens, ctx, cache.layers, functions)
 
-    def embedded(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Token ids (batch, t) at `positions` (t,) -> the input of the first layer (batch, t, dim)."""
-        x = self.embed(tokens)
+    def embedded(self, tokens: Tensor | None, positions: Tensor, inputs_embeds: Tensor | None = None) -> Tensor:
+        """Token ids (batch, t) at `positions` (t,) -> the input of the first layer (batch, t, dim). `inputs_embeds`
+        (batch, t, dim) replaces the embedding of the ids."""
+        x: Tensor = self.embed(tokens) if inputs_embeds is None else inputs_embeds.contiguous()
         if self.spec.embed_scale != 1.0:
             x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)  # rounded first, as Gemma's own code does
         return x if self.positions is None else x + self.positions(positions)
 
-    def layer_inputs(self, tokens: Tensor, x: Tensor) -> Sequence[Tensor | None]:
+    def layer_inputs(self, tokens: Tensor | None, x: Tensor) -> Sequence[Tensor | None]:
         """Token ids (batch, t), first layer's input (batch, t, dim) -> each layer's own input (batch, t, width)."""
         return [None] * len(self.layers) if self.per_layer is None else self.per_layer(tokens, x).unbind()
 
@@ -213,58 +259,73 @@ class Model(nn.Module):
     def new_cache(self, batch: int, tokens: int) -> Cache:
         """Returns an empty cache for `batch` sequences of up to `tokens` tokens, with this model's dtype and device."""
         weight = self.embed.weight
-        return Cache(self._cache_specs, batch, tokens, weight.dtype, weight.device)
+        return Cache(self._cache_specs, batch, tokens, weight.dtype, weight.device, switches=self._switches)
 
     def stream(
         self,
-        tokens: Tensor,
+        tokens: Tensor | None,
         max_new_tokens: int,
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
-        stop: Iterable[int] = (),
+        stop: Iterable[int] | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """Continues prompts (batch, t) of equal length. Yields each step's token ids (batch,).
 
-        Generation ends after `max_new_tokens`, or when every row has produced one of the token ids in `stop`. A stopped
-        row repeats its stop token. `temperature` 0 takes the most likely token; otherwise `Sampler` samples with
-        `top_k` and `top_p`. If longer sequences rotate keys differently (LongRoPE), the cache is recomputed once the
-        sequence becomes that long. The call raises UsageError for tokens or options out of range. The model runs during
-        iteration over the result.
+        Generation ends after `max_new_tokens`, or when every row has produced one of the token ids in `stop`; None:
+        those of `model.generation`, which a model with random weights lacks. A stopped row repeats its stop token.
+        `temperature` 0 takes the most likely token; otherwise `Sampler` samples with `top_k` and `top_p`.
+
+        With a `cache`, the prompt follows the tokens that it holds. Afterwards the cache holds everything but the last
+        generated token, with which the next prompt begins. `inputs_embeds` (batch, t, dim) are the prompt's embeddings,
+        as in a forward pass.
+
+        If longer sequences rotate keys differently (LongRoPE), the cache is recomputed once the sequence becomes that
+        long. The call raises UsageError for tokens, options or a cache that do not fit, CacheFullError for a cache
+        without room for all new tokens. The model runs during iteration over the result.
         """
-        _check_tokens(tokens, self.vocab)
+        given = self._checked_input(tokens, inputs_embeds)
+        if tokens is not None:
+            _check_tokens(tokens, self.vocab)
         if max_new_tokens < 1:
             raise UsageError(f"max_new_tokens={max_new_tokens} is below 1")
-        stop_ids = torch.tensor(sorted(set(stop)), dtype=torch.long, device=tokens.device)
-        return self._stream(tokens, max_new_tokens, Sampler(temperature, top_k, top_p, seed, tokens.device), stop_ids)
+        sampler = Sampler(temperature, top_k, top_p, seed, given.device)
+        stop = self.generation.stop if stop is None else stop
+        stop_ids = torch.tensor(sorted(set(stop)), dtype=torch.long, device=given.device)
+        batch, new = given.shape[0], given.shape[1] + max_new_tokens - 1  # the last token is not stored
+        if cache is None:
+            cache = self.new_cache(batch, new)
+        cache.require_room(self._cache_specs, batch, new)
+        if (switch := cache.crossed_switch(new)) is not None:
+            raise UsageError(
+                f"the model rotates keys differently beyond {switch} tokens (LongRoPE), and the cache holds "
+                f"{cache.length}: generate from the whole text, with an empty cache"
+            )
+        return continued(self, tokens, inputs_embeds, cache, max_new_tokens, sampler, stop_ids)
 
-    @torch.no_grad()
-    def _stream(self, tokens: Tensor, max_new_tokens: int, sampler: Sampler, stop_ids: Tensor) -> Iterator[Tensor]:
-        """Runs `stream` after the check of its arguments: a generator's body runs only at the first `next`."""
-        cache = self.new_cache(tokens.shape[0], tokens.shape[1] + max_new_tokens)
-        done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
-        last, new, every = tokens[:, -1], tokens, tokens
-        for _ in range(max_new_tokens):
-            if any(0 < cache.length <= switch < every.shape[1] for switch in self._switches):
-                cache, new = self.new_cache(tokens.shape[0], tokens.shape[1] + max_new_tokens), every
-            sampled = sampler(self(new, cache, logits_to_keep=1)[:, -1])
-            last = torch.where(done, last, sampled)
-            yield last
-            done = torch.isin(last, stop_ids)  # a row that was done still is: it repeats its stop token
-            if len(stop_ids) and done.all():
-                return
-            new = last[:, None]
-            every = torch.cat([every, new], dim=1) if self._switches else every
-
-    def generate(self, tokens: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
-        """Returns all tokens of `stream` at once, (batch, new)."""
-        return torch.stack(list(self.stream(tokens, max_new_tokens, **options)), dim=1)
+    def generate(
+        self,
+        tokens: Tensor | None,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Iterable[int] | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """Returns all tokens of `stream` at once, (batch, new). The arguments are those of `stream`."""
+        options = temperature, top_k, top_p, seed, stop, cache, inputs_embeds
+        return torch.stack(list(self.stream(tokens, max_new_tokens, *options)), dim=1)
 
 
-def _can_replay(functions: ForwardFunctions, tokens: Tensor, cache: Cache) -> bool:
+def _can_replay(functions: ForwardFunctions, given: Tensor, cache: Cache) -> bool:
     """Whether a pass is a decode step for a CUDA graph: one token on a GPU, a static cache, no gradients, no hooks."""
-    is_decode = tokens.is_cuda and tokens.ndim == 2 and tokens.shape[1] == 1
+    is_decode = given.is_cuda and given.ndim == 2 and given.shape[1] == 1  # embeddings have three axes
     return is_decode and cache.static and functions.replayable and not torch.is_grad_enabled()
 
 
@@ -275,42 +336,3 @@ def _check_tokens(tokens: Tensor, vocab: int | None = None) -> None:
         raise UsageError(f"tokens must be integers of shape (batch, new), not {tokens.dtype} {tuple(tokens.shape)}")
     if vocab is not None and not 0 <= tokens.min() <= tokens.max() < vocab:
         raise UsageError(f"token ids must be from 0 to {vocab - 1}, not {int(tokens.min())} to {int(tokens.max())}")
-
-
-class Sampler:
-    """Takes the most likely token at temperature 0, else samples softmax(logits / temperature) within `top_k`, `top_p`.
-
-    `top_k` keeps the k most likely tokens. Then `top_p` keeps the smallest set of most likely tokens with a total
-    probability of at least `top_p` (nucleus sampling, Holtzman et al. 2019). Of equally likely tokens, which are
-    common in bfloat16, the lower id comes first. `seed` makes the samples repeatable, independent of other randomness
-    in the process. Raises UsageError for options out of range.
-    """
-
-    def __init__(
-        self, temperature: float, top_k: int | None, top_p: float | None, seed: int | None, device: torch.device
-    ) -> None:
-        for holds, message in (
-            (temperature >= 0, f"temperature {temperature} is below 0"),
-            (top_k is None or top_k >= 1, f"top_k {top_k} is below 1"),
-            (top_p is None or 0 < top_p <= 1, f"top_p {top_p} is not in (0, 1]"),
-        ):
-            if not holds:
-                raise UsageError(message)
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
-        self.generator = None if seed is None else torch.Generator(device).manual_seed(seed)
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """Logits (batch, vocab) -> token ids (batch,)."""
-        if self.temperature < torch.finfo(torch.float32).tiny:
-            return logits.argmax(-1)
-        scores, ids = logits.float().sort(dim=-1, descending=True, stable=True)
-        scores = (scores - scores[:, :1]) / self.temperature  # the most likely score becomes 0, so that none overflows
-        if self.top_k is not None:
-            scores, ids = scores[:, : self.top_k], ids[:, : self.top_k]
-        probabilities = scores.softmax(-1)
-        if self.top_p is not None:
-            before = probabilities.cumsum(-1) - probabilities
-            before[:, 0] = -1.0  # keeps the most likely token, however small top_p is
-            probabilities = probabilities.masked_fill(before >= self.top_p, 0.0)
-        sampled = torch.multinomial(probabilities, 1, generator=self.generator)
-        return ids.gather(-1, sampled).squeeze(-1)

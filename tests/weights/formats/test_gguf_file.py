@@ -12,8 +12,11 @@ import pytest
 
 import weights
 import zoo
-from weights.formats.gguf_file import GGUFFile, read_gguf
+from weights.formats import gguf_file
+from weights.formats.gguf_file import GGUFFile, LongList, read_gguf
+from weights.formats.untrusted import CONFIG_LIMIT
 from zoo.errors import MalformedError, NotAvailable
+from zoo.model.sampling import GenerationConfig
 
 GEMMA_270M = {
     "context_length": 2048,
@@ -46,7 +49,8 @@ def write(path: Path, fields: dict[str, Any], kind: str = "gemma3", rows: int = 
     for key, value in fields.items():
         add[type(value)](f"{kind}.{key}", value)
     writer.add_token_list([f"token {i}" for i in range(5000)])
-    writer.add_token_scores([0.0] * 5000)
+    writer.add_token_scores([float(-i) for i in range(5000)])
+    writer.add_token_types([1] * 5000)
     writer.add_eos_token_id(1)
     writer.add_tensor("token_embd.weight", np.zeros((rows, 4), dtype=np.float16))
     for name, tensor in tensors.items():
@@ -73,7 +77,7 @@ def test_the_preset_of_equal_dimensions(
     )
     missing = "the layer pattern, rope.freq_base_swa"
     assert caplog.messages == [f"x.gguf does not say {missing}: taken from {preset}, of the same dimensions"]
-    assert file.end_tokens == [1]
+    assert file.generation == GenerationConfig(stop=(1,))
 
 
 @pytest.mark.parametrize(
@@ -176,10 +180,57 @@ def test_skipping_long_lists_leaves_the_rest_unchanged(tmp_path: Path) -> None:
     path = write(tmp_path / "x.gguf", GEMMA_270M)
     whole = gguf.GGUFReader(path)
     fields, tensors = read_gguf(path)
-    assert fields == {
-        name: field.contents() for name, field in whole.fields.items() if not name.endswith(("tokens", "scores"))
-    }
+    lists = {name: value for name, value in fields.items() if isinstance(value, LongList)}
+    assert lists.keys() == {f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type")}
+    read = {name: value.read() for name, value in lists.items()}
+    assert fields | read == {name: field.contents() for name, field in whole.fields.items()}
     assert [(t.name, t.data_offset) for t in tensors.values()] == [(t.name, t.data_offset) for t in whole.tensors]
+
+
+def test_lists_longer_than_any_vocabulary_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "x.gguf", GEMMA_270M)
+    tokens = read_gguf(path)[0]["tokenizer.ggml.tokens"]
+    for limit, most in (("MAX_LIST", tokens.length), ("MAX_LIST_BYTES", tokens.nbytes)):
+        monkeypatch.setattr(gguf_file, limit, most)
+        assert len(tokens.read()) == 5000
+        monkeypatch.setattr(gguf_file, limit, most - 1)
+        with pytest.raises(MalformedError, match=rf"x\.gguf: a list of 5000 entries in {tokens.nbytes} bytes is above"):
+            tokens.read()
+        monkeypatch.undo()
+    data = path.read_bytes()
+    path.write_bytes(data[: tokens.start + 100])  # after the fields were read
+    with pytest.raises(MalformedError, match=r"x\.gguf is cut short in a list of 5000 entries"):
+        tokens.read()
+    path.write_bytes(data.replace(b"token 7", b"token \xff", 1))
+    with pytest.raises(MalformedError, match=r"x\.gguf: an entry of a list is not UTF-8"):
+        tokens.read()
+
+
+def test_a_text_longer_than_any_chat_template_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    for size, is_read in ((CONFIG_LIMIT, True), (CONFIG_LIMIT + 1, False)):
+        writer = gguf.GGUFWriter(path, "gemma3")
+        writer.add_chat_template("x" * size)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        assert ("tokenizer.chat_template" in read_gguf(path)[0]) == is_read
+
+
+def test_settings_of_generation(tmp_path: Path) -> None:
+    """Every token that ends a text, a turn or a message, and decimal numbers as they were before float32."""
+    path = tmp_path / "x.gguf"
+    writer = gguf.GGUFWriter(path, "gemma3")
+    writer.add_eos_token_id(1)
+    writer.add_eot_token_id(106)
+    writer.add_uint32("tokenizer.ggml.eom_token_id", 1)
+    writer.add_float32("general.sampling.temp", 0.6)
+    writer.add_int32("general.sampling.top_k", 20)
+    writer.add_float32("general.sampling.top_p", 0.95)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert GGUFFile(path).generation == GenerationConfig((1, 106), 0.6, 20, 0.95)
 
 
 def test_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

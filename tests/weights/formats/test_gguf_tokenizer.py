@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Regex as Pattern
 
+from weights.formats import gguf_tokenizer as gguf_tokenizer_module
 from weights.formats.gguf_tokenizer import SPACE, WORDS, gguf_tokenizer
 from zoo.errors import MalformedError, NotAvailable
 
@@ -110,6 +111,18 @@ def test_sentencepiece_tokens_are_those_of_the_original(text: str) -> None:
     prefixed = read(fields | {"add_space_prefix": True, "add_bos_token": False}, lists)
     assert prefixed.encode(text).ids == (made.encode(" " + text).ids if text else [])
     assert prefixed.decode(prefixed.encode(text).ids) == text
+
+
+def test_tokens_that_would_take_long_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merges follow from every cut of every token: a run of one letter has them all."""
+    lists: Lists = {"tokens": ["a" * i for i in range(1, 50)], "scores": [float(-i) for i in range(49)]}
+    assert read({"model": "llama", "add_space_prefix": False}, lists).encode("a" * 49).ids == [48]
+    monkeypatch.setattr(gguf_tokenizer_module, "MAX_MERGES", 49 * 48 // 2 - 1)
+    with pytest.raises(MalformedError, match="its tokens merge in more than 1175 ways"):
+        read({"model": "llama"}, lists)
+    monkeypatch.setattr(gguf_tokenizer_module, "MAX_TOKEN", 48)
+    with pytest.raises(MalformedError, match=r"x\.gguf: a token of 49 characters is above the limit of 48"):
+        read({"model": "llama"}, lists)
 
 
 def test_what_is_not_read() -> None:

@@ -9,7 +9,6 @@ import torch
 import weights
 from tests.weights.checkpoints import read, write
 from tests.weights.formats.folder_damage import CASES, read_all, rewrite, set_config
-from weights.formats.hf_folder import HFFolder
 from weights.generate import app
 from weights.matching import folded
 from zoo.cli import runner
@@ -113,7 +112,7 @@ def test_more_experts_than_can_be_named(name: str, field: str, saved: Saved, tmp
 def test_malformed_end_tokens(ends: object, folder: Path) -> None:
     set_config(folder, eos_token_id=ends)
     with pytest.raises(MalformedError, match=r"eos_token_id must be a token id or a list of them, got "):
-        HFFolder(folder).end_tokens  # noqa: B018
+        weights.load(folder)
 
 
 def test_long_lists_of_names_are_cut(folder: Path) -> None:

@@ -141,6 +141,25 @@ def test_generated_tokens_equal_the_references(model: Model, reference: nn.Modul
     assert torch.equal(whole.argmax(-1), ours[:, -1])
 
 
+@torch.no_grad()
+def test_generation_over_a_cache_beyond_the_original_context(model: Model) -> None:
+    """An empty cache is filled anew, from token ids or embeddings. One that holds tokens is refused, as they are not
+    known; so is a cache that is truncated to within that context."""
+    tokens, new = tokens_of(ORIGINAL - 2), 6
+    expected, cache = model.generate(tokens, new), model.new_cache(tokens.shape[0], BEYOND)
+    assert torch.equal(model.generate(tokens, new, cache=cache), expected)
+    assert torch.equal(model.generate(None, new, inputs_embeds=model.embed(tokens)), expected)
+    whole = torch.cat([tokens, expected], dim=1)
+    assert_equal(model(whole[:, -1:], cache), model(whole)[:, -1:])
+    with pytest.raises(UsageError, match=f"cannot be truncated to 5 tokens, only to 0, {ORIGINAL + 1} to "):
+        cache.truncate(5)
+    cache.truncate(0)
+    model(tokens[:, :4], cache)
+    with pytest.raises(UsageError, match=rf"beyond {ORIGINAL} tokens \(LongRoPE\), and the cache holds 4: generate"):
+        model.generate(tokens[:, 4:], new, cache=cache)
+    assert torch.equal(model.generate(tokens[:, 4:], 3, cache=cache), expected[:, :3])  # within that context
+
+
 def test_gradients_equal_the_references(model: Model, reference: nn.Module) -> None:
     for length in (ORIGINAL, BEYOND):
         theirs, tokens = deepcopy(reference), tokens_of(length)

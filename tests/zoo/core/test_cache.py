@@ -286,3 +286,59 @@ def test_no_gradient_reaches_a_token_out_of_reach(name: str) -> None:
     model(tokens_of(spec, 1, LENGTH))[0, -1].sum().backward()
     reached = embedded[0].grad[0].abs().amax(-1) > 0
     assert reached.tolist() == within(layer)
+
+
+def lengths_to_go_on_from(spec: zoo.Decoder, held: int) -> set[int]:
+    """By definition: every layer still holds all that the token at that position sees. A ring of W tokens holds the
+    last W; a state, and an unfinished block of entries, are only as they were at the end and before the beginning."""
+    found = set()
+    for length in range(held + 1):
+        fits = True
+        for layer in spec.layers:
+            kept = layer.cache_spec()
+            seen = [at for at in range(length) if kept.reach.sees(length, at)] if kept.per_token else []
+            is_held = all(at >= held - kept.tokens(LENGTH) for at in seen)
+            fits &= is_held and (length in (0, held) or not kept.state)
+        if fits:
+            found.add(length)
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", screen())
+def test_a_truncated_cache_goes_on_as_if_the_dropped_tokens_had_never_been(name: str) -> None:
+    """To each possible length, and to no other: after few tokens, which no window has overwritten, and after many."""
+    model = model_of(name)
+    tokens, others = (tokens_of(model.spec, 2, LENGTH, seed)[:1] for seed in (0, 1))
+    for held in (WINDOW - 3, LENGTH - 4):
+        possible = lengths_to_go_on_from(model.spec, held)
+        assert {0, held} <= possible
+        for length in possible & {0, held - 5, held - 1}:
+            kv = model.new_cache(1, LENGTH)
+            model(torch.cat([tokens[:, :length], others[:, length:held]], dim=1), kv)
+            kv.truncate(length)
+            before = kv.snapshot()
+            for sizes in ([1, 3], [4]):
+                parts = [model(part, kv) for part in chunks(tokens[:, length : length + 4], sizes)]
+                assert_equal(torch.cat(parts, dim=1), whole(name)[:1, length : length + 4], (held, length, sizes))
+                kv.restore(before)
+        kv = model.new_cache(1, LENGTH)
+        model(tokens[:, :held], kv)
+        for length in {*range(held)} - possible:
+            with pytest.raises(UsageError, match=f"cannot be truncated to {length} tokens, only to 0"):
+                kv.truncate(length)
+        assert kv.length == held
+
+
+@torch.no_grad()
+def test_what_a_cache_can_be_truncated_to_is_said() -> None:
+    windows = next(name for name in distinct() if zoo.spec(name, tiny=True).layers[0].cache_spec().reach.limit)
+    kv = model_of(windows).new_cache(1, LENGTH)
+    model_of(windows)(tokens_of(model_of(windows).spec, 1, 40), kv)
+    with pytest.raises(UsageError, match=r"cannot be truncated to 7 tokens, only to 0, 39 to 40: windows have"):
+        kv.truncate(7)
+    with pytest.raises(UsageError, match="the cache holds 40 tokens and cannot be truncated to 41"):
+        kv.truncate(41)
+    for wrong in (-1, 1.0, None):
+        with pytest.raises(UsageError, match=f"length must be an integer, at least 0, got {wrong}"):
+            kv.truncate(wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -14,9 +15,10 @@ from torch import Tensor
 import zoo
 from tests.exact import assert_as_near, assert_equal, differs
 from tests.models import choosing_all, is_differentiated, one_layer_of_each, randomised, tokens_of
-from tests.presets import distinct, screen, split
-from zoo.errors import UsageError
+from tests.presets import distinct, screen, screen_by_family, split
+from zoo.errors import CacheFullError, UsageError
 from zoo.model.module import Model
+from zoo.model.sampling import GenerationConfig
 
 NAME = distinct()[0]
 PROMPT, NEW = 20, 24  # past a tiny window of 16
@@ -250,3 +252,114 @@ def test_temperature_near_zero_and_top_k_1_are_greedy() -> None:
     tokens = tokens_of(model_of(name).spec, 3, PROMPT)
     for options in ({"temperature": 1e-6}, {"temperature": 5.0, "top_k": 1}, {"temperature": 5.0, "top_p": 1e-9}):
         assert torch.equal(model_of(name).generate(tokens, NEW, **options), greedy(name))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", screen_by_family(1))
+def test_generation_over_a_cache_is_one_whole_generation(name: str) -> None:
+    """In turns, of which the next begins with the last token: the cache holds everything before it. So does a prompt in
+    two parts, and the cache is as after one pass over all."""
+    model, prompts = model_of(name), tokens_of(model_of(name).spec, 3, PROMPT)
+    cache = model.new_cache(3, PROMPT + NEW)
+    model(prompts[:, :7], cache)
+    first = model.generate(prompts[:, 7:], 5, cache=cache)
+    assert cache.length == PROMPT + 4
+    turn = torch.cat([first[:, -1:], prompts[:, :3]], dim=1)  # the answer's last token and a question
+    second = model.generate(turn, 5, cache=cache)
+    said = torch.cat([prompts, first, turn[:, 1:], second], dim=1)
+    assert cache.length == said.shape[1] - 1
+    assert torch.equal(first, greedy(name)[:, :5])
+    assert torch.equal(second, model.generate(said[:, : -second.shape[1]], second.shape[1]))
+    assert_equal(model(said[:, -1:], cache), model(said)[:, -1:])
+
+
+def test_a_cache_that_does_not_fit_is_refused_before_the_first_token() -> None:
+    model = model_of(NAME)
+    tokens, cache = tokens_of(model.spec, 2, 5), model.new_cache(2, 12)
+    model.generate(tokens, 8, cache=cache)  # the last token is not stored
+    with pytest.raises(CacheFullError, match="holds 12 of 12 tokens and 1 more do not fit"):
+        model.stream(tokens[:, :1], 1, cache=cache)
+    cache.truncate(0)
+    with pytest.raises(CacheFullError, match="holds 0 of 12 tokens and 13 more do not fit"):
+        model.stream(tokens, 9, cache=cache)
+    with pytest.raises(UsageError, match="the cache holds 2 sequences, the tokens 1"):
+        model.stream(tokens[:1], 1, cache=cache)
+
+
+def reads_ids(spec: zoo.Decoder) -> bool:
+    return spec.per_layer is not None or any(layer.reads_tokens for layer in spec.layers)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", screen())
+def test_embeddings_replace_those_of_the_tokens(name: str) -> None:
+    """In a pass, over a cache and in generation. Models that read token ids elsewhere need them beside."""
+    model, tokens = model_of(name), tokens_of(model_of(name).spec, 3, PROMPT)
+    embeds, without = model.embed(tokens), None
+    if reads_ids(model.spec):
+        for call in (model, lambda tokens, **given: model.generate(tokens, 2, **given)):
+            with pytest.raises(UsageError, match="layers of this model read token ids: give tokens beside"):
+                call(None, inputs_embeds=embeds)
+        without = tokens
+    assert_equal(model(without, inputs_embeds=embeds), model(tokens))
+    moved = embeds + 0.1 * torch.randn(embeds.shape, dtype=embeds.dtype)
+    assert_equal(model(tokens, inputs_embeds=moved), model(without, inputs_embeds=moved))
+    assert differs(model(tokens, inputs_embeds=moved), model(tokens))
+    cache = model.new_cache(3, PROMPT)
+    parts = [model(None if without is None else tokens[:, p], cache, 0, embeds[:, p]) for p in (slice(9), slice(9, 20))]
+    assert_equal(torch.cat(parts, dim=1), model(tokens))
+    assert torch.equal(model.generate(without, 4, inputs_embeds=embeds), greedy(name)[:, :4])
+
+
+def test_embeddings_have_gradients() -> None:
+    """As a trained prompt needs."""
+    model = model_of(NAME)
+    embeds = model.embed(tokens_of(model.spec, 2, 6)).detach().requires_grad_()
+    model(inputs_embeds=embeds).square().mean().backward()
+    assert (embeds.grad.abs().amax(-1) > 0).all()
+
+
+def test_embeddings_of_another_shape_or_dtype_are_refused() -> None:
+    model = model_of(NAME)
+    tokens, dim = tokens_of(model.spec, 2, 4), model.spec.dim
+    for embeds in (
+        torch.zeros(4, dim, dtype=torch.float64),
+        torch.zeros(2, 4, dim + 1, dtype=torch.float64),
+        torch.zeros(2, 0, dim, dtype=torch.float64),
+        torch.zeros(2, 4, dim),
+    ):
+        with pytest.raises(UsageError, match=rf"inputs_embeds must be torch.float64 of shape .* dim {dim}, not "):
+            model(inputs_embeds=embeds)
+    with pytest.raises(UsageError, match=r"inputs_embeds must be .* with a row for each token and dim 64, not"):
+        model(tokens, inputs_embeds=torch.zeros(2, 5, dim, dtype=torch.float64))
+    with pytest.raises(UsageError, match="a pass needs tokens, inputs_embeds or both"):
+        model()
+
+
+def test_a_model_stops_at_its_own_ids_unless_told_otherwise() -> None:
+    model = randomised(zoo.spec(NAME, tiny=True))
+    tokens = tokens_of(model.spec, 1, PROMPT)
+    free = model.generate(tokens, NEW)[0].tolist()
+    assert model.generation == GenerationConfig(stop=())
+    assert len(free) == NEW
+    model.generation = GenerationConfig(stop=(free[3],))
+    first = free.index(free[3])
+    assert model.generate(tokens, NEW)[0].tolist() == free[: first + 1]
+    assert model.generate(tokens, NEW, stop=())[0].tolist() == free
+    assert model.generate(tokens, NEW, stop=[free[0]])[0].tolist() == free[:1]
+
+
+def test_published_sampling_is_used_only_if_asked_for() -> None:
+    model = randomised(zoo.spec(NAME, tiny=True))
+    tokens = tokens_of(model.spec, 3, PROMPT)
+    model.generation = GenerationConfig(temperature=2.0, top_k=40, top_p=0.9)
+    assert torch.equal(model.generate(tokens, NEW), greedy(NAME))
+    sampled = model.generate(tokens, NEW, seed=1, **model.generation.sampling)
+    assert torch.equal(sampled, model.generate(tokens, NEW, 2.0, 40, 0.9, 1))
+    assert not torch.equal(sampled, greedy(NAME))
+
+
+def test_streaming_and_generating_take_the_same_options() -> None:
+    stream, generate = (inspect.signature(each).parameters for each in (Model.stream, Model.generate))
+    assert stream == generate
+    assert "cache" in stream

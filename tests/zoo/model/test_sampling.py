@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from zoo.errors import UsageError
-from zoo.model.module import Sampler
+from zoo.model.sampling import Sampler
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([[0.0, 3.0, 1.0, 2.0, -1.0]])
