@@ -9,19 +9,15 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-import zoo
 from tests.exact import assert_equal, differs
 from tests.models import has_compiler, randomised, tokens_of
 from zoo import GLU, GQA, Decoder, KVSource, Layer, RMSNorm, RoPE, SharedKV, pre
-from zoo.core.cache import NoCache, prepare_forward
-from zoo.core.forward_context import ForwardContext
 from zoo.errors import SpecError
 
 DIM, LENGTH, WINDOW = 20, 11, 7
 NORM, ROPE = RMSNorm(1e-5), RoPE(1e4)
 OWN = KVSource(heads=4, kv_heads=2, head_dim=6, rope=ROPE, qk_norm=NORM)
 SHARED = SharedKV(heads=4, kv_heads=2, head_dim=6, rope=ROPE, qk_norm=NORM)
-WINDOWS = {"full": None, "window": WINDOW}
 
 
 def layer(attn: GQA) -> Layer:
@@ -37,29 +33,6 @@ def both(kv_heads: int = 2) -> Decoder:
     full, shared = (replace(spec, kv_heads=kv_heads) for spec in (OWN, SHARED))
     local, narrow = (replace(spec, window=WINDOW) for spec in (full, shared))
     return model_of(local, full, local, full, narrow, shared, narrow, shared)
-
-
-def context(spec: GQA) -> tuple[ForwardContext, NoCache]:
-    cache = NoCache(spec.cache_spec())
-    return prepare_forward(0, LENGTH, spec.tables(), [cache], dtype=torch.float64), cache
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("window", WINDOWS)
-def test_it_is_attention_with_the_keys_and_values_of_the_source(window: str) -> None:
-    """GQA with the source's projections of keys and values gives the same, where the source's input is its own."""
-    source, shared = (replace(spec, window=WINDOWS[window]) for spec in (OWN, SHARED))
-    plain = GQA(**vars(source)).build(DIM)
-    for weight in plain.parameters():
-        weight.normal_()
-    own, taker = source.build(DIM), shared.build(DIM)
-    own.load_state_dict(plain.state_dict())
-    assert taker.state_dict().keys() == {"q.weight", "o.weight", "q_norm.weight"}
-    taker.load_state_dict({name: plain.state_dict()[name] for name in taker.state_dict()})
-    x = torch.randn(2, LENGTH, DIM)
-    (ctx, cache), expected = context(source), plain(x, *context(plain.spec))
-    assert_equal(own(x, ctx, cache), expected)
-    assert_equal(taker(x, ctx, NoCache(shared.cache_spec())), expected)
 
 
 @torch.no_grad()
@@ -82,15 +55,6 @@ def test_the_nearest_earlier_source_of_equal_heads_and_reach_counts() -> None:
             inputs.append(outs)
         moved = [i for i, one, other in zip(shared, *inputs, strict=True) if differs(one, other)]
         assert moved[:1] == first_to_change
-
-
-def test_a_cache_keeps_shared_streams_once() -> None:
-    spec = both()
-    cache = zoo.build(spec, device="meta").new_cache(3, 50)
-    one_token = 2 * 2 * 6 * 4  # keys and values, 2 heads of 6 elements, float32
-    assert cache.nbytes == spec.kv_bytes(50, 3, torch.float32) == 3 * one_token * (2 * WINDOW + 2 * 50)
-    assert spec.kv_growth(torch.float32) == (2 * WINDOW * one_token, 2 * one_token)
-    assert spec.params() == sum(weight.numel() for weight in zoo.build(spec, device="meta").parameters())
 
 
 def test_what_no_layer_hands_on_is_no_model() -> None:

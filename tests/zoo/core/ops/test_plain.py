@@ -129,6 +129,16 @@ def test_pooled_blocks() -> None:
             assert_equal(one[:, : other.shape[1]], other)
 
 
+def test_a_merge_with_nothing_changes_nothing() -> None:
+    """Exactly, so that stale averages of a cache leave no trace."""
+    some = block_pooling.Pooled(torch.randn(1, 3, 4), torch.randn(1, 3, 4))
+    none = block_pooling.Pooled(torch.full((1, 3, 4), 1e6), torch.randn(1, 3, 4)).where(torch.tensor([False]))
+    assert (none.weight == block_pooling.nothing(torch.float64)).all()
+    for merged in (some.merged(none), none.merged(some)):
+        assert torch.equal(merged.mean, some.mean)
+        assert torch.equal(merged.weight, some.weight)
+
+
 def test_every_operation_has_a_plain_form_and_blocks_do_not_choose() -> None:
     """Kernels of an operation stand in files of their own; the operation's plain form is theirs."""
     zoo = Path(linear.__file__).parents[2]
