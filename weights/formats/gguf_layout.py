@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from zoo.blocks import SharedKV
-from zoo.blocks.gated_delta_net import GatedDeltaNet
+from zoo.blocks.delta_rule import GatedDeltaNet
 from zoo.hf.checkpoint_layout import GATE_UP, GLU_NAMES, FusedQKV, Rearranged, Rename, Rules, Skipped
 
 Undo = Callable[[Tensor, Any], Tensor]  # a tensor, and the mixer of its layer

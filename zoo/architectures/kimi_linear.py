@@ -3,7 +3,7 @@ not grow, to one of latent attention, which has no positions: order comes from t
 
 from zoo.architectures.deepseek_v3 import ATTENTION
 from zoo.blocks import GLU, MLA, GroupedSigmoidTopK, Layer, MoE, NoPE, RMSNorm, pre
-from zoo.blocks.kimi_delta_attention import KDA
+from zoo.blocks.delta_rule import KDA
 from zoo.hf.checkpoint_layout import GLU_NAMES, Rearranged, Rename, Stacked
 from zoo.hf.config import About, Config, ModelType, Remote, Size, layer_types, reads
 from zoo.hf.write_config import ConfigFields, common_fields, fields_of, layers_before_experts, mixture_fields

@@ -7,7 +7,7 @@ import zoo
 from tests.presets import distinct, of_families, over
 from weights.matching import TensorMapping, match, skipped
 from zoo.architectures import families
-from zoo.blocks.gated_delta_net import GatedDeltaNet
+from zoo.blocks.delta_rule import GatedDeltaNet
 from zoo.catalog import allocate, sizes
 from zoo.errors import UsageError
 from zoo.hf.checkpoint_layout import (

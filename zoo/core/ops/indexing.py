@@ -102,16 +102,14 @@ def _key_blocks(keys: Tensor, rows: int, exact: torch.dtype) -> Sequence[Tensor]
     return keys.split(max(block, 1), dim=1)
 
 
-def top_keys(scores: Tensor, k: int, visible: Tensor | None = None) -> Tensor:
+def top_keys(scores: Tensor, k: int, visible: Tensor) -> Tensor:
     """Returns the k stored tokens with the highest scores (b, t, s) for each query: (b, t, k) int32, unordered.
 
-    `visible` (t, s) is True where a query sees a token; None: everywhere. A query that sees fewer than k tokens gets
-    all of them, and NOT_CHOSEN in the other places. Among equal scores the earlier token wins. The result is k wide for
+    `visible` (t, s) is True where a query sees a token. A query that sees fewer than k tokens gets all of them, and
+    NOT_CHOSEN in the other places. Among equal scores the earlier token wins. The result is k wide for
     every s, so that compiled code has one shape for all lengths.
     """
-    if visible is not None:
-        scores = scores.masked_fill(~visible, -inf)
-    scores = F.pad(scores, (0, torch.sym_max(k - scores.shape[-1], 0)), value=-inf)
+    scores = F.pad(scores.masked_fill(~visible, -inf), (0, torch.sym_max(k - scores.shape[-1], 0)), value=-inf)
     chosen = top_k_set(scores, k)
     return chosen.to(torch.int32).masked_fill(scores.gather(-1, chosen) == -inf, NOT_CHOSEN)
 

@@ -70,7 +70,9 @@ def latents(new: int, keys: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.randn(2, 3, new, 6), torch.randn(2, 3, new, 4), torch.randn(2, 1, keys, 14), torch.randn(3, 11, 10)
 
 
-def test_latent_attention() -> None:
+@pytest.mark.parametrize("absorbs", [True, False])
+def test_latent_attention(absorbs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latent_attention, "absorbing_is_cheaper", lambda *lengths: absorbs)
     for new, keys in PASSES:
         given, mask = latents(new, keys), mask_of(new, keys)
         expected = latent_attention.plain(*given, mask, 0.3)
