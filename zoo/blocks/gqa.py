@@ -260,7 +260,7 @@ class SharedKV(GQA):
     def check(self) -> None:
         super().check()
         own = self.v_norm is not None or self.keys_as_values
-        self.require(not own, "v_norm and keys_as_values are of the layer that hands keys and values on")
+        self.require(not own, "v_norm and keys_as_values belong to the layer that hands keys and values on")
 
     def build(self, dim: int) -> nn.Module:
         return _SharedKV(self, self.parts(dim))

@@ -179,13 +179,6 @@ def test_narrow_types_are_rotated_in_float32(dtype: torch.dtype) -> None:
     assert torch.equal(rope.rotate(x, table), rope.rotate(x.float(), table).to(dtype))
 
 
-def test_position_zero_is_not_turned_and_no_position_never_is() -> None:
-    x = torch.randn(2, 5, 16)
-    assert torch.equal(RoPE(1e4).rotate(x, RoPE(1e4).table(torch.zeros(5), 16, torch.float64)), x)
-    assert NoPE().table(torch.arange(5), 16, torch.float64) is None
-    assert NoPE().rotate(x, None) is x
-
-
 @pytest.mark.parametrize("default", ["meta", "cpu"])
 def test_tables_do_not_depend_on_the_default_device(default: str) -> None:
     """A spec is first looked up anywhere, also while a model is built on the meta device."""

@@ -121,19 +121,6 @@ def test_gradients_are_those_of_the_masked_form() -> None:
         assert all(weight.grad is None for weight in module.indexer.parameters())
 
 
-def test_deepseek_by_hand() -> None:
-    """DeepSeek-V3.2: a token of layer 0 after 32,767 others reads 2,048 latents and 32,768 index keys."""
-    indexer = Indexer(64, 128, 2048, LayerNorm(1e-6))
-    spec = SparseMLA(128, 1536, 512, 128, 64, 128, RMSNorm(1e-6), RoPE(1e4), indexer=indexer)
-    assert spec.cache_spec().per_token == (("latent", (1, 576)), ("index_keys", (1, 128)))
-    assert spec.cache_spec().elements() == 704
-    assert indexer.params(7168, 1536) == 1536 * 64 * 128 + 7168 * 128 + 7168 * 64 + 2 * 128
-    around = 7168 * 1536 + 1536 * 128 * 192 + 7168 * 576 + 128 * 128 * 7168 + 128 * 512 * (128 + 128)
-    index = 1536 * 64 * 128 + 7168 * (128 + 64) + 32_768 * 64 * 129
-    assert spec.flops(7168, 32_767, 1) == 2 * (around + index + 2048 * 128 * (576 + 512))
-    assert spec.params(7168) == around + indexer.params(7168, 1536) + 1536 + 512
-
-
 @given(past=st.integers(0, 90), new=st.integers(1, 90))
 def test_an_indexer_scores_the_pairs_of_tokens_that_choose(past: int, new: int) -> None:
     pairs = sum(position + 1 for position in range(past, past + new) if position + 1 > K)

@@ -25,7 +25,7 @@ from zoo.core.forward_context import causal
 from zoo.core.ops import attention as scores
 from zoo.core.ops.attention import attention
 from zoo.core.ops.flash import operator
-from zoo.core.ops.linear import PLAIN_TYPES
+from zoo.core.ops.linear import allows_operators
 
 NOT_CHOSEN = -1
 SCORE_ELEMENTS = 2**19  # maximum scores of all heads in memory at once
@@ -213,15 +213,6 @@ def sparse_attention(
     gathered = latent[:, 0][sequence, chosen.masked_fill(absent, 0)].flatten(0, 1)
     out = _over_gathered(q.transpose(1, 2).flatten(0, 1), gathered, absent.flatten(0, 1), scale)
     return out.unflatten(0, chosen.shape[:2]).transpose(1, 2)[..., :width]
-
-
-def allows_operators(*tensors: Tensor) -> bool:
-    """Whether compiled code may call an operator without gradient: ordinary tensors, no autocast, no export."""
-    return not (
-        torch.is_grad_enabled()
-        or torch.compiler.is_exporting()
-        or any(type(x) not in PLAIN_TYPES or torch.is_autocast_enabled(x.device.type) for x in tensors)
-    )
 
 
 def gathered_attention(q: Tensor, keys: Tensor, chosen: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor
 from zoo.core.ops import attention as scores
 from zoo.core.ops.attention import attention
 from zoo.core.ops.flash import operator
-from zoo.core.ops.indexing import allows_operators, sees, sees_all, sparse_attention
-from zoo.core.ops.linear import linear, per_head
+from zoo.core.ops.indexing import sees, sees_all, sparse_attention
+from zoo.core.ops.linear import allows_operators, linear, per_head
 from zoo.costs import Full
 
 
