@@ -21,8 +21,8 @@ from zoo.core.devices import allocating
 from zoo.errors import UsageError
 from zoo.kernels import decide_for
 from zoo.model.decoder import Decoder
-from zoo.model.initialisation import drawn, fill_buffers
-from zoo.model.module import Model
+from zoo.model.initialisation import drawn
+from zoo.model.module import Model, fill_buffers
 from zoo.registry import Spec
 from zoo.sharding import Cuts, Divide, FirstRankOnly, cut_of
 
