@@ -13,8 +13,8 @@ from tests.models import has_compiler
 from zoo.core import inductor, kernels
 from zoo.core.kernels import OPERATIONS, PLAIN, Decision, KernelChoices
 from zoo.core.ops import attention, linear
-from zoo.kernels import deciding
-from zoo.kernels.deciding import decisions, time_ratio
+from zoo.kernel_choice import deciding
+from zoo.kernel_choice.deciding import decisions, time_ratio
 
 DTYPES = torch.float32, torch.bfloat16, torch.float16
 CALLED = {  # by the other kernel alone

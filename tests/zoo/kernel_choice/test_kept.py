@@ -19,7 +19,7 @@ from tests.ranks import as_launched
 from zoo.core import kernels
 from zoo.core.kernels import PLAIN
 from zoo.errors import NotAvailable
-from zoo.kernels import decide, deciding, kept
+from zoo.kernel_choice import decide, deciding, kept
 
 LINEAR, DECODE, ATTENTION = (
     (operation, torch.float32) for operation in ("linear prefill", "linear decode", "attention prefill")

@@ -21,7 +21,7 @@ from zoo.core.collectives import Group, summed
 from zoo.core.kernels import OPERATIONS, PLAIN, Decision, KernelChoices, active
 from zoo.core.ops.attention import attention
 from zoo.core.ops.linear import linear
-from zoo.kernels import kept
+from zoo.kernel_choice import kept
 
 MIN_PARAMETERS = 2**25  # parameters of the smallest model that earns a measurement
 MAX_SECONDS = 1.6  # timing of all decisions that are wanted at once; two seconds with their setup

@@ -19,7 +19,7 @@ from tests.ranks import in_ranks
 from zoo.core import kernels
 from zoo.core.collectives import Group
 from zoo.core.kernels import OPERATIONS, PLAIN, Decision
-from zoo.kernels import deciding, kept
+from zoo.kernel_choice import deciding, kept
 
 LINEAR, DECODE, ATTENTION = (
     (operation, torch.float32) for operation in ("linear prefill", "linear decode", "attention prefill")
