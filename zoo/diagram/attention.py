@@ -3,7 +3,7 @@ the contents of the cache, the visible tokens, the output."""
 
 from zoo.blocks import GQA, MLA, CompressedAttention, NoPE, SparseMLA
 from zoo.diagram.canvas import LINE, SMALL, typeset, wrap_text
-from zoo.diagram.region import BADGE, MASK, PAD, Bar, Lanes, Region, chips, heads, kind, mask, title
+from zoo.diagram.region import BADGE, MASK, PAD, Bar, Lanes, Region, chips, heads, kind, mask, output, title
 from zoo.registry import Mixer, stated
 
 OF_SCORES = ("reach", "sinks", "cap")  # parts whose call-outs stand at the softmax
@@ -39,7 +39,7 @@ def grouped_query_attention(block: GQA, region: Region) -> float:
     _attend(lanes, block, 2, [*([_scale(block.scale)] if block.scale else []), *taken("cap", "sinks")])
     for text in taken("gate"):
         lanes.stage(Bar(0, 2, text, "chip", "gate"), badges=("gate",))
-    _output(lanes, 2, block.heads * block.value_dim, region.dim)
+    output(lanes, 2, block.heads * block.value_dim)
     options = [(text, "option") for text in without_box.values()]
     return chips(region.at(lanes.y + 8), options) if options else lanes.y
 
@@ -91,8 +91,7 @@ def latent_attention(block: MLA, region: Region) -> float:
         lanes.stage(Bar(0, 2, chosen, "chip-window", "chosen"), badges=("indexer",))
     chosen = f"sees the {block.indexer.k:,} chosen tokens" if isinstance(block, SparseMLA) else ""
     _attend(lanes, block, 2, [_scale(block.scale)] if block.scale else [], chosen)
-    _output(lanes, 2, block.heads * block.v_dim, region.dim)
-    return lanes.y
+    return output(lanes, 2, block.heads * block.v_dim)
 
 
 def compressed_attention(block: CompressedAttention, region: Region) -> float:
@@ -156,7 +155,3 @@ def _attend(lanes: Lanes, block: Mixer, last: int, scores: list[str], chosen: st
     text.at(y + LINE).line(seen, "window", css_class="strong")
     css_class = region.canvas.with_fact("ink", f"{region.place}.scores", ", ".join(scores)) if scores else "ink"
     region.canvas.lines(text.x, y + 2 * LINE, lines, text.width, css_class)
-
-
-def _output(lanes: Lanes, last: int, inner: int, dim: int) -> None:
-    lanes.stage(Bar(0, last, f"output {inner:,} → {dim:,}", "inner", "output"))

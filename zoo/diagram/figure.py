@@ -11,12 +11,11 @@ from zoo.blocks import Layer
 from zoo.blocks.layer import Placement
 from zoo.diagram.blow_ups import LAYOUTS, BlowUps, Drawn, Kind, Layout, Places
 from zoo.diagram.canvas import LINE, SMALL, Canvas, Facts, Fragment, text_width, typeset, wrap_text
-from zoo.diagram.flow import branch_name
 from zoo.diagram.looks import draw_pattern, draw_strip, look
 from zoo.diagram.palette import Theme
 from zoo.diagram.parts import Cost, Costs
 from zoo.diagram.region import BADGE, Badges, draw_badge
-from zoo.diagram.rows import Rows
+from zoo.diagram.rows import Rows, branch_name
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels

@@ -285,3 +285,9 @@ def chips(region: Region, texts: Sequence[tuple[str, str]]) -> float:
 def kind(block: Spec) -> str:
     """Returns the usual name of a block."""
     return block.names()[0]
+
+
+def output(lanes: Lanes, last: int, inner: int) -> float:
+    """Draws the output map of a block, over the columns up to `last`. Returns the y below it."""
+    lanes.stage(Bar(0, last, f"output {inner:,} → {lanes.region.dim:,}", "inner", "output"))
+    return lanes.y
