@@ -65,32 +65,27 @@ def latent_attention(block: MLA, region: Region) -> float:
     widths = f"each {block.nope_dim:,} + {block.rope_dim:,} rotary, values {block.v_dim:,}"
     y = title(region, kind(block), (f"{block.heads:,} heads", "heads"), (widths, "widths"))
     lanes = Lanes(region.at(y), (1.5, 1, 1.5))
-    queries = f"queries {block.heads:,} × {block.nope_dim + block.rope_dim:,}"
-    latent = f"latent of keys, values {block.kv_rank:,}"
-    key = Bar(1, 1, f"key {block.rope_dim:,}", "inner", "key")
+    queries = Bar(0, 0, f"queries {block.heads:,} × {block.nope_dim + block.rope_dim:,}", "inner", "queries")
+    source = Bar(0, 0, f"latent of queries {block.q_rank:,}", "inner", "queries.from") if block.q_rank else queries
+    latent = Bar(2, 2, f"latent of keys, values {block.kv_rank:,}", "inner", "latent")
+    lanes.stage(source, Bar(1, 1, f"key {block.rope_dim:,}", "inner", "key"), latent)
+    norms = [Bar(i, i, type(block.norm).__name__, "chip-norm", "norm") for i in ((0, 2) if block.q_rank else (2,))]
+    lanes.stage(*norms, badges=("qk_norm",) if block.q_rank else ())
     if block.q_rank:
-        source = f"latent of queries {block.q_rank:,}"
-        lanes.stage(Bar(0, 0, source, "inner", "queries.from"), key, Bar(2, 2, latent, "inner", "latent"))
-        norm = [Bar(i, i, type(block.norm).__name__, "chip-norm", "norm") for i in (0, 2)]
-        lanes.stage(*norm, badges=("qk_norm",))
-        lanes.stage(Bar(0, 0, queries, "inner", "queries"))
-    else:
-        lanes.stage(Bar(0, 0, queries, "inner", "queries"), key, Bar(2, 2, latent, "inner", "latent"))
-        lanes.stage(Bar(2, 2, type(block.norm).__name__, "chip-norm", "norm"))
+        lanes.stage(queries)
     lanes.stage(_position_bar(block, 0, 1), badges=("rope",))
     if block.temperature:
         lanes.stage(Bar(0, 1, typeset(block.temperature.describe()), "chip", "temperature"), badges=("temperature",))
     lanes.stage(Bar(1, 2, f"KV cache: {block.cache_spec().elements():,} per token", "latent", "cache"))
     expanded = f"keys {block.heads:,} × {block.nope_dim:,}, values {block.heads:,} × {block.v_dim:,}"
     lanes.stage(Bar(2, 2, expanded, "inner", "expanded"))
+    seen = ""
     if isinstance(block, SparseMLA):
-        chosen = f"{block.indexer.k:,} tokens chosen by "
-        chosen += (
-            "an earlier layer's indexer" if block.shares_choice else f"an indexer of {block.indexer.heads:,} heads"
-        )
+        k, own = block.indexer.k, f"an indexer of {block.indexer.heads:,} heads"
+        chosen = f"{k:,} tokens chosen by " + ("an earlier layer's indexer" if block.shares_choice else own)
         lanes.stage(Bar(0, 2, chosen, "chip-window", "chosen"), badges=("indexer",))
-    chosen = f"sees the {block.indexer.k:,} chosen tokens" if isinstance(block, SparseMLA) else ""
-    _attend(lanes, block, 2, [_scale(block.scale)] if block.scale else [], chosen)
+        seen = f"sees the {k:,} chosen tokens"
+    _attend(lanes, block, 2, [_scale(block.scale)] if block.scale else [], seen)
     return output(lanes, 2, block.heads * block.v_dim)
 
 

@@ -181,21 +181,17 @@ def _draw_with(
     canvas = Canvas(layout.width, title, _description(spec, names, pattern, options))
     badges, elsewhere = Badges.of(main), Badges.of(others)
     costs = Costs(spec, options.context, options.dtype)
-    with canvas.fragment() as height:
-        y = _draw_title(canvas, layout, title, options.subtitle)
-        height.append(_draw_figures(canvas, layout, spec, options, y + 8))
-    with canvas.fragment() as height:
-        height.append(_draw_layers(canvas, layout, spec, pattern, badges))
+    y = _draw_title(canvas, layout, title, options.subtitle)
+    canvas.end_fragment(_draw_figures(canvas, layout, spec, options, y + 8))
+    canvas.end_fragment(_draw_layers(canvas, layout, spec, pattern, badges))
     rows = Rows(BlowUps(canvas, layout, costs, kinds, badges, elsewhere, options.costs))
     before_layers(rows)
     for position in range(len(kinds)):
         rows.layer(position)
     after_layers(rows)
     if options.callouts or options.heading:
-        with canvas.fragment() as height:
-            height.append(_draw_callouts(canvas, layout, options))
-    with canvas.fragment() as height:
-        height.append(_draw_notes(canvas, layout, options, compared))
+        canvas.end_fragment(_draw_callouts(canvas, layout, options))
+    canvas.end_fragment(_draw_notes(canvas, layout, options, compared))
     return canvas, badges.left() | elsewhere.left()
 
 

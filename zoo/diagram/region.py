@@ -139,10 +139,9 @@ class Lanes:
             self.reserve(bar.first, bar.last, top)
             canvas.rect(x, top, width, height, canvas.with_fact(bar.css_class, place, bar.text), 5)
             draw_lines(self.region, x, top, width, lines, bar.fact, bar.text)
-            self._end(bar.first, bar.last, top + height)
+            self.taken(bar.first, bar.last, top + height)
             if bar is bars[0]:
                 self.region.badge(badges, x + width - BADGE - 3, top + height / 2)
-        self.y = max(start for start in self.starts if start is not None)
 
     def box(self, first: int, last: int, height: float) -> tuple[float, float]:
         """Draws an empty box across some columns, below their earlier boxes. Returns its left edge and its top."""
@@ -156,11 +155,8 @@ class Lanes:
 
     def taken(self, first: int, last: int, bottom: float) -> None:
         """Records that some columns have been drawn down to `bottom`."""
-        self._end(first, last, bottom)
-        self.y = max(self.y, bottom)
-
-    def _end(self, first: int, last: int, bottom: float) -> None:
         self.starts[first : last + 1] = [bottom] * (last + 1 - first)
+        self.y = max(self.y, bottom)
 
 
 def draw_lines(region: Region, x: float, top: float, width: float, lines: Sequence[str], fact: str, text: str) -> None:
