@@ -53,6 +53,10 @@ class Proportions:
         """A width in the ratio that it has to the model's."""
         return max(1, round(width * self.dim / self.full.dim))
 
+    def heads(self, width: int, unit: int) -> int:
+        """The number of heads, each `unit` wide, of a model whose heads are together `width` wide."""
+        return max(1, round(self.dim * min(width / self.full.dim, MAX_WIDTH) / unit))
+
     def grouped_heads(self, attn: Any) -> Fields:
         """heads, kv_heads and head_dim of grouped-query attention, and the scale of its scores.
 
@@ -76,19 +80,18 @@ class Proportions:
         """heads, their widths, the latents' ranks and the scale of the scores. Every width is relative to nope_dim; a
         rank is at most `dim`, above which a latent compresses nothing."""
         held, unit = vars(attn), head_width(self.dim)
-        width = self.dim * min(attn.heads * attn.v_dim / self.full.dim, MAX_WIDTH)
         new = {name: max(1, round(held[name] * unit / attn.nope_dim)) for name in ("v_dim", "nope_dim")}
         for name in ("q_rank", "kv_rank"):
             if held[name]:
                 new[name] = min(self.dim, max(1, round(held[name] * unit / attn.nope_dim)))
         new["rope_dim"] = 2 * max(1, round(attn.rope_dim * unit / attn.nope_dim / 2))
-        return _with_scale(held, new | {"heads": max(1, round(width / new["v_dim"]))})
+        return _with_scale(held, new | {"heads": self.heads(attn.heads * attn.v_dim, new["v_dim"])})
 
     def heads_of_one_key(self, attn: Any) -> Fields:
         """Heads that share one key and value, and their ranks: as wide relative to each other. Several heads still
         share a group."""
         unit = head_width(self.dim)
-        heads = max(1, round(self.dim * min(attn.heads * attn.head_dim / self.full.dim, MAX_WIDTH) / unit))
+        heads = self.heads(attn.heads * attn.head_dim, unit)
         groups = _groups(attn, heads)
         share = attn.o_rank * attn.groups / (attn.heads * attn.head_dim)
         return {
@@ -118,22 +121,20 @@ class Proportions:
     def key_and_value_heads(self, block: Any) -> Fields:
         """Heads of a recurrence and their widths: as many values share a key as in the full model."""
         unit, shared = head_width(self.dim), block.value_heads // block.key_heads
-        width = self.dim * min(block.value_heads * block.value_dim / self.full.dim, MAX_WIDTH)
-        keys = max(1, round(width / (shared * unit)))
+        keys = self.heads(block.value_heads * block.value_dim, shared * unit)
         key_dim = max(1, round(block.key_dim * unit / block.value_dim))
         return {"key_heads": keys, "value_heads": shared * keys, "key_dim": key_dim, "value_dim": unit}
 
     def plain_heads(self, block: Any) -> Fields:
         """heads and head_dim of a recurrence whose keys and values are equally wide."""
-        width = self.dim * min(block.heads * block.head_dim / self.full.dim, MAX_WIDTH)
-        return {"heads": max(1, round(width / head_width(self.dim))), "head_dim": head_width(self.dim)}
+        unit = head_width(self.dim)
+        return {"heads": self.heads(block.heads * block.head_dim, unit), "head_dim": unit}
 
     def indexer(self, indexer: Any, attn: Any, new: Fields) -> Any:
         """An indexer beside attention's `new` heads, in the ratios to them that it has in `attn`; its k is a window's
         number of tokens."""
         width = max(1, round(indexer.head_dim * new["rope_dim"] / attn.rope_dim))
-        heads = max(MIN_INDEX_HEADS, round(indexer.heads * new["heads"] / attn.heads))
-        return replace(indexer, heads=heads, head_dim=width, k=self.window(indexer.k))
+        return _index_heads(indexer, attn, new, head_dim=width, k=self.window(indexer.k))
 
     def compressor(self, compressor: Any, attn: Any, new: Fields) -> Any:
         """A compressor beside attention's `new` heads, of which a context has several blocks."""
@@ -141,9 +142,8 @@ class Proportions:
         indexer = compressor.indexer
         if indexer is not None:
             width = max(round(indexer.head_dim * new["head_dim"] / attn.head_dim), new["rope_dim"])
-            heads = max(MIN_INDEX_HEADS, round(indexer.heads * new["heads"] / attn.heads))
             k = max(1, self.window(indexer.k * compressor.every) // every)
-            indexer = replace(indexer, heads=heads, head_dim=width, k=k)
+            indexer = _index_heads(indexer, attn, new, head_dim=width, k=k)
         return replace(compressor, every=every, indexer=indexer)
 
     def experts(self, moe: Any) -> Fields:
@@ -214,6 +214,11 @@ def grouped_heads(held: Fields, full_dim: int, dim: int) -> Fields:
     if not square and few * queries * rounded == dim:
         rounded += 2 if heads * head_dim > full_dim else -2
     return {"heads": few * queries, "kv_heads": few, "head_dim": rounded}
+
+
+def _index_heads(indexer: Any, attn: Any, new: Fields, **sizes: int) -> Any:
+    """An indexer with as many heads relative to attention's `new` heads as in `attn`, and with these `sizes`."""
+    return replace(indexer, heads=max(MIN_INDEX_HEADS, round(indexer.heads * new["heads"] / attn.heads)), **sizes)
 
 
 def _groups(block: Any, heads: int) -> int:
