@@ -7,18 +7,21 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain, cycle
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import weights
 import zoo
 from tests.models import has_compiler, tokens_of
 from tests.ranks import in_ranks
-from zoo.core import kernels
+from zoo.core import inductor, kernels
 from zoo.core.collectives import Group
-from zoo.core.kernels import OPERATIONS, PLAIN, Decision
+from zoo.core.kernels import OPERATIONS, PLAIN, Decision, KernelChoices
+from zoo.core.ops import attention, linear
 from zoo.kernel_choice import deciding, kept
 
 LINEAR, DECODE, ATTENTION = (
@@ -181,7 +184,9 @@ def test_nothing_is_decided_in_a_thread_or_where_calls_are_intercepted(
     assert clock.asked == []
 
 
-def test_a_model_decides_before_its_first_pass(clock: Clock, saved: Callable[[str], Path]) -> None:
+def test_a_model_decides_before_its_first_pass(
+    clock: Clock, saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """When it is built or loaded, for its dtype; and the compiled operations when it is compiled."""
     makers: list[Callable[[torch.dtype], object]] = [
         lambda dtype: zoo.build("qwen3", tiny=True, dtype=dtype),
@@ -195,6 +200,9 @@ def test_a_model_decides_before_its_first_pass(clock: Clock, saved: Callable[[st
     kernels.use(None)
     zoo.build("qwen3", tiny=True, device="meta")
     assert kernels.choices() == {}
+    monkeypatch.setattr(deciding, "MIN_PARAMETERS", zoo.spec("qwen3", tiny=True).params() + 1)
+    zoo.build("qwen3", tiny=True)
+    assert kernels.choices() == {}, "too small"
 
 
 @pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
@@ -202,17 +210,6 @@ def test_a_compiled_model_decides_on_compiled_kernels(clock: Clock) -> None:
     model = zoo.build("qwen3", tiny=True)
     model.compile(backend="eager", options=None)
     assert clock.asked == [*EAGER, *COMPILED]
-
-
-def test_a_small_model_decides_nothing(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = zoo.build("qwen3", tiny=True)
-    kernels.use(None)
-    monkeypatch.setattr(deciding, "MIN_PARAMETERS", model.spec.params() + 1)
-    zoo.build("qwen3", tiny=True)
-    assert kernels.choices() == {}
-    monkeypatch.setattr(deciding, "MIN_PARAMETERS", model.spec.params())
-    zoo.build("qwen3", tiny=True)
-    assert kernels.choices() != {}
 
 
 @torch.no_grad()
@@ -246,3 +243,94 @@ def decided_in_group(device: torch.device, folder: str) -> dict[str, str]:
 def test_rank_0_decides_for_all_ranks(tmp_path: Path) -> None:
     first, second = in_ranks(2, decided_in_group, str(tmp_path))
     assert first == second == {kernels.name(each): OPERATIONS[each[0]].kernel for each in EAGER}
+
+
+# Trials call the operations themselves, which run the kernel that is chosen.
+
+CALLED = {  # by the other kernel alone
+    "linear prefill": (linear, "ONEDNN"),
+    "linear decode": (linear, "ONEDNN"),
+    "attention prefill": (attention, "_prefill_in_blocks"),
+}
+EVERY = deciding.decisions((torch.float32, torch.bfloat16, torch.float16), compiled=True)
+CALLING = [each for each in EVERY if each[0] in CALLED]
+COMPILING = [each for each in EVERY if each[0] not in CALLED]
+
+
+@pytest.fixture
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deciding, "READ_BYTES", 2**20)
+    monkeypatch.setattr(deciding, "MATRIX_BYTES", 2**18)
+    monkeypatch.setattr(deciding, "KEYS", 32)
+    monkeypatch.setattr(deciding, "TOKENS", 64)
+    monkeypatch.setattr(attention, "MIN_MULTIPLY_ADDS", 0)
+
+
+def chosen(decision: Decision, kernel: str) -> KernelChoices:
+    return KernelChoices({decision: kernel}, is_set=True)
+
+
+def results(calls: list[deciding.Call]) -> list[Tensor]:
+    outs = [call() for call in calls]
+    return [each for out in outs for each in ([out] if isinstance(out, Tensor) else out)]
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("decision", CALLING, ids=kernels.name)
+def test_both_kernels_are_called_and_compute_the_same(decision: Decision, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All elements are equal, and so are the keys: attention returns the value of each."""
+    module, function = CALLED[decision[0]]
+    if getattr(module, function) is None:
+        pytest.skip("this build of torch does not ask MKL")
+    other = Mock(wraps=getattr(module, function))
+    monkeypatch.setattr(module, function, other)
+    calls = deciding.trial(decision)()
+    assert len(calls) >= 2
+    with kernels.using(chosen(decision, PLAIN)):
+        plain = results(calls)
+    assert not other.called
+    with kernels.using(chosen(decision, OPERATIONS[decision[0]].kernel)):
+        replaced = results(calls)
+    assert other.call_count == len(calls)
+    require_near(plain, replaced)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("decision", COMPILING, ids=kernels.name)
+def test_compiled_code_has_the_kernel_that_is_chosen(decision: Decision, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all shapes in one graph."""
+    found: list[tuple[list[str], list[Tensor]]] = []
+    for kernel in (PLAIN, OPERATIONS[decision[0]].kernel):
+        graphs: list[str] = []
+
+        def keep(graph: torch.fx.GraphModule, inputs: list[Tensor], graphs: list[str] = graphs) -> torch.fx.GraphModule:
+            graphs.append(graph.print_readable(print_output=False))
+            return graph
+
+        compiled = partial(torch.compile, fullgraph=True, isolate_recompiles=True, backend=keep)
+        monkeypatch.setattr(inductor, "compiled", compiled)
+        with kernels.using(chosen(decision, kernel)):
+            found.append((graphs, results(deciding.trial(decision)())))
+    (plain, expected), (replaced, got) = found
+    assert len(plain) == len(replaced) == 1
+    assert "as_strided" not in plain[0]
+    assert replaced[0].count("as_strided") >= 2, "a reduction reads materialized rows"
+    require_near(expected, got)
+
+
+def require_near(plain: list[Tensor], replaced: list[Tensor]) -> None:
+    near = 1e-5 if plain[0].dtype == torch.float32 else 1e-2
+    for one, other in zip(plain, replaced, strict=True):
+        torch.testing.assert_close(other, one, rtol=near, atol=near)
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
+@pytest.mark.parametrize("decision", [*CALLING, *COMPILING], ids=kernels.name)
+def test_a_decision_is_measured_at_full_size(decision: Decision) -> None:
+    """Which kernel is faster depends on the machine."""
+    assert 0.01 < deciding.time_ratio(decision, {}, 0.1) < 100
