@@ -8,6 +8,7 @@ import pytest
 
 import zoo
 from tests.presets import over
+from tests.unseen import Unseen
 from zoo import GLU, GQA, RMSNorm
 from zoo.blocks.positions import LogTemperature
 from zoo.facts import Fact
@@ -17,28 +18,12 @@ from zoo.swaps.grammar import apply_swaps
 
 
 @dataclass(frozen=True)
-class _Described(zoo.blocks.FeedForward):
+class _Described(Unseen, zoo.blocks.FeedForward):
     """A feed-forward with a description and no facts of its own."""
 
     hidden: int
     sharp: bool = False
     slope: float = 1.0
-
-    def build(self, dim: int):
-        raise NotImplementedError
-
-    def params(self, dim: int) -> int:
-        return dim
-
-    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
-        return dim * new
-
-    @property
-    def width(self) -> int:
-        return self.hidden
-
-    def with_width(self, width: int):
-        return replace(self, hidden=width)
 
     def describe(self) -> str:
         return f"odd, of {self.hidden} things"

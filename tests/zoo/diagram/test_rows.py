@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
 
 import pytest
-from torch import nn
 
 import zoo
 from tests.presets import over, representatives
 from tests.zoo.diagram.drawing import (
     BASE,
-    LAYOUTS,
     MODELS,
     SVG,
     classes,
     drawn,
-    misplaced,
     parts,
     rects,
     texts,
 )
-from zoo import GLU, Decoder, names, spec, swap
+from zoo import Decoder, names, spec, swap
 from zoo.blocks import HyperBranch, PostNorm
 from zoo.registry import Block
 from zoo.swaps.grammar import apply_swap
@@ -103,30 +99,3 @@ def test_the_cache_is_said_fixed_and_per_token() -> None:
     assert "128 KiB per token" in texts(drawn(spec("llama3.1-8b")))
     windows = swap(BASE, zoo.GQA, lambda attn: zoo.GQA(attn.heads, attn.kv_heads, attn.head_dim, attn.rope, window=16))
     assert "8 KiB fixed" in texts(drawn(windows))
-
-
-@dataclass(frozen=True)
-class _Mystery(Block):
-    """A kind for which `inside` has no function."""
-
-    role = "ffn"
-
-    def build(self, dim: int) -> nn.Module:
-        raise NotImplementedError
-
-    def params(self, dim: int) -> int:
-        return 3 * dim
-
-    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
-        return 6 * dim * new
-
-    def describe(self) -> str:
-        return "three times nothing, said at such length that it takes more than a single line of the block"
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_new_kind_of_block_shows_its_description(layout: str) -> None:
-    root = drawn(swap(BASE, GLU, _Mystery()), **LAYOUTS[layout])
-    assert list(misplaced(root)) == []
-    assert _Mystery().describe() in " ".join(texts(root))
-    assert "_Mystery" in texts(root, "strong")

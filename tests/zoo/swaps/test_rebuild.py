@@ -9,6 +9,7 @@ import pytest
 
 import zoo
 from tests.presets import over
+from tests.unseen import Unseen
 from zoo import GLU, GQA, Decoder, Layer, RMSNorm, RoPE, Spec, pre
 from zoo.errors import UsageError
 from zoo.registry import Block
@@ -27,7 +28,7 @@ class _Wide(GLU):
 
 
 @dataclass(frozen=True)
-class _Odd(Block):
+class _Odd(Unseen):
     """Fields of every type that a spec may have, each with a default."""
 
     role = "ffn"
@@ -43,17 +44,8 @@ class _Odd(Block):
     deep: bool = False
     qk_norm: RMSNorm | None = None
 
-    def build(self, dim: int) -> Any:
-        raise NotImplementedError
-
     def describe(self) -> str:
         return "odd"
-
-    def params(self, dim: int) -> int:
-        return dim
-
-    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
-        return 0
 
 
 def model(ffn: Block) -> Decoder:

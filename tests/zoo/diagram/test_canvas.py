@@ -1,4 +1,4 @@
-"""Files of diagrams, drawn by several programs: none is black, and all show the same."""
+"""Text as it is printed, and files of diagrams as several programs draw them: none is black, all show the same."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from zoo import spec
 from zoo.diagram import encode, svg
+from zoo.diagram.canvas import structure, typeset
 from zoo.diagram.palette import PALETTE
 from zoo.errors import NotAvailable, UsageError
 
@@ -114,3 +115,35 @@ def test_chromium_draws_the_same(theme: str, browser: Any, tmp_path: Path) -> No
     page.close()
     assert_in_colours(image, theme)
     assert difference(image, opened(encode(drawing, Path("a.png")))) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("window 4096", "window 4,096"),
+        ("RoPE 10k (YaRN x40 from 4096)", "RoPE 10k (YaRN ×40 from 4,096)"),
+        ("scale 168^-1/2", "scale 1/√168"),
+        ("scale 1.6384e+04^-1/2", "scale 1/√16,384"),
+        ("scale 16384^-1/2", "scale 1/√16,384"),
+        ("scale 1^-1/2", "scale 1"),
+        ("queries x(1 + 0.1 ln(1 + position/16,384))", "queries ×(1 + 0.1 ln(1 + position/16,384))"),
+        ("sigmoid top-8 router, weights x2.5", "sigmoid top-8 router, weights ×2.5"),
+        ("max of 0.0001", "max of 0.0001"),
+        ("0.00012", "0.00012"),
+    ],
+)
+def test_descriptions_are_typeset(text: str, printed: str) -> None:
+    assert typeset(text) == printed
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("window 128", "window 4,096"),
+        ("RoPE 1M", "RoPE 500k"),
+        ("top-8 router ×2.5", "top-4 router ×1"),
+        ("3 MiB", "1 GiB"),
+    ],
+)
+def test_numbers_are_no_structure(text: str, other: str) -> None:
+    assert structure(text) == structure(other) != structure("something else")
