@@ -1,6 +1,8 @@
 """Drawings of the inside of attention, in the order of computation: queries, keys and values, their norms and rotation,
 the contents of the cache, the visible tokens, the output."""
 
+from dataclasses import replace
+
 from zoo.blocks import GQA, MLA, CompressedAttention, NoPE, SparseMLA
 from zoo.diagram.canvas import LINE, SMALL, typeset, wrap_text
 from zoo.diagram.region import BADGE, MASK, PAD, Bar, Lanes, Region, chips, heads, kind, mask, output, title
@@ -54,7 +56,7 @@ def _heads_of_columns(lanes: Lanes, block: GQA) -> set[str]:
         css_class = "faint" if letter in own else "ink"
         place = f"{region.place}.{letter}"
         region.canvas.text(x + width / 2, region.y + 9, shown, SMALL, width, css_class, "middle", place=place)
-        box = Region(region.canvas, x, region.y + 14, width, region.dim, region.place)
+        box = replace(region, x=x, y=region.y + 14, width=width)
         number, css_class = (block.heads, "queries") if letter == "q" else (block.kv_heads, "keys")
         lanes.taken(column, column, heads(box, number, block.kv_heads, css_class))
     return own
@@ -141,10 +143,10 @@ def _attend(lanes: Lanes, block: Mixer, last: int, scores: list[str], chosen: st
     lines = wrap_text(", ".join(scores), free)
     height = max(MASK + 10, LINE * (len(lines) + 2) + 2 * PAD)
     x, top = lanes.box(0, last, height)
-    at = Region(region.canvas, x + 6, top + (height - MASK) / 2, width, region.dim, region.place, region.badges)
+    at = replace(region, x=x + 6, y=top + (height - MASK) / 2, width=width)
     mask(at, cache.reach)
     at.badge(OF_SCORES, x + width - BADGE - 4, top + height / 2)
-    text = Region(region.canvas, x + MASK + 16, 0, free, region.dim, region.place)
+    text = replace(region, x=x + MASK + 16, width=free)
     y = top + (height - LINE * (len(lines) + 2)) / 2 + 11.5
     region.canvas.text(text.x, y, "softmax of q · k, times v", SMALL, text.width, "faint")
     text.at(y + LINE).line(seen, "window", css_class="strong")

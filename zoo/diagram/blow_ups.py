@@ -2,7 +2,7 @@
 or the differences from another block that is drawn in full."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from zoo.blocks import Layer
@@ -80,28 +80,26 @@ class Drawn(NamedTuple):
 Places = dict[tuple[str, Block], Drawn]  # by a branch's role and its block
 
 
+@dataclass
 class BlowUps:
     """The blow-ups of one drawing. `badges` are the numbers of call-outs about blocks that most layers have and about
     parts that occur once. `elsewhere` are the numbers about the inside of other blocks. `where` sets the place of each
-    block's blow-up; None: it is computed."""
+    block's blow-up; if it is empty, they are computed."""
 
-    def __init__(
-        self,
-        canvas: Canvas,
-        layout: Layout,
-        costs: Costs,
-        kinds: list[Kind],
-        badges: Badges,
-        elsewhere: Badges,
-        with_costs: bool,
-        where: Places | None = None,
-    ) -> None:
-        self.canvas, self.layout, self.costs, self.kinds = canvas, layout, costs, kinds
-        self.badges, self.elsewhere, self.with_costs = badges, elsewhere, with_costs
-        self.spec = costs.spec
-        self.inner = range(0)  # indices of the statements in the last blow-up
-        roles = dict.fromkeys(role for each in kinds for role, _ in each.layer.branches())
-        self.where = where or {key: drawn for role in roles for key, drawn in self._places(role)}
+    canvas: Canvas
+    layout: Layout
+    costs: Costs
+    kinds: list[Kind]
+    badges: Badges
+    elsewhere: Badges
+    with_costs: bool
+    where: Places = field(default_factory=dict)
+    inner = range(0)  # indices of the statements in the last blow-up
+
+    def __post_init__(self) -> None:
+        self.spec = self.costs.spec
+        roles = dict.fromkeys(role for each in self.kinds for role, _ in each.layer.branches())
+        self.where = self.where or {key: drawn for role in roles for key, drawn in self._places(role)}
 
     def _places(self, role: str) -> Iterator[tuple[tuple[str, Block], Drawn]]:
         """Yields the place of each blow-up of a role: the kind of layer to which most layers with this block belong. A

@@ -109,10 +109,7 @@ def marked_elements(
 def callouts(differences: Iterable[Difference]) -> list[Callout]:
     """Returns differences of structure as call-outs."""
     return [
-        (
-            f"{found.part}.{found.detail}" if found.detail else found.part,
-            found.sentence[:1].upper() + found.sentence[1:],
-        )
+        (".".join(filter(None, (found.part, found.detail))), found.sentence[:1].upper() + found.sentence[1:])
         for found in differences
     ]
 
@@ -137,7 +134,7 @@ def fragments(
     """
     options = Options(layout=layout)
     canvas, costs = Canvas(LAYOUTS[layout].width, "", ""), Costs(spec, options.context, options.dtype)
-    draw(Rows(BlowUps(canvas, LAYOUTS[layout], costs, [], Badges({}), Badges({}), with_costs=False, where=where)))
+    draw(Rows(BlowUps(canvas, LAYOUTS[layout], costs, [], Badges({}), Badges({}), False, where or {})))
     return canvas.fragments()
 
 
@@ -179,7 +176,7 @@ def _draw_with(
     pattern = folded([names[layer] for layer in spec.layers])
     layout = LAYOUTS[options.layout]
     canvas = Canvas(layout.width, title, _description(spec, names, pattern, options))
-    badges, elsewhere = Badges.of(main), Badges.of(others)
+    badges, elsewhere = Badges(dict(main)), Badges(dict(others))
     costs = Costs(spec, options.context, options.dtype)
     y = _draw_title(canvas, layout, title, options.subtitle)
     canvas.end_fragment(_draw_figures(canvas, layout, spec, options, y + 8))
@@ -192,7 +189,7 @@ def _draw_with(
     if options.callouts or options.heading:
         canvas.end_fragment(_draw_callouts(canvas, layout, options))
     canvas.end_fragment(_draw_notes(canvas, layout, options, compared))
-    return canvas, badges.left() | elsewhere.left()
+    return canvas, {*badges.left, *elsewhere.left}
 
 
 def _printable(text: str) -> str:

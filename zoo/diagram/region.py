@@ -3,12 +3,12 @@ boxes of heads, grids of experts, chips. Each shape fills its `Region` from the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from math import gcd
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from zoo.blocks import Router
 from zoo.costs import Reach
@@ -46,7 +46,7 @@ class Region:
 
     def badges_width(self, names: Sequence[str]) -> float:
         """Returns the width of the numbers of call-outs about these parts."""
-        numbers = [number for name in names for number in (self.badges.numbers.get(name, []) if self.badges else [])]
+        numbers = self.badges.about(names) if self.badges else []
         return len(numbers) * 2.2 * BADGE + 3 if numbers else 0.0
 
     def badge(self, names: Sequence[str], x: float, y: float) -> None:
@@ -57,23 +57,18 @@ class Region:
 
 @dataclass(frozen=True)
 class Badges:
-    """Numbers of call-outs, by the name of their part."""
+    """Numbers of call-outs that have not been drawn yet, each with the name of its part."""
 
-    numbers: dict[str, list[int]]
+    left: dict[int, str]
 
-    @classmethod
-    def of(cls, parts: Mapping[int, str]) -> Self:
-        """Returns the badges for a mapping from each number to its part."""
-        return cls({part: [n for n, other in parts.items() if other == part] for part in parts.values()})
-
-    def left(self) -> set[int]:
-        """The numbers that have not been drawn yet."""
-        return {number for numbers in self.numbers.values() for number in numbers}
+    def about(self, names: Sequence[str]) -> list[int]:
+        """Returns the numbers about some parts, the largest first."""
+        return sorted((number for number, part in self.left.items() if part in names), reverse=True)
 
     def draw(self, canvas: Canvas, names: Sequence[str], x: float, y: float) -> None:
         """Draws the numbers of some parts in circles side by side, the last around (x, y), each number once."""
-        numbers = [number for name in names for number in self.numbers.pop(name, [])]
-        for i, number in enumerate(sorted(numbers, reverse=True)):
+        for i, number in enumerate(self.about(names)):
+            del self.left[number]
             draw_badge(canvas, number, x - i * 2.2 * BADGE, y)
 
 
