@@ -22,12 +22,12 @@ def grouped_query_attention(block: GQA, region: Region) -> float:
     without_box = {key: text for key, text in said.items() if text and key not in ("kind", "heads")}
 
     def taken(*keys: str) -> list[str]:
-        """The texts of these facts, of those that the block states. They then have a box."""
+        """Returns the texts of those facts that the block states, and records that they have a box."""
         return [without_box.pop(key) for key in keys if key in without_box]
 
     own = _heads_of_columns(lanes, block)
     taken("keys_as_values", "window", "chunk", "reach", "scale")
-    normed = 1 if "k" in own else 0  # the last column that a norm and the rotation are of
+    normed = 1 if "k" in own else 0  # the last column that is normed and rotated
     norms = [Bar(0, normed, text, "chip-norm", "norm") for text in taken("qk_norm")]
     norms += [Bar(2, 2, text, "chip-norm", "v norm") for text in taken("v_norm")]
     if norms:
@@ -143,9 +143,8 @@ def _attend(lanes: Lanes, block: Mixer, last: int, scores: list[str], chosen: st
     lines = wrap_text(", ".join(scores), free)
     height = max(MASK + 10, LINE * (len(lines) + 2) + 2 * PAD)
     x, top = lanes.box(0, last, height)
-    at = replace(region, x=x + 6, y=top + (height - MASK) / 2, width=width)
-    mask(at, cache.reach)
-    at.badge(OF_SCORES, x + width - BADGE - 4, top + height / 2)
+    mask(replace(region, x=x + 6, y=top + (height - MASK) / 2), cache.reach)
+    region.badge(OF_SCORES, x + width - BADGE - 4, top + height / 2)
     text = replace(region, x=x + MASK + 16, width=free)
     y = top + (height - LINE * (len(lines) + 2)) / 2 + 11.5
     region.canvas.text(text.x, y, "softmax of q · k, times v", SMALL, text.width, "faint")

@@ -36,7 +36,7 @@ def inside(block: Spec, region: Region) -> float:
 
 
 def _described(region: Region, block: Spec) -> float:
-    """A block's kind and its description; returns the y below them."""
+    """Draws a block's kind and its description. Returns the y below them."""
     y = title(region, kind(block)) + 6
     description = typeset(block.describe())
     css_class = region.canvas.with_fact("ink", f"{region.place}.description", block.describe())

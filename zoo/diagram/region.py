@@ -183,7 +183,7 @@ def title(region: Region, name: str, *details: tuple[str, str], fact: str = "kin
 
 
 def mask(region: Region, reach: Reach) -> None:
-    """The tokens (columns) that each token (row) sees: a reach with a limit is drawn as one of three tokens."""
+    """Draws the tokens (columns) that each token (row) sees, a limited reach as if its limit were three tokens."""
     canvas, cells = region.canvas, 8
     side = (MASK - 2) / cells
     css_class = canvas.with_fact("unseen", f"{region.place}.reach", reach.describe())

@@ -34,14 +34,15 @@ def solve_widths(spec: Decoder, wanted: int, cost: Cost, mixed: bool = False) ->
 
 
 def with_widths(spec: Decoder, factor: float) -> Decoder:
-    """`spec` with every feed-forward width times `factor`, rounded, at least 1."""
+    """Returns `spec` with every feed-forward width multiplied by `factor`, rounded, at least 1."""
     narrowest = min((layer.dense_width for layer in spec.layers if layer.dense_width), default=1)
     layers = {layer: _scaled_layer(layer, factor, narrowest) for layer in dict.fromkeys(spec.layers)}
     return replace(spec, layers=tuple(layers[layer] for layer in spec.layers))
 
 
 def _scaled_layer(layer: Layer, factor: float, narrowest: int) -> Layer:
-    """A layer with its feed-forward widths times `factor`; a multiple of the `narrowest` dense one stays one."""
+    """Returns a layer with its feed-forward widths multiplied by `factor`. A multiple of the `narrowest` dense width
+    stays a multiple of it."""
     dense = layer.dense_width
     if dense and dense % narrowest == 0:
         return layer.with_width(dense // narrowest * max(1, round(narrowest * factor)))

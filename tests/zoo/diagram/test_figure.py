@@ -19,6 +19,7 @@ from tests.zoo.diagram.drawing import (
     CALLOUTS,
     LAYOUTS,
     MODELS,
+    SHOWN,
     SVG,
     classes,
     drawn,
@@ -46,8 +47,6 @@ from zoo.diagram.looks import look
 from zoo.errors import UsageError
 from zoo.model.layer_pattern import labels
 from zoo.swaps.differences import structure_differences
-
-SHOWN = [*representatives(), *(f"tiny {name}" for name in representatives()), "extreme"]
 
 
 @over(MODELS, SHOWN)

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import zoo
 from tests.presets import over, representatives
-from tests.zoo.diagram.drawing import (
-    BASE,
-    EXTREME,
-    drawn,
-    parts,
-    small_boxes,
-)
+from tests.zoo.diagram.drawing import BASE, EXTREME, drawn, parts, small_boxes
 from zoo import names, spec, swap
 from zoo.blocks import Indexer, MoE
 from zoo.diagram.blow_ups import LAYOUTS

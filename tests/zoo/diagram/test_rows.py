@@ -9,22 +9,11 @@ import pytest
 
 import zoo
 from tests.presets import over, representatives
-from tests.zoo.diagram.drawing import (
-    BASE,
-    MODELS,
-    SVG,
-    classes,
-    drawn,
-    parts,
-    rects,
-    texts,
-)
+from tests.zoo.diagram.drawing import BASE, MODELS, SHOWN, SVG, classes, drawn, parts, rects, texts
 from zoo import Decoder, names, spec, swap
 from zoo.blocks import HyperBranch, PostNorm
 from zoo.registry import Block
 from zoo.swaps.grammar import apply_swap
-
-SHOWN = [*representatives(), *(f"tiny {name}" for name in representatives()), "extreme"]
 
 
 def branches(model: Decoder) -> list[str]:
