@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from zoo.errors import SpecError, UsageError
 from zoo.model.decoder import Decoder
+from zoo.registry import Mixer
 from zoo.swaps.budget import TOLERANCE, solve_widths, with_widths
 from zoo.swaps.proportions import Proportions, score_scale
 from zoo.units import format_count
@@ -238,7 +239,7 @@ def _with_cache(spec: Decoder, wanted: int, context: int) -> Decoder:
         layers = {layer: _kv_width(layer, factor) for layer in dict.fromkeys(spec.layers)}
         return replace(spec, layers=tuple(layers[layer] for layer in spec.layers))
 
-    widest = max(getattr(part, "kv_rank", 0) or getattr(part, "head_dim", 0) for part in spec.walk())
+    widest = max((getattr(part, part.cache_width) for part in spec.walk() if _has_cache_width(part)), default=0)
     if not widest:
         raise SpecError("no KV heads and no latents here whose width could meet a cache")
     one, two = (at(factor).kv_bytes(context) for factor in (1, 2))
@@ -247,16 +248,20 @@ def _with_cache(spec: Decoder, wanted: int, context: int) -> Decoder:
     return min(near, key=lambda each: abs(each.kv_bytes(context) - wanted))
 
 
+def _has_cache_width(part: Any) -> bool:
+    return isinstance(part, Mixer) and bool(part.cache_width)
+
+
 def _kv_width(part: Any, factor: float) -> Any:
     """Returns a part with its latent's rank, or the width of its heads, multiplied by `factor`."""
-    if hasattr(part, "kv_rank"):
-        return replace(part, kv_rank=max(1, round(part.kv_rank * factor)))
-    if hasattr(part, "kv_heads") or hasattr(part, "o_rank"):
-        least = getattr(part, "rope_dim", 2)
-        new: dict[str, Any] = {"head_dim": max(least, 2 * round(part.head_dim * factor / 2))}
-        scale = getattr(part, "scale", None)
-        return replace(part, **new, **({"scale": score_scale(vars(part), new)} if scale else {}))
-    return part.map(lambda child: _kv_width(child, factor))
+    if not _has_cache_width(part):
+        return part.map(lambda child: _kv_width(child, factor))
+    wide = getattr(part, part.cache_width) * factor
+    if part.cache_width != "head_dim":
+        return replace(part, **{part.cache_width: max(1, round(wide))})
+    new: dict[str, Any] = {"head_dim": max(getattr(part, "rope_dim", 2), 2 * round(wide / 2))}
+    scale = getattr(part, "scale", None)
+    return replace(part, **new, **({"scale": score_scale(vars(part), new)} if scale else {}))
 
 
 def at_depth(layers: Sequence[T], depth: int) -> tuple[T, ...]:
