@@ -113,7 +113,7 @@ def test_a_wrong_call_is_a_one_line_error(capsys, args: list[str], code: int, sa
 
 
 def test_titles_are_spelled_as_published() -> None:
-    """The letters and digits of a preset's name, spelled as its family or its hub id spells them."""
+    """A title has the letters and digits of its preset's name, spelled as its family or its hub id spells them."""
     for name in names():
         shown = "".join(filter(str.isalnum, title(name).lower()))
         assert shown == "".join(filter(str.isalnum, name))

@@ -1,4 +1,4 @@
-"""python -m zoo.kernels: what is decided on this machine, deciding what was not."""
+"""python -m zoo.kernels decides the undecided kernels of a machine and shows all."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EAGER = 2 + 3  # float32 products, and attention in three dtypes
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Decision]]:
-    """What was measured, each time the other kernel is found faster."""
+    """The decisions that were measured; each finds the other kernel faster."""
     found: list[Decision] = []
     monkeypatch.setattr(deciding, "measure", lambda each, *_: found.append(each) or OPERATIONS[each[0]].kernel)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

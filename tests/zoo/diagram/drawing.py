@@ -1,4 +1,4 @@
-"""Reading a diagram back: its texts, boxes and heights, and what stands where it should not."""
+"""Reads a diagram back: its texts, boxes and heights, and misplaced elements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text as it is printed, and files of diagrams as several programs draw them: none is black, all show the same."""
+"""Typeset text, and files of diagrams: several programs draw the same picture, in its colours."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def opened(png: bytes) -> Any:
 
 
 def assert_in_colours(image: Any, theme: str) -> None:
-    """Most of the picture is paper, and the colours of blocks are there."""
+    """Asserts that most of the picture is paper, and that the colours of blocks are there."""
     pixels = image.width * image.height
     colours = {colour: n for n, colour in image.getcolors(maxcolors=pixels)}
 
@@ -101,7 +101,7 @@ def test_a_missing_package_is_named(suffix: str, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.xdist_group("gallery")
 @pytest.mark.parametrize("theme", THEMES)
 def test_chromium_draws_the_same(theme: str, browser: Any, tmp_path: Path) -> None:
-    """As an image, as a post or a README shows it, in a reader's dark scheme."""
+    """A post or a README shows the file as an image, here to a reader with a dark scheme."""
     drawing = picture(SHOWN[0], theme)
     (tmp_path / "a.svg").write_text(drawing, encoding="utf-8")
     page = browser.new_page(device_scale_factor=2, color_scheme="dark", viewport={"width": 760, "height": 400})

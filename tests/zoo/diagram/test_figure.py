@@ -1,4 +1,4 @@
-"""Diagrams of models: well-formed, with everything in its place, whatever they are made of."""
+"""Diagrams of any model are well-formed, with everything in its place; they are stacks of parts."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_callouts_are_numbered_in_the_figure_and_below_it(layout: str) -> None:
 
 
 def test_callouts_stand_at_what_is_inside_a_block_or_at_the_block() -> None:
-    """Of the layers that most are of; what is not drawn inside is said at the block."""
+    """Numbers stand in the most frequent kind of layer, at the block if the part inside it is not drawn."""
     about = ("attn.rope", "Inside."), ("attn.keys", "Not drawn inside."), ("ffn.router", "No router here.")
     rows = [row for _, row in parts(drawn(spec("gemma3-27b"), callouts=about))]
     (first, second), (ffn, other_ffn) = ([row for row in rows if rects(row, role)] for role in ("attn", "ffn"))
@@ -160,7 +160,7 @@ def test_callouts_stand_at_what_is_inside_a_block_or_at_the_block() -> None:
 
 @over(names(), representatives())
 def test_differences_from_the_ancestor_are_callouts(name: str) -> None:
-    """Every sentence is listed, and nearly all have a place in the figure."""
+    """Every sentence is listed, and no number stands in the figure twice."""
     known = ancestor(name)
     if known is None:
         return
@@ -186,7 +186,7 @@ def without_tooltips(part: str) -> str:
 @pytest.mark.parametrize("layout", ["wide", "narrow"])
 @over(MODELS, SHOWN)
 def test_a_drawing_is_its_parts_one_below_the_other(name: str, layout: str) -> None:
-    """Of each kind of layer in a model of that kind alone, where every block is drawn in full."""
+    """A model of one kind of layer draws every block in full."""
     model = MODELS[name]
     for layer in dict.fromkeys(each for each in model.layers if not each.takes()):
         alone = replace(model, layers=(layer,) * 3)
@@ -215,7 +215,7 @@ def test_the_pattern_stands_below_the_strip_of_layers(name: str) -> None:
 
 
 def test_a_block_that_is_drawn_elsewhere() -> None:
-    """DeepSeek's dense layers have the attention of its many others, and come before them."""
+    """DeepSeek's dense layers come first, with the attention of the more frequent sparse layers."""
     model = spec("deepseek-v3")
     dense, sparse = dict.fromkeys(model.layers)
     assert dense.attn == sparse.attn

@@ -1,4 +1,4 @@
-"""The insides of blocks: heads, experts, and what is done in which order."""
+"""The insides of blocks: heads, experts, and the order of computation."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_every_block_shows_its_fields(name: str) -> None:
 
 
 def test_norm_and_rotation_are_drawn_in_the_order_they_are_applied() -> None:
-    """After the projections, before the cache and the softmax."""
+    """They follow the projections and precede the cache and the softmax."""
     attn = next(part for part in BASE.walk() if isinstance(part, GQA))
     canvas = blown_up(replace(attn, qk_norm=zoo.RMSNorm(1e-6), gate="head"))
     y = order(canvas, "queries", "QK-norm", "RoPE", "KV cache", "softmax", "output gate", "output 128")
@@ -109,7 +109,7 @@ def test_norm_and_rotation_are_drawn_in_the_order_they_are_applied() -> None:
 
 @over(names(), representatives())
 def test_nothing_is_said_twice(name: str) -> None:
-    """An option has one box. A norm's kind may be that of several."""
+    """Only the kind of a norm may be that of several norms."""
     for block in [*blocks(name, "attn"), *blocks(name, "ffn")]:
         said = Counter(texts(namespaced(blown_up(block))))
         assert all(n == 1 for text, n in said.items() if not text.endswith("Norm") and text != "shared"), said

@@ -1,4 +1,4 @@
-"""What differs from another model is marked: structure strongly, sizes weakly."""
+"""Differences from another model are marked: structure strongly, sizes weakly."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def test_norms_are_drawn_at_their_placement(name: str, place: str | None, layout
 
 @over(names(), representatives())
 def test_a_block_is_blown_up_where_most_layers_use_it(name: str) -> None:
-    """Once, beside the kind of layer with the most layers; the others say where."""
+    """It is drawn once, beside the kind with the most layers; the other kinds say where."""
     model = spec(name)
     counts = Counter(model.layers)
     used: dict[tuple[str, Block], list[int]] = {}
@@ -67,7 +67,7 @@ def test_a_block_is_blown_up_where_most_layers_use_it(name: str) -> None:
 
 @over(MODELS, SHOWN)
 def test_the_figures_add_up_to_the_model(name: str) -> None:
-    """The exact figures, which are in the tooltips."""
+    """Tooltips have the exact figures."""
     model = MODELS[name]
     tips = [group.findtext(f"{SVG}title") or "" for group in drawn(model, context=777).iter(f"{SVG}g")]
 
@@ -83,7 +83,7 @@ def test_the_figures_add_up_to_the_model(name: str) -> None:
 
 
 def test_the_cache_is_said_fixed_and_per_token() -> None:
-    """A window's share is fixed, a state's too; one figure says both."""
+    """The bytes of windows and states are fixed."""
     assert "416 MiB fixed + 80 KiB per token" in texts(drawn(spec("gemma3-27b")))
     assert "128 KiB per token" in texts(drawn(spec("llama3.1-8b")))
     windows = swap(BASE, zoo.GQA, lambda attn: zoo.GQA(attn.heads, attn.kv_heads, attn.head_dim, attn.rope, window=16))

@@ -1,4 +1,4 @@
-"""Deciding kernels: by timed turns, once a machine, where a model is made; and never where nothing may be measured."""
+"""Kernels are decided by timed turns, once per machine, when a model is made, and never where measuring is unsafe."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Seconds = dict[str, list[list[float]]]  # by kernel, of each shape, turn by turn
 
 
 class Clock:
-    """Time advances in calls alone: each says how long it takes. `asked`: the decisions that were measured. `chosen`:
+    """A clock that only calls advance, each by its own seconds. `asked`: the decisions that were measured. `chosen`:
     the kernels during each call."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Clock:
         return self.now
 
     def trial(self, decision: Decision) -> Callable[[], list[Callable[[], None]]]:
-        """Calls that take these seconds by the kernel that is chosen, after a first call that does not count."""
+        """Returns calls that take the seconds of the chosen kernel, after a first call that does not count."""
         self.asked.append(decision)
 
         def run(turns: dict[str, Iterator[float]]) -> None:
@@ -101,7 +101,7 @@ def test_another_kernel_is_chosen_only_if_it_is_clearly_faster(
 
 
 def test_a_decision_ends_when_its_time_is_spent(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    """Or when each kernel was about as fast as at its fastest in three turns; else it is said that it was not."""
+    """It also ends when three turns of each kernel took about its fastest time; otherwise a warning says so."""
     warm_up = 2 * 7.0
     zoo.kernels.decide([LINEAR])
     assert clock.now == pytest.approx(warm_up + 3 * 3e-3)
@@ -116,7 +116,7 @@ def test_a_decision_ends_when_its_time_is_spent(clock: Clock, caplog: pytest.Log
 
 
 def test_decisions_share_the_time(clock: Clock) -> None:
-    """All of them together take two seconds, and what it takes to begin."""
+    """All of them together take two seconds, beside their warm-up."""
     clock.seconds[PLAIN] = [[1e-3 * 1.2**turn for turn in range(40)]]
     wanted = deciding.decisions([torch.float32, torch.bfloat16, torch.float16], compiled=True)
     zoo.kernels.decide(wanted)
@@ -139,7 +139,7 @@ def test_a_machine_decides_once(clock: Clock) -> None:
 
 
 def test_a_kernel_is_measured_beside_those_that_are_decided(clock: Clock) -> None:
-    """A prefill's blocks multiply by linear maps."""
+    """The trial of attention uses the decided kernel of linear maps."""
     zoo.kernels.decide([LINEAR, ATTENTION])
     linear = {"linear prefill, float32": "onednn"}
     assert clock.chosen[-2:] == [linear | {"attention prefill, float32": kernel} for kernel in (PLAIN, "blocks")]
@@ -159,7 +159,7 @@ def test_kernels_that_are_set_are_not_decided(clock: Clock, setting: kernels.Req
 def test_nothing_is_decided_in_a_thread_or_where_calls_are_intercepted(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor read from what is kept: a program's results would depend on what ran before. The next call decides."""
+    """Kept decisions are not read either, or results would depend on what ran before. The next call decides."""
     kept.write({LINEAR: "onednn"})
     decide = partial(zoo.kernels.decide, [LINEAR])
     thread = threading.Thread(target=decide)
@@ -187,7 +187,7 @@ def test_nothing_is_decided_in_a_thread_or_where_calls_are_intercepted(
 def test_a_model_decides_before_its_first_pass(
     clock: Clock, saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When it is built or loaded, for its dtype; and the compiled operations when it is compiled."""
+    """Building or loading a model decides, for its dtype."""
     makers: list[Callable[[torch.dtype], object]] = [
         lambda dtype: zoo.build("qwen3", tiny=True, dtype=dtype),
         lambda dtype: weights.load(saved("qwen3-0.6b"), dtype=dtype),
@@ -227,7 +227,7 @@ def test_a_pass_decides_nothing(clock: Clock, compiled: bool) -> None:
 
 
 def decided_in_group(device: torch.device, folder: str) -> dict[str, str]:
-    """Rank 0 finds the other kernels faster, and rank 1 would find the plain ones."""
+    """Returns the kernels of a rank. Rank 0 finds the other kernels faster, rank 1 would find the plain ones faster."""
     with pytest.MonkeyPatch.context() as patch:
         rank = torch.distributed.get_rank()
         patch.setenv("XDG_CACHE_HOME", folder + str(rank))
@@ -300,7 +300,7 @@ def test_both_kernels_are_called_and_compute_the_same(decision: Decision, monkey
 @pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize("decision", COMPILING, ids=kernels.name)
 def test_compiled_code_has_the_kernel_that_is_chosen(decision: Decision, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For all shapes in one graph."""
+    """One graph holds all shapes."""
     found: list[tuple[list[str], list[Tensor]]] = []
     for kernel in (PLAIN, OPERATIONS[decision[0]].kernel):
         graphs: list[str] = []

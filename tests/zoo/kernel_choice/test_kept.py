@@ -1,4 +1,4 @@
-"""What a machine has decided is kept in a file of its own; whatever happens to that file, models are made."""
+"""Each machine keeps its decisions in a file of its own; models are made whatever happens to that file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BLOCKS = ("attention prefill", torch.bfloat16)
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[kernels.Decision]]:
-    """What was measured on a machine that has decided nothing yet; everything is found plain."""
+    """The decisions measured on a machine that has kept none; each finds the plain kernel faster."""
     found: list[kernels.Decision] = []
 
     def measure(decision: kernels.Decision, *_: Any) -> str:
@@ -52,7 +52,7 @@ def test_the_file_names_its_machine_and_is_a_setting_too(measured: list[kernels.
 
 
 def test_another_machine_has_another_file(measured: list[kernels.Decision], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another processor, torch, number of threads, or a library that is kept from instructions."""
+    """A machine differs by its processor, its torch, its threads, or instructions that a variable disables."""
     kept.write({LINEAR: "onednn"})
     files = {kept.path()}
     threads, machine = torch.get_num_threads(), kept.machine()
@@ -175,7 +175,7 @@ def test_the_cache_folder_is_the_systems(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def decided(folder: str) -> tuple[list[kernels.Decision], dict[str, str], str]:
-    """In one of several processes, which would not agree: what it measures, its kernels, and what it says."""
+    """Runs in one of several processes that would disagree. Returns its measurements, its kernels, and its stderr."""
     found: list[kernels.Decision] = []
 
     def measure(decision: kernels.Decision, *_: Any) -> str:
@@ -192,7 +192,7 @@ def decided(folder: str) -> tuple[list[kernels.Decision], dict[str, str], str]:
 
 @pytest.mark.skipif(os.name == "nt", reason="no flock")
 def test_of_several_processes_at_once_one_decides_for_all(tmp_path: Path) -> None:
-    """One file, whole; the others wait, and take what it says."""
+    """The others wait and read its file."""
     measured, chosen, said = zip(*as_launched(4, decided, str(tmp_path)), strict=True)
     assert said == ("",) * 4
     assert sorted(measured) == [[], [], [], [LINEAR]]

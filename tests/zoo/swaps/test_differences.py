@@ -1,4 +1,4 @@
-"""What differs between two structures is said, in words, and nothing else."""
+"""Sentences state every difference between two structures, and nothing else."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ def test_a_model_does_not_differ_from_itself_nor_from_its_toy_form_in_kind(name:
 
 
 def test_what_one_model_has_the_other_has_not() -> None:
-    """Two models of which one differs from the other differ in the other direction too, unless it only lacks a part
-    that its blocks do not know of."""
+    """Differences exist in both directions, unless a model only lacks a part that its blocks have no field for."""
     for a, b in combinations(map(zoo.spec, representatives()), 2):
         there, back = structure_differences(a, b), structure_differences(b, a)
         assert there or back or structure(a).keys() == structure(b).keys()

@@ -38,7 +38,7 @@ def mixed(part: zoo.Spec) -> bool:
 
 @over(zoo.names())
 def test_every_distinct_kind_of_layer_is_there_in_the_full_models_order(name: str) -> None:
-    """From the first layer on, unless that takes too many."""
+    """The tiny model starts at the first layer, unless that takes too many layers."""
     full, small = zoo.spec(name), zoo.spec(name, tiny=True)
     kinds, toys = ([composition(layer, spec.dim) for layer in spec.layers] for spec in (full, small))
     assert len(set(full.layers)) == len(set(kinds)), "two kinds of layer differ in sizes alone: compare those too"
@@ -78,7 +78,7 @@ def test_it_is_small_and_runs_past_its_windows_and_scalings(name: str) -> None:
 @pytest.mark.parametrize("shared", [1, 2, 4, 0.5, 1.5])
 @over(name for name in zoo.names() if any(map(mixed, zoo.spec(name).walk())))
 def test_a_shared_expert_stays_as_many_times_as_wide(name: str, shared: float) -> None:
-    """It stands for as many routed ones: `to_hf` says how many, and reads it again."""
+    """A config gives its width as a number of routed experts, and reads back the same model."""
     spec = zoo.spec(name)
     width = next(part.expert.hidden for part in spec.walk() if mixed(part))
     spec = zoo.swap(spec, MoE, lambda moe: replace(moe, shared=GLU(int(width * shared))))
