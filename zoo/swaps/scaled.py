@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from zoo.errors import SpecError, UsageError
 from zoo.model.decoder import Decoder
-from zoo.registry import Mixer
+from zoo.registry import Mixer, Spec
 from zoo.swaps.budget import TOLERANCE, solve_widths, with_widths
 from zoo.swaps.proportions import Proportions, score_scale
 from zoo.units import format_count
@@ -239,7 +239,7 @@ def _with_cache(spec: Decoder, wanted: int, context: int) -> Decoder:
         layers = {layer: _kv_width(layer, factor) for layer in dict.fromkeys(spec.layers)}
         return replace(spec, layers=tuple(layers[layer] for layer in spec.layers))
 
-    widest = max((getattr(part, part.cache_width) for part in spec.walk() if _has_cache_width(part)), default=0)
+    widest = max(map(_cache_width, spec.walk()))
     if not widest:
         raise SpecError("no KV heads and no latents here whose width could meet a cache")
     one, two = (at(factor).kv_bytes(context) for factor in (1, 2))
@@ -248,15 +248,16 @@ def _with_cache(spec: Decoder, wanted: int, context: int) -> Decoder:
     return min(near, key=lambda each: abs(each.kv_bytes(context) - wanted))
 
 
-def _has_cache_width(part: Any) -> bool:
-    return isinstance(part, Mixer) and bool(part.cache_width)
+def _cache_width(part: Spec) -> int:
+    """Returns the width that a part's cache grows with; 0 if it caches no tokens."""
+    return getattr(part, part.cache_width) if isinstance(part, Mixer) and part.cache_width else 0
 
 
 def _kv_width(part: Any, factor: float) -> Any:
     """Returns a part with its latent's rank, or the width of its heads, multiplied by `factor`."""
-    if not _has_cache_width(part):
+    if not _cache_width(part):
         return part.map(lambda child: _kv_width(child, factor))
-    wide = getattr(part, part.cache_width) * factor
+    wide = _cache_width(part) * factor
     if part.cache_width != "head_dim":
         return replace(part, **{part.cache_width: max(1, round(wide))})
     new: dict[str, Any] = {"head_dim": max(getattr(part, "rope_dim", 2), 2 * round(wide / 2))}
