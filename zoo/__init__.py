@@ -5,7 +5,7 @@ from typing import Any
 from zoo.cli import interrupt as interrupt  # before torch, so that Ctrl-C is answered while torch is imported
 
 # isort: split
-from zoo import kernels as kernels
+from zoo import kernel_choice
 from zoo.blocks import GELU as GELU
 from zoo.blocks import GLU as GLU
 from zoo.blocks import GQA as GQA
@@ -80,6 +80,8 @@ from zoo.model.decoder import Decoder as Decoder
 from zoo.model.decoder import swap_layers as swap_layers
 from zoo.registry import Spec as Spec
 from zoo.registry import swap as swap
+
+kernels = kernel_choice  # the module zoo.kernels is a command
 
 
 def __getattr__(name: str) -> Any:

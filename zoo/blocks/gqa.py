@@ -63,6 +63,7 @@ class GQA(TableMixer):
         "SWA": Alias(lambda attn: attn.window is not None, {"chunk": lambda values: None}, needs={"window": 512}),
     }
 
+    cache_width: ClassVar = "head_dim"
     divides: ClassVar = {"heads": Divide.EVENLY, "kv_heads": Divide.REPEATED}
 
     def check(self) -> None:

@@ -40,6 +40,7 @@ class MLA(TableMixer):
     scale: float | None = None
     temperature: Temperature | None = None
 
+    cache_width: ClassVar = "kv_rank"
     divides: ClassVar = {"heads": Divide.EVENLY}
 
     def check(self) -> None:

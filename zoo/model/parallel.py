@@ -19,7 +19,7 @@ from zoo.blocks.expert_parallel import expert_parallel, has_whole_experts
 from zoo.core.collectives import Group, gathered_columns, read_by_all, summed
 from zoo.core.devices import allocating
 from zoo.errors import UsageError
-from zoo.kernels import decide_for
+from zoo.kernel_choice import decide_for
 from zoo.model.decoder import Decoder
 from zoo.model.initialisation import drawn
 from zoo.model.module import Model, fill_buffers
