@@ -205,8 +205,8 @@ CHARTS = {
     ),
     "learning-accuracy": Chart(
         "Accuracy by the size of a task",
-        "Points: means over the seeds. Bars: 95 % intervals. Grey ticks: the accuracy of a guess. More pairs make a "
-        "recall harder, and further away.",
+        "Points: means over the seeds. Bars: 95 % intervals. Grey ticks: the accuracy of a guess. The size of a recall "
+        "is the number of pairs to choose from; more pairs are also further away.",
         ("learning_accuracy",),
         _accuracy,
         by_model=False,

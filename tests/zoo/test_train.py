@@ -204,12 +204,6 @@ def test_what_cannot_be_trained_is_one_line(capsys, tmp_path, text, args, code, 
     assert says in err.splitlines()[-1]
 
 
-def test_a_text_too_short_for_the_context_is_refused(capsys, tmp_path) -> None:
-    (tmp_path / "short.txt").write_text("hello world\nfoo\n")
-    args = ["qwen3", "--tiny", "--tokens", "1k", "--text", tmp_path / "short.txt", "--out", tmp_path / "run"]
-    assert "too few for a context of 256" in run(capsys, *args, code=2)[1]
-
-
 @pytest.mark.parametrize(
     ("args", "says"),
     [

@@ -22,22 +22,15 @@ def spread(values: list[float]) -> bool:
 
 
 @given(SAMPLES)
-def test_the_interval_of_a_mean_is_scipys(samples: list[list[float]]) -> None:
-    for values in filter(spread, samples):
-        found = mean_interval(values)
-        low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
-        assert found == pytest.approx((np.mean(values), low, high))
-
-
-@given(SAMPLES)
-def test_a_paired_difference_is_scipys_at_its_level(samples: list[list[float]]) -> None:
+def test_intervals_and_p_values_are_scipys(samples: list[list[float]]) -> None:
     for values, found in zip(samples, paired_differences(samples), strict=True):
         if not spread(values):
             continue
-        test = stats.ttest_rel(values, [0.0] * len(values))
-        interval = test.confidence_interval(1 - found.level)
-        assert found.p == pytest.approx(test.pvalue)
-        assert found.interval == pytest.approx((np.mean(values), interval.low, interval.high))
+        mean, error = np.mean(values), stats.sem(values)
+        for interval, level in ((mean_interval(values), 0.05), (found.interval, found.level)):
+            bounds = stats.t.interval(1 - level, len(values) - 1, mean, error)
+            assert interval == pytest.approx((mean, *bounds))
+        assert found.p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
 
 
 @given(SAMPLES)

@@ -95,11 +95,6 @@ def test_the_per_layer_loss_is_its_formula() -> None:
     assert_equal(load_balancing_loss(routing), torch.tensor(total / len(routing)))
 
 
-def test_without_routing_there_is_no_loss() -> None:
-    with pytest.raises(UsageError, match="no routing was recorded"):
-        load_balancing_loss([])
-
-
 def pooled(routing: list[RouterOutput]) -> Tensor:
     """The reference's form: the layers' tokens are those of one layer, and each of a token's k choices counts."""
     logits = torch.cat([output.logits.flatten(0, -2) for output in routing])
@@ -171,12 +166,11 @@ def test_each_correction_moves_by_the_rate_towards_equal_loads() -> None:
 
 
 def test_an_optimiser_leaves_corrections_alone() -> None:
-    """Even one that is given all parameters and decays them, after the whole model was asked for gradients."""
+    """The optimiser is given all parameters and decays them, after the whole model was asked for gradients."""
     model = randomised(SIGMOID).requires_grad_(True)
     before = corrections(model)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
     recorded(model, tokens_of(model.spec, 1, 5))
-    optimiser.step()
+    torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5).step()
     assert all(map(torch.equal, before, corrections(model)))
 
 
@@ -189,6 +183,8 @@ def test_other_routers_have_nothing_to_move_and_outputs_must_be_of_the_model() -
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     with pytest.raises(UsageError, match="router outputs for"):
         update_router_bias(model, routing * 2, RATE)
+    with pytest.raises(UsageError, match="no routing was recorded"):
+        load_balancing_loss([])
 
 
 def moved(device: torch.device) -> dict[str, Any]:
