@@ -1,26 +1,30 @@
 """Learning of models at an equal budget."""
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from benchmarks import options
-from benchmarks.learning import expected
-from benchmarks.learning.comparison import TASK_RATE, Comparison, LearnConfig, Results, check_text, parse_tasks, runner
-from benchmarks.learning.entries import Entry, small_models
-from benchmarks.learning.runs import Outcome, Run, RunStore
+from benchmarks.learning.comparison import (
+    TASK_RATE,
+    Comparison,
+    Entry,
+    LearnConfig,
+    Results,
+    check_text,
+    parse_tasks,
+    small_models,
+)
+from benchmarks.learning.runs import RunStore
 from benchmarks.learning.sweep import DEFAULT_RATES, parse_rates
 from benchmarks.learning.tables import tables
-from benchmarks.learning.workers import Workers, available_cores
+from benchmarks.learning.workers import available_cores
 from benchmarks.measure.environment import CPU, recorded
-from benchmarks.output.progress import progress
 from benchmarks.output.report import Report
 from zoo.errors import CheckFailed, UsageError, require_package
 from zoo.new_files import write_file
@@ -163,41 +167,17 @@ def command(*, models: ModelOptions, training: TrainingOptions, files: FileOptio
     tokens, jobs = files.tokens(), files.jobs or available_cores()
     check_text(tokens, config.context)
     results = Results(entries, config, tokens)
+    comparison = Comparison(results, store, jobs)
     with recorded(report, CPU):
-        failed = make_runs(results, store, jobs)
+        comparison.finish()
         report.add(*tables(results))
         if files.curves is not None:
             from benchmarks.gallery.learning_curves import pictures  # imports the packages above
 
             for name, image in pictures(report.rows).items():
                 write_file(files.curves / name, image)
-        if failed:
-            raise CheckFailed(f"{failed} of the runs failed; the same command tries them again")
-
-
-def make_runs(results: Results, store: RunStore, jobs: int) -> int:
-    """Makes the runs that are not kept yet, and returns the number of failed runs.
-
-    A note states the expected time first; after Ctrl-C a note says which runs are kept.
-    """
-    note = partial(print, file=sys.stderr)
-    plan, failures = expected.planned(results, store), list[str]()
-
-    def failed(line: str) -> None:
-        failures.append(line)
-        note(line)
-
-    if plan:
-        seconds = expected.expected_seconds(plan, results.config, jobs)
-        note(expected.describe(len(plan), seconds, jobs))
-    with Workers[Run, Outcome](runner(store.folder, results.tokens.path), jobs) as workers, progress("training") as bar:
-        comparison = Comparison(results, store, workers, failed, note, bar.tick, bar.expect)
-        try:
-            comparison.finish()
-        except KeyboardInterrupt:
-            note(f"{comparison.made} runs were made and are kept in {store.folder}; the same command goes on")
-            raise
-    return len(failures)
+        if comparison.failed:
+            raise CheckFailed(f"{comparison.failed} of the runs failed; the same command tries them again")
 
 
 def committed_rate(entry: Entry) -> float:

@@ -8,8 +8,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any, cast
 
-from benchmarks.learning.comparison import LearnConfig, Results
-from benchmarks.learning.entries import small_models
+from benchmarks.learning.comparison import LearnConfig, Results, small_models
 from benchmarks.learning.runs import TEXT, Outcome, Point, Run
 from benchmarks.learning.tables import tables
 from benchmarks.learning.tasks import TASKS
