@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 import weights
-from tests.reference import toy_config, toy_reference
 from tests.weights.checkpoints import Config, Tensors, read, write
-from tests.weights.packers import FP8_CONFIG, MXFP4_CONFIG, pack_fp8, pack_mxfp4, per_expert
+from tests.weights.packers import packed_toy
 from tests.weights.test_loading import fused, wrapped, wrapped_newer
 
 Saved = Callable[[str], Path]
@@ -18,15 +17,11 @@ FP8_WIDTHS = {"hidden_size": 136, "moe_intermediate_size": 132, "kv_lora_rank": 
 
 
 def fp8(saved: Saved) -> tuple[Config, Tensors]:
-    config = toy_config("deepseek-v3-671b", 5) | FP8_WIDTHS
-    stored, _ = pack_fp8(per_expert(toy_reference(config).state_dict()))
-    return config | {"quantization_config": FP8_CONFIG, "torch_dtype": "float32"}, stored
+    return packed_toy("deepseek-v3-671b", 5, **FP8_WIDTHS)[:2]
 
 
 def mxfp4(saved: Saved) -> tuple[Config, Tensors]:
-    config = toy_config("gpt-oss-20b", 2)
-    stored, _ = pack_mxfp4(toy_reference(config).state_dict())
-    return config | {"quantization_config": MXFP4_CONFIG, "torch_dtype": "float32"}, stored
+    return packed_toy("gpt-oss-20b", 2)[:2]
 
 
 def gemma3_wrapped(saved: Saved) -> tuple[Config, Tensors]:
