@@ -12,16 +12,15 @@ from zoo.catalog import allocate, sizes
 from zoo.errors import UsageError
 from zoo.hf.checkpoint_layout import (
     COMMON,
-    FusedQKV,
     LayerPrefix,
     PackedRows,
-    PairedIndexRows,
     PairedRows,
     Rearranged,
     Rename,
     Rule,
     Rules,
     Skipped,
+    fused_qkv,
 )
 
 
@@ -120,14 +119,25 @@ def test_what_is_skipped_may_be_of_layers_with_one_kind_of_mixer() -> None:
     assert not skipped(zoo.spec("gemma4-12b", tiny=True), (rule, *COMMON), [*names, "layers..k"])
 
 
-def test_rotary_pairs_of_rows_become_halves() -> None:
-    """Two heads of one plain and four rotary rows: pairs (0, 1) and (2, 3) become (0, 2) and (1, 3)."""
-    rule = PairedRows("attn.block.q", "q", "nope_dim", "rope_dim")
-    norm = zoo.RMSNorm(1e-6)
-    mla = zoo.MLA(heads=2, q_rank=None, kv_rank=4, nope_dim=1, rope_dim=4, v_dim=4, norm=norm, rope=zoo.NoPE())
-    layer = zoo.Layer(zoo.pre(norm, mla), zoo.pre(norm, zoo.GLU(4)))
-    (rows,) = rule.read([torch.arange(10.0)[:, None].expand(10, 3)], layer)
-    assert rows[:, 0].tolist() == [0, 1, 3, 2, 4, 5, 6, 8, 7, 9]
+# Rows of a head before the rotary ones, the rotary ones, and those behind -> the order of the rows of two heads.
+PAIRS = {
+    (1, 4, 0): [0, 1, 3, 2, 4, 5, 6, 8, 7, 9],
+    (0, 4, 0): [0, 2, 1, 3, 4, 6, 5, 7],
+    (0, 4, 2): [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11],
+}
+
+
+@pytest.mark.parametrize("widths", PAIRS)
+def test_rotary_pairs_of_rows_become_halves(widths: tuple[int, int, int]) -> None:
+    """Pairs (0, 1) and (2, 3) become (0, 2) and (1, 3); of the one head of a vector too, and of columns."""
+    layer, order = zoo.spec("llama3", tiny=True).layers[0], PAIRS[widths]
+    rule = PairedRows("attn.block.q", "q", lambda attn: widths)
+    (rows,) = rule.read([torch.arange(len(order))[:, None].expand(-1, 3)], layer)
+    assert rows[:, 0].tolist() == order
+    (vector,) = rule.read([torch.arange(sum(widths))], layer)
+    assert vector.tolist() == order[: sum(widths)]
+    (columns,) = PairedRows("attn.block.q", "q", rule.widths, axis=-1).read([rows.T.contiguous().sort().values], layer)
+    assert columns[0].tolist() == order
 
 
 def test_qwen3_next_packs_the_rows_of_a_group_of_heads() -> None:
@@ -151,19 +161,11 @@ def test_a_rule_for_one_kind_of_mixer_leaves_the_others() -> None:
     assert names == [f"model.layers.{i}.{name}.weight" for i, name in enumerate(stored)]
 
 
-def test_pairs_of_all_rows_of_a_head_become_halves() -> None:
-    """Two heads of four rows, all rotary: pairs (0, 1) and (2, 3) become (0, 2) and (1, 3)."""
-    rule, norm = PairedRows("attn.block.q", "q", None, "head_dim"), zoo.RMSNorm(1e-6)
-    layer = zoo.Layer(zoo.pre(norm, zoo.GQA(2, 2, 4, rope=zoo.RoPE(1e4))), zoo.pre(norm, zoo.GLU(4)))
-    (rows,) = rule.read([torch.arange(8.0)[:, None].expand(8, 3)], layer)
-    assert rows[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
-
-
 def test_fused_rows_are_those_of_queries_keys_and_values_in_turn() -> None:
     """Four heads of two, on one KV head of two."""
     norm = zoo.RMSNorm(1e-6)
     layer = zoo.Layer(zoo.pre(norm, zoo.GQA(4, 1, 2, rope=zoo.NoPE())), zoo.pre(norm, zoo.GLU(4)))
-    rule, fused = FusedQKV(("q", "k", "v"), "qkv"), torch.arange(12.0)[:, None].expand(12, 3)
+    rule, fused = fused_qkv("qkv"), torch.arange(12.0)[:, None].expand(12, 3)
     parts = rule.read([fused], layer)
     assert [part[:, 0].tolist() for part in parts] == [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9], [10, 11]]
     assert torch.equal(rule.write(parts, layer)[0], fused)
@@ -176,20 +178,6 @@ def test_gpt2_holds_queries_keys_and_values_side_by_side() -> None:
     parts = rule.read([stored], None)
     assert [part.tolist() for part in parts] == [[[1], [2]], [[3], [4]], [[5], [6]]]
     assert torch.equal(rule.write(list(parts), None)[0], stored)
-
-
-def test_rotary_pairs_of_an_indexers_rows_become_halves() -> None:
-    """Two heads of four rotary and two plain rows, and a vector of one head: pairs (0, 1) and (2, 3) become (0, 2) and
-    (1, 3)."""
-    rule = PairedIndexRows("attn.block.indexer.q", "q", None, "rope_dim")
-    norm, indexer = zoo.RMSNorm(1e-6), zoo.Indexer(heads=2, head_dim=6, k=3, norm=zoo.LayerNorm(1e-6))
-    widths = dict(heads=3, q_rank=8, kv_rank=4, nope_dim=1, rope_dim=4, v_dim=4)
-    mla = zoo.SparseMLA(**widths, norm=norm, rope=zoo.NoPE(), indexer=indexer)
-    layer = zoo.Layer(zoo.pre(norm, mla), None)
-    (rows,) = rule.read([torch.arange(12.0)[:, None].expand(12, 8)], layer)
-    assert rows[:, 0].tolist() == [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]
-    (vector,) = rule.read([torch.arange(6.0)], layer)
-    assert vector.tolist() == [0, 2, 1, 3, 4, 5]
 
 
 def test_gpt_oss_experts_are_transposed_and_take_turns() -> None:
