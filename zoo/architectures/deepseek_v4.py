@@ -240,8 +240,6 @@ def to_hf(spec: Decoder) -> ConfigFields:
     hashed = (first(layer, HashTopK) is not None for layer in spec.layers)
     config["mlp_layer_types"] = [HASHED if is_hashed else SCORED for is_hashed in hashed]
     config["compress_rates"] = RATES | {_kind(each): each.compressor.every for each in attn if each.compressor}
-    for name in ("rope_theta", "rope_scaling"):
-        config.pop(name, None)
     for each in attn[::-1]:
         if not each.compressor and isinstance(each.rope, RoPE):
             config["rope_theta"] = float(each.rope.theta)

@@ -196,8 +196,6 @@ def to_hf(spec: Decoder) -> ConfigFields:
         config |= fields_of(routed, GLU, hidden="moe_intermediate_size")
         config |= fields_of(routed, NormedSoftmaxTopK, k="top_k_experts")
     config |= {"layer_types": layer_types(spec), "final_logit_softcapping": spec.logit_cap}
-    for name in ("rope_theta", "rope_scaling"):
-        config.pop(name, None)
     full, local = (_attention(spec, is_full) for is_full in (True, False))
     if either := local or full:
         config |= fields_of(

@@ -14,7 +14,7 @@ from zoo.blocks.layer import Branch
 from zoo.blocks.mamba2 import Mamba2
 from zoo.hf.checkpoint_layout import Rearranged, Rename, stacked_gate_up
 from zoo.hf.config import About, Config, ModelType, Size, reads
-from zoo.hf.write_config import HEADS, ConfigFields, common_fields, fields_of, first
+from zoo.hf.write_config import HEADS, ConfigFields, common_fields, fields_of, first, rope_fields
 from zoo.model.decoder import Decoder
 
 PACKED = "(gate_up hidden) dim -> gate_up hidden dim"
@@ -111,7 +111,7 @@ def _feed_forward(config):
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    mamba, moe, config = first(spec, Mamba2), first(spec, MoE), common_fields(spec)
+    mamba, moe, config = first(spec, Mamba2), first(spec, MoE), common_fields(spec) | rope_fields(spec)
     config["layer_types"] = ["mamba" if isinstance(layer.mixer, Mamba2) else "attention" for layer in spec.layers]
     config["position_embedding_type"] = "rope" if first(spec, RoPE) else "nope"
     config |= {field: float(getattr(spec, name)) for name, field in MULTIPLIERS.items()}

@@ -21,6 +21,7 @@ from zoo.hf.write_config import (
     first,
     layers_before_experts,
     mixture_fields,
+    rope_fields,
 )
 from zoo.model.decoder import Decoder
 
@@ -122,7 +123,7 @@ def _experts(config, layers):
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    config = common_fields(spec, eps="norm_eps") | fields_of(spec, GQA, **HEADS)
+    config = common_fields(spec, eps="norm_eps") | rope_fields(spec) | fields_of(spec, GQA, **HEADS)
     config |= fields_of(spec, ShortConv, conv="conv_L_cache")
     config["layer_types"] = [
         "conv" if isinstance(layer.mixer, ShortConv) else "full_attention" for layer in spec.layers

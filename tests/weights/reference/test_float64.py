@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import zoo
 from tests.models import randomised, tokens_of
-from weights.reference.float64 import Selections, as_stored, in_float64, rms_error
+from weights.reference.float64 import Selections, as_stored, in_float64
 from zoo.core.float32 import largest_difference
 from zoo.core.forward_context import recorded_routing
 from zoo.errors import CheckFailed
@@ -101,11 +101,6 @@ def test_the_largest_difference(value: list[float], expected: list[float], diffe
 def test_other_shapes_are_not_compared() -> None:
     with pytest.raises(ValueError, match=r"shapes \(2,\) and \(1,\) differ"):
         largest_difference(torch.ones(2), torch.ones(1))
-
-
-def test_the_root_mean_square_is_over_all_elements() -> None:
-    exact = torch.tensor([3.0, 4.0], dtype=torch.float64)
-    assert rms_error(torch.tensor([3.0, 5.0]), exact) == pytest.approx(0.2)
 
 
 NAMES = ["qwen3-30b-a3b", "deepseek-v3-671b", "llama4-scout-109b", "glm5.2-744b", "deepseek-v4-flash-284b"]

@@ -7,20 +7,14 @@ import zoo
 from tests.presets import distinct, of_families, over
 from weights.matching import TensorMapping, match, skipped
 from zoo.architectures import families
-from zoo.blocks.gated_delta_net import GatedDeltaNet
 from zoo.catalog import allocate, sizes
 from zoo.errors import UsageError
 from zoo.hf.checkpoint_layout import (
     COMMON,
     LayerPrefix,
-    PackedRows,
-    PairedRows,
-    Rearranged,
-    Rename,
     Rule,
     Rules,
     Skipped,
-    fused_qkv,
 )
 
 
@@ -117,74 +111,3 @@ def test_what_is_skipped_may_be_of_layers_with_one_kind_of_mixer() -> None:
     names = [f"layers.{i}.k" for i in range(len(spec.layers) + 1)]
     assert skipped(spec, (rule, *COMMON), names) == {"it": names[-6:-1]}
     assert not skipped(zoo.spec("gemma4-12b", tiny=True), (rule, *COMMON), [*names, "layers..k"])
-
-
-# Rows of a head before the rotary ones, the rotary ones, and those behind -> the order of the rows of two heads.
-PAIRS = {
-    (1, 4, 0): [0, 1, 3, 2, 4, 5, 6, 8, 7, 9],
-    (0, 4, 0): [0, 2, 1, 3, 4, 6, 5, 7],
-    (0, 4, 2): [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11],
-}
-
-
-@pytest.mark.parametrize("widths", PAIRS)
-def test_rotary_pairs_of_rows_become_halves(widths: tuple[int, int, int]) -> None:
-    """Pairs (0, 1) and (2, 3) become (0, 2) and (1, 3); of the one head of a vector too, and of columns."""
-    layer, order = zoo.spec("llama3", tiny=True).layers[0], PAIRS[widths]
-    rule = PairedRows("attn.block.q", "q", lambda attn: widths)
-    (rows,) = rule.read([torch.arange(len(order))[:, None].expand(-1, 3)], layer)
-    assert rows[:, 0].tolist() == order
-    (vector,) = rule.read([torch.arange(sum(widths))], layer)
-    assert vector.tolist() == order[: sum(widths)]
-    (columns,) = PairedRows("attn.block.q", "q", rule.widths, axis=-1).read([rows.T.contiguous().sort().values], layer)
-    assert columns[0].tolist() == order
-
-
-def test_qwen3_next_packs_the_rows_of_a_group_of_heads() -> None:
-    """Two key heads of one row, three value heads of two rows for each: a group is query, key, values, gates."""
-    mixer = GatedDeltaNet(key_heads=2, value_heads=6, key_dim=1, value_dim=2, conv=2, norm=zoo.RMSNorm(1e-6))
-    layer = zoo.Layer(zoo.pre(zoo.RMSNorm(1e-6), mixer), None)
-    rule = PackedRows(("qkv", "gate"), "in", "key_heads", lambda mixer: (mixer.mixed_widths, (12,)))
-    stored = torch.arange(28)[:, None]  # 14 rows of each group
-    qkv, gate = rule.read([stored], layer)
-    assert qkv[:, 0].tolist() == [0, 14, 1, 15, *range(2, 8), *range(16, 22)]
-    assert gate[:, 0].tolist() == [*range(8, 14), *range(22, 28)]
-    assert torch.equal(rule.write([qkv, gate], layer)[0], stored)
-
-
-def test_a_rule_for_one_kind_of_mixer_leaves_the_others() -> None:
-    rules = (Rename("attn.block.o", "linear_attn.out_proj", mixer=GatedDeltaNet), *COMMON)
-    spec = zoo.spec("qwen3-next-80b-a3b", tiny=True)
-    outputs = [f"layers.{i}.attn.block.o.weight" for i in range(len(spec.layers))]
-    names = [name for mapping in match(spec, outputs, rules, stored=()) for name in mapping.checkpoint_names]
-    stored = ["linear_attn.out_proj", "linear_attn.out_proj", "linear_attn.out_proj", "self_attn.o_proj"]
-    assert names == [f"model.layers.{i}.{name}.weight" for i, name in enumerate(stored)]
-
-
-def test_fused_rows_are_those_of_queries_keys_and_values_in_turn() -> None:
-    """Four heads of two, on one KV head of two."""
-    norm = zoo.RMSNorm(1e-6)
-    layer = zoo.Layer(zoo.pre(norm, zoo.GQA(4, 1, 2, rope=zoo.NoPE())), zoo.pre(norm, zoo.GLU(4)))
-    rule, fused = fused_qkv("qkv"), torch.arange(12.0)[:, None].expand(12, 3)
-    parts = rule.read([fused], layer)
-    assert [part[:, 0].tolist() for part in parts] == [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9], [10, 11]]
-    assert torch.equal(rule.write(parts, layer)[0], fused)
-
-
-def test_gpt2_holds_queries_keys_and_values_side_by_side() -> None:
-    """One input, two outputs each."""
-    rule = Rearranged(("q", "k", "v"), "c_attn", "inputs (qkv outputs) -> qkv outputs inputs")
-    stored = torch.tensor([[1, 2, 3, 4, 5, 6]])
-    parts = rule.read([stored], None)
-    assert [part.tolist() for part in parts] == [[[1], [2]], [[3], [4]], [[5], [6]]]
-    assert torch.equal(rule.write(list(parts), None)[0], stored)
-
-
-def test_gpt_oss_experts_are_transposed_and_take_turns() -> None:
-    """One expert, two inputs, three hidden: columns are gate, up, gate, up, gate, up."""
-    rule = Rearranged(("gate", "up"), "gate_up", "e dim (hidden gate_up) -> gate_up e hidden dim")
-    gate, up = rule.read([torch.tensor([[[1, 10, 2, 20, 3, 30], [4, 40, 5, 50, 6, 60]]])], None)
-    assert gate.tolist() == [[[1, 4], [2, 5], [3, 6]]]
-    assert up.tolist() == [[[10, 40], [20, 50], [30, 60]]]
-    (down,) = Rearranged("down", "down", "e hidden dim -> e dim hidden").read([torch.tensor([[[1, 2], [3, 4]]])], None)
-    assert down.tolist() == [[[1, 3], [2, 4]]]
