@@ -97,7 +97,7 @@ def test_a_rank_asks_for_its_share_alone(name: str, saved: Saved, monkeypatch: p
 
 
 def stored_elements(model: Model) -> int:
-    """Of the parameters, and of the tables of hash routers."""
+    """The elements of the parameters and of the tables of hash routers."""
     return model.spec.params() + sum(table.numel() for table in model.buffers())
 
 

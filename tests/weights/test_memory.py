@@ -124,7 +124,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def measured(*command: str) -> dict[str, Any]:
-    """What a process of its own prints of its memory, in bytes."""
+    """Runs Python in a process of its own, which prints its memory in bytes."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     run = [sys.executable, *command]
     done = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
@@ -177,8 +177,8 @@ print(json.dumps({"model_bytes": sum(each.nbytes for each in model.parameters())
 @pytest.mark.parametrize("ep", [0, 1])
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_rank_takes_its_share_and_one_tensor(made: Made, ranks: int, ep: int) -> None:
-    """Of the process's own memory, beside pages of the file: the last rank's part, and one tensor or one layer's
-    experts, of which the rank has a part too."""
+    """The last rank's own memory, beside pages of the file, holds its part and one tensor or one layer's experts, of
+    which the rank has a part too."""
     held = measured("-c", PART, str(made.folder), "float32", str(ranks - 1), str(ranks), str(ep))
     whole = load(made, "float32")["model_bytes"]
     assert held["model_bytes"] < whole * (1 / ranks + 0.15)  # norms, routers and latents are whole in each

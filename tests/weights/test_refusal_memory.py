@@ -156,7 +156,7 @@ BY_DEFAULT |= {"gguf of impossible counts", "gguf of many tensors"}
 def peaks(
     saved: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[bool], dict[str, tuple[int, str]]]:
-    """Whether of the default cases -> case -> its peak in bytes, and the error message."""
+    """Maps each of the default cases (True) or of the others to its peak in bytes and its error message."""
 
     @cache
     def measured(by_default: bool) -> dict[str, tuple[int, str]]:

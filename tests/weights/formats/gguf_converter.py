@@ -189,7 +189,7 @@ def converted(name: str, tensor: Tensor, kind: str, config: Config) -> Tensors:
 
 
 def recurrent(name: str, tensor: Tensor, kind: str, config: Config) -> Tensor:
-    """What changes in the parameters of recurrent layers and of convolutions."""
+    """A parameter of a recurrent layer or a convolution -> as llama.cpp stores it."""
     if name.endswith("A_log"):
         tensor = -tensor.exp()
     if kind in ("granitehybrid", "nemotron_h_moe"):

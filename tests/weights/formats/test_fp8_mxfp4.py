@@ -163,7 +163,7 @@ def test_any_family_may_be_packed(saved: Callable[[str], Path], tmp_path: Path) 
 
 
 def test_parts_are_those_of_the_whole(forms: Forms, tmp_path: Path) -> None:
-    """What a rank asks for: rows, or columns in whole blocks of 32. (test_loading_in_ranks.py: fp8 and MXFP4.)"""
+    """A rank asks for rows, or for columns in whole blocks of 32. (test_loading_in_ranks.py has fp8 and MXFP4.)"""
     config, stored, numbers = forms("fp4")
     folder = HFFolder(write(tmp_path / "packed", config, stored))
     name = next(name for name in stored if FP4_NAMES.fullmatch(name) and stored[name].shape[1] == 32)

@@ -1,4 +1,4 @@
-"""What a broken, hostile or otherwise quantised folder gets: one line that says what, where and what to do."""
+"""A broken, hostile or otherwise quantised folder is refused in one line that says what, where and what to do."""
 
 import json
 import struct

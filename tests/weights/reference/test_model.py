@@ -59,7 +59,7 @@ def test_experts_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 
 
 def test_experts_are_converted_one_by_one(tmp_path: Path) -> None:
-    """So that a layer's experts are not in memory twice: each is read once, none while another is held."""
+    """Each is read once, and none while another is held: a layer's experts are never in memory twice."""
     (model, stored), read = made("mixtral", tmp_path), list[str]()
 
     def get(name: str) -> torch.Tensor:

@@ -133,7 +133,7 @@ def test_a_damaged_indexer_is_found(saved: Saved, tmp_path: Path, name: str) -> 
 
 @pytest.mark.parametrize("window", [15, 17])
 def test_a_wrong_window_shows_from_the_window_on(saved: Saved, window: int) -> None:
-    """Off by one, it is silent until a token has left the narrower of the two."""
+    """A window off by one changes nothing until a token has left the narrower of the two."""
     spec = zoo.spec("gemma3-270m", tiny=True)
     first = spec.layers[0].mixer.window
     assert first == 16

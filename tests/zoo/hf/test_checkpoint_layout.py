@@ -28,7 +28,7 @@ def moves(spec: zoo.Decoder, rules: Rules) -> list[TensorMapping]:
 
 
 def stored_shapes(name: str, spec: zoo.Decoder) -> list[tuple[str, tuple[int, ...]]]:
-    """What a checkpoint of a published size, or of its tiny form, is expected to hold."""
+    """The names and shapes that a checkpoint of a published size, or of its tiny form, is expected to hold."""
     parameters = dict(allocate(spec, "meta").named_parameters())
     return [pair for move in moves(spec, layout(name)) for pair in move.expected(parameters).items()]
 
@@ -47,7 +47,7 @@ def test_a_checkpoint_holds_every_number_once_and_nothing_of_it_is_skipped(name:
     [("qwen3-0.6b", 310), ("qwen3-14b", 443), ("qwen3-30b-a3b", 18_867), ("mistral-small-3.1-24b", 363)],
 )
 def test_released_files_hold_that_many_tensors(name: str, count: int) -> None:
-    """Of the text part, a tied head's second copy not counted."""
+    """The text part counts, without a second copy of a tied head."""
     shapes = stored_shapes(name, zoo.spec(name))
     assert len(shapes) == count
     assert sum(torch.Size(shape).numel() for _, shape in shapes) == sizes()[name].params

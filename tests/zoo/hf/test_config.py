@@ -170,7 +170,7 @@ def test_no_more_dense_layers_than_layers(name: str) -> None:
 
 @over(smallest())
 def test_dimensions_that_contradict_each_other_are_refused(name: str) -> None:
-    """As what the spec says is wrong with it, or as the one value the architecture knows."""
+    """The error is the spec's own, or names the one value that the architecture supports."""
     field = "num_key_value_heads" if "num_key_value_heads" in older(name) else own(name, "num_attention_heads")
     message = refusal(older(name, **{field: 11}))
     ends = "kv_heads=11 must divide heads=", f"{field}=11 is not supported, only", f"must be a multiple of {field}=11"
