@@ -29,30 +29,31 @@ def command(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Presets, hub ids, families (all their sizes), folders with a config.json. None: each "
-            "family's best-known size, and the compared pairs."
+            help="Presets, hub ids, families (all their sizes) or folders with a config.json. Default: the best-known "
+            "size of each family, and the compared pairs."
         ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Output folder, created if missing.")] = FOLDER,
-    png: Annotated[bool, flag("Also each chart as a PNG and an SVG file.", "--png")] = False,
+    png: Annotated[bool, flag("Also write each chart as a PNG and an SVG file.", "--png")] = False,
     measured: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Output of `python -m benchmarks throughput --json`: speeds to show."),
+        typer.Option(metavar="FILE", help="Speeds to show: output of `python -m benchmarks throughput --json`."),
     ] = None,
     learned: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Output of `python -m benchmarks learn --json`: learning to show."),
+        typer.Option(metavar="FILE", help="Learning to show: output of `python -m benchmarks learn --json`."),
     ] = None,
-    all_sizes: Annotated[bool, flag("Every size of every family, not only the best-known.", "--all-sizes")] = False,
+    all_sizes: Annotated[
+        bool, flag("Show every size of every family, not only the best-known.", "--all-sizes")
+    ] = False,
     open: Annotated[bool, flag("Show the page in a browser.", "--open")] = False,
     debug: Debug = False,
 ) -> None:
     """A web page of the architectures.
 
-    It has diagrams, charts, the learning of small forms, the models that fit a card, and the costs of swaps. By default
-    it holds the best-known size of each family, and the pairs that it suggests to compare. The page is one file,
-    index.html, which needs no network. data/ beside it holds the numbers of each chart as CSV. With --png, charts/
-    holds each chart for papers.
+    It shows diagrams, charts, the learning of small forms, the models that fit on a card, and the costs of swaps. The
+    page is one file, index.html, which needs no network. The folder data/ beside it holds the numbers of each chart as
+    CSV. With --png, the folder charts/ holds each chart as an image.
     """
     if names and all_sizes:
         raise UsageError("--all-sizes chooses among all models: leave it out, or name none")

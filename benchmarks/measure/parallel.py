@@ -141,12 +141,13 @@ def steps(rows: Rows, shown: tuple[Column, ...], derive: Callable[[Row], Row]) -
     found = [
         *shown,
         *columns(ms, step_seconds="step", read_seconds="read", compute_seconds="compute", exchange_seconds="exchange"),
-        *columns(lambda ratio: f"{ratio:.2f}", of_predicted="of sum"),
+        *columns(lambda ratio: f"{ratio:.2f}", of_predicted="ratio"),
     ]
     legend = [
-        f"Milliseconds of a pass in one of {ranks} processes, medians. read: its part of the weights and of the cache "
-        "at the bandwidth below, which all processes share. compute: its FLOPs at the arithmetic rate below.",
-        "exchange: the same collectives alone, in turns with the rest. of sum: the step over the longer of read and "
-        "compute, and the exchange.",
+        f"Milliseconds of a pass in one of {ranks} processes, medians. step: the whole pass. read: its share of "
+        "weights and cache at the bandwidth below, which all processes share. compute: its FLOPs at the arithmetic "
+        "rate below.",
+        "exchange: its collectives alone, in turns with the passes. ratio: step / (the longer of read and compute, "
+        "plus exchange).",
     ]
-    yield Table("What a pass is made of", found, legend, rows, derive=derive)
+    yield Table("Parts of a pass", found, legend, rows, derive=derive)

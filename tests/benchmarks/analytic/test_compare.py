@@ -146,7 +146,7 @@ def test_a_model_against_its_swapped_form(capsys: pytest.CaptureFixture[str]) ->
 def test_the_same_model_twice_differs_in_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("qwen3", "qwen3-0.6b") == 0
     out = capsys.readouterr().out
-    assert "Nothing." in out
+    assert "No field differs." in out
     assert "both alike at every context." in out
     assert call("qwen3", "qwen3-0.6b", "--json") == 0
     assert [row["table"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["crossing"]

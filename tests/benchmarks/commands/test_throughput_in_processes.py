@@ -1,4 +1,4 @@
-"""torchrun -m benchmarks throughput --tp: processes in turns with one, and what a pass is made of."""
+"""torchrun -m benchmarks throughput --tp: processes in turns with one, and the parts of a pass."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_modes_and_whole_experts(args: list[object], says: str | None) -> None:
     out, err = process.communicate(timeout=SECONDS)
     if says is None:
         assert process.returncode == 0, err
-        assert out.count("What a pass is made of") == 1
+        assert out.count("Parts of a pass") == 1
         assert max(map(len, out.splitlines())) <= 80
     else:
         assert process.returncode != 0

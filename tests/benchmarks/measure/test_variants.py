@@ -151,7 +151,7 @@ def test_an_output_that_differs_from_absorbed_fails_the_run(
     monkeypatch.setattr(ExpandedAttention, "forward", lambda *args: forward(*args) + wrong)
     assert exit_code(app, "benchmarks", ["blocks", *TINY_MLA, "--context", "9"]) == 1
     out, err = capsys.readouterr()
-    assert "Outputs NOT equal" in out
+    assert "Outputs are NOT equal" in out
     assert err.startswith("error: expanded at 9 tokens differs from absorbed by ")
     assert len(err.splitlines()) == 1
 
@@ -165,7 +165,7 @@ def test_a_sparse_output_that_differs_fails_the_run(
     monkeypatch.setattr(sparse, "sees", lambda *args: damage(sees(*args)))
     assert exit_code(app, "benchmarks", ["blocks", *TINY_SPARSE, "--context", "30"]) == 1
     out, err = capsys.readouterr()
-    assert "Outputs NOT equal" in out
+    assert "Outputs are NOT equal" in out
     assert err.startswith("error: sparse in decode at 30 tokens differs from attention under its mask by ")
     assert len(err.splitlines()) == 1
 
