@@ -190,9 +190,10 @@ class InferenceOptions(InferenceConfig):
 
     def dtype(self) -> torch.dtype:
         """Returns the dtype of weights in computations. Raises UsageError for a form that only stores weights."""
-        if self.form.dtype.itemsize < 2 or PLAIN.get(self.form.dtype) != self.form:
-            raise UsageError(f"--dtype {self.form.name} is for storing only; choose float32, bfloat16 or float16")
-        return self.form.dtype
+        dtype = self.weights.dtype
+        if dtype.itemsize < 2 or PLAIN[dtype] != self.weights:
+            raise UsageError(f"--dtype {self.weights.name} is for storing only; choose float32, bfloat16 or float16")
+        return dtype
 
     def divisible(self, models: Sequence[NamedSpec]) -> list[NamedSpec]:
         """Returns the models that `tp` cards can divide; a note on stderr names the others.

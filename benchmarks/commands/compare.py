@@ -109,7 +109,7 @@ def _figures(first: NamedSpec, second: NamedSpec, context: int, config: Inferenc
         f"sequence, at {', '.join(map(format_tokens, KV_CONTEXTS))} tokens for {sequences}, even beyond a model's own "
         "context.",
         f"decode: one token that sees {format_tokens(context)}; prefill: {format_tokens(context)} tokens. ceiling: "
-        f"tokens/s of {sequences} on {device.name}, weights in {config.form.name}, even if they do not fit.",
+        f"tokens/s of {sequences} on {device.name}, weights in {config.weights.name}, even if they do not fit.",
     ]
 
     def with_units(row: Row) -> Row:

@@ -13,7 +13,7 @@ from benchmarks.analytic.models import chosen
 from benchmarks.analytic.selection import matching, one_each
 from benchmarks.gallery.learning_tables import learning_tables, section
 from benchmarks.options import flag
-from benchmarks.output.documents import DOCS, kept, read
+from benchmarks.output.report import DOCS, kept, read
 from zoo.catalog import names as zoo_names
 from zoo.cli.runner import Debug, emit
 from zoo.cli.tables import Row
@@ -58,12 +58,9 @@ def command(
     if names and all_sizes:
         raise UsageError("--all-sizes chooses among all models: leave it out, or name none")
     models = chosen(names or (zoo_names() if all_sizes else shown_by_default()))
-    samples = measured or next(
-        iter(kept(DOCS / "performance").values()), None
-    )  # the default is the file of the first processor
+    samples = measured or next(iter(kept(DOCS / "performance").values()), None)  # by default of the first processor
     speeds = read_measured(samples) if samples else None
-    comparisons = kept(DOCS / "learning")
-    comparison = learned or comparisons.get("default") or next(iter(comparisons.values()), None)
+    comparison = learned or kept(DOCS / "learning").get("default")
     rows = read_learned(comparison) if comparison else None
     for package in ("altair", "vl_convert", "jinja2", "mistune"):
         require_package(package, "gallery")

@@ -12,7 +12,7 @@ from benchmarks.analytic.roofline import Device, Pass
 from benchmarks.measure import ceilings
 from benchmarks.measure.environment import kernel_summary, last_cache
 from benchmarks.measure.observed import Observed, gemm_key
-from benchmarks.measure.parallel import ONE_PROCESS, exchange_key, parts_of_a_step, steps
+from benchmarks.measure.parallel import ONE_PROCESS, exchange_key, parts_of_a_step
 from benchmarks.measure.runners import COMPILED, EAGER, ZOO, Candidate, Key, Results, Workload
 from benchmarks.measure.timing import MAX_WARMUP_ROUNDS, MAX_WARMUP_SECONDS, rate, settled
 from benchmarks.measure.training import training_flops
@@ -59,7 +59,7 @@ def rows(results: Results) -> list[Row]:
     pairs = [(candidate, work) for candidate in results.candidates for work in results.config.workloads]
     found = [_row(each, work, results, machine) for each, work in pairs if each.key(work) in results.timed]
     # Baselines are transformers with its defaults, and one process with the whole model in the same mode.
-    keys = [(row["model"], row["swap"], row["test"], row["mode"] if ranks(row) > 1 else None) for row in found]
+    keys = [(row["model"], row["swap"], row["test"], row["mode"] if row["ranks"] > 1 else None) for row in found]
     baselines = {
         key: row
         for key, row in zip(keys, found, strict=True)
@@ -214,7 +214,8 @@ def tables(rows: Rows, kernels: Rows, machine: Row) -> Iterator[Table]:
     yield speeds(rows, machine)
     if kernels:
         yield limits(rows, machine)
-        yield from steps(rows, TEST_COLUMNS, _cells)
+        if divided := [row for row in rows if row["step_seconds"] is not None]:
+            yield steps(divided)
         yield machine_ceilings(kernels)
 
 
@@ -227,8 +228,8 @@ def speeds(rows: Rows, machine: Row) -> Table:
         *columns(three, ratio="speedup"),
     ]
     first, weights = rows[0], ", ".join(dict.fromkeys(row["weights"] for row in rows))
-    several = f"one process, in the same mode, with as many threads as each of the {ranks(first)}"
-    baseline = several if ranks(first) > 1 else "transformers with its defaults"
+    several = f"one process, in the same mode, with as many threads as each of the {first['ranks']}"
+    baseline = several if first["ranks"] > 1 else "transformers with its defaults"
     gpu = f"{machine['gpu']}, driver {machine['driver']}; " if machine["gpu"] else ""
     legend = [
         TRAINING_LEGEND
@@ -242,14 +243,9 @@ def speeds(rows: Rows, machine: Row) -> Table:
         f"weights {weights}.",
         f"{machine['cpu']}, {first['threads']} of {machine['cores']} cores, {' '.join(machine['isa'])}; "
         f"{gpu}torch {machine['torch']}, {machine['blas']}.",
-        *([f"{summary}."] if (summary := kernel_summary(machine)) else []),
+        f"{kernel_summary(machine)}.",
     ]
     return Table("Tokens per second, as measured", shown, legend, rows, derive=_cells)
-
-
-def ranks(row: Row) -> int:
-    """Returns the number of processes that divide the model. Files of earlier releases do not state it."""
-    return int(row.get("ranks", 1))
 
 
 def _cells(row: Row) -> Row:
@@ -266,8 +262,8 @@ def _cells(row: Row) -> Row:
 def by(row: Row) -> str:
     """Returns the implementation and the mode; the zoo's eager mode is not named."""
     who, how = row["implementation"], row["mode"]
-    if ranks(row) > 1:
-        who = f"{ranks(row)} processes" if who == ZOO else who
+    if row["ranks"] > 1:
+        who = f"{row['ranks']} processes" if who == ZOO else who
         return who if how == EAGER else f"{who} {how}"
     return who if (who, how) == (ZOO, EAGER) else f"{who} {how}"
 
@@ -318,6 +314,24 @@ def limits(rows: Rows, machine: Row) -> Table:
 
 def _percent(share: float) -> str:
     return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
+
+
+def steps(rows: Rows) -> Table:
+    """Returns the table of the parts of a pass, for rows of several processes."""
+    ms = three_in(1e-3)
+    shown = [
+        *TEST_COLUMNS,
+        *columns(ms, step_seconds="step", read_seconds="read", compute_seconds="compute", exchange_seconds="exchange"),
+        *columns(lambda ratio: f"{ratio:.2f}", of_predicted="ratio"),
+    ]
+    legend = [
+        f"Milliseconds of a pass in one of {rows[0]['ranks']} processes, medians. step: the whole pass. read: its "
+        "share of weights and cache at the bandwidth below, which all processes share. compute: its FLOPs at the "
+        "arithmetic rate below.",
+        "exchange: its collectives alone, in turns with the passes. ratio: step / (the longer of read and compute, "
+        "plus exchange).",
+    ]
+    return Table("Parts of a pass", shown, legend, rows, derive=_cells)
 
 
 def machine_ceilings(rows: Rows) -> Table:

@@ -12,7 +12,7 @@ from benchmarks.measure.throughput_rows import rows
 
 MACHINE = {
     **{"cpu": "a processor", "cores": 8, "isa": ["avx2"], "torch": "2.13", "blas": "a library"},
-    **{"gpu": None, "driver": None, "last_cache_bytes": None},
+    **{"gpu": None, "driver": None, "last_cache_bytes": None, "kernels": {}},
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.analytic.kv import InferenceConfig
-from benchmarks.analytic.weight_forms import BFLOAT16
+from benchmarks.analytic.weight_forms import BFLOAT16, FOUR_BIT
 from benchmarks.commands import verbs
 from benchmarks.options import DeviceOptions, InferenceOptions, ModelOptions, with_groups
 from zoo.errors import UsageError
@@ -29,10 +29,10 @@ def test_a_parameter_that_is_a_group_stands_for_the_fields_of_the_group() -> Non
 
 
 def test_the_command_is_handed_the_group() -> None:
-    given = {"context": 8, "batch": 2, "weights": torch.float32, "cache": torch.float16, "tp": 4, "ep": 4}
+    given = {"context": 8, "batch": 2, "weights": FOUR_BIT, "cache": torch.float16, "tp": 4, "ep": 4}
     found = with_groups(command)(**given, **dict.fromkeys(CHOICE) | {"names": ["qwen3-8b"]})
     context, inference, models = found
-    assert (context, inference) == (8, InferenceOptions(2, torch.float32, torch.float16, 4, 4))
+    assert (context, inference) == (8, InferenceOptions(2, FOUR_BIT, torch.float16, 4, 4))
     assert isinstance(inference, InferenceConfig)
     assert [model.name for model in models.chosen()] == ["qwen3-8b"]
 

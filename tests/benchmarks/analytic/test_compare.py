@@ -16,7 +16,7 @@ from benchmarks.analytic import compare, roofline
 from benchmarks.analytic.compare import PAIRS
 from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.models import NamedSpec, one, swapped
-from benchmarks.output.documents import DOCS
+from benchmarks.output.report import DOCS
 from tests.presets import representatives
 from zoo.cli.runner import exit_code
 from zoo.swaps.grammar import apply_swap

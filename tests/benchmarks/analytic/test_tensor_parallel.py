@@ -11,6 +11,7 @@ import zoo
 from benchmarks.analytic.kv import InferenceConfig, cache_row, crossing_row, fit_row
 from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.analytic.roofline import device, flop_row, forward_pass
+from benchmarks.analytic.weight_forms import PLAIN
 from benchmarks.options import DeviceOptions, InferenceOptions
 from zoo.errors import SpecError, UsageError
 
@@ -56,7 +57,7 @@ def test_more_sequences_send_more() -> None:
     single, many = (forward_pass(spec, "decode", 4096, replace(EIGHT, batch=batch)) for batch in (1, 16))
     assert many.sent_bytes == 16 * single.sent_bytes
     assert forward_pass(spec, "decode", 4096, InferenceConfig(cache=torch.float16)).sent_bytes == 0
-    narrow = replace(EIGHT, weights=torch.float8_e4m3fn)  # activations stay in 16 bits
+    narrow = replace(EIGHT, weights=PLAIN[torch.float8_e4m3fn])  # activations stay in 16 bits
     assert forward_pass(spec, "decode", 4096, narrow).sent_bytes == single.sent_bytes
 
 
