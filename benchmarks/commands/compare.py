@@ -90,7 +90,7 @@ def _differences(first: NamedSpec, second: NamedSpec) -> Table:
         Column("value", first.label, width=26),
         Column("other", second.label, width=26),
     ]
-    note = "Fields of the specs that differ. For a field of layers, '4 in 10' is the value 4 in 10 layers."
+    note = "Fields of the specs that differ. For a field of layers, 'V in N' is the value V in N layers."
     legend = [note if rows else "No field differs."]
     legend += [f"{second.label} is {second.name} after --swap {second.swap}."] if second.swap else []
     legend += [f"The swap dropped: {second.dropped}."] if second.dropped else []

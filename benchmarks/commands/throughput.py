@@ -10,7 +10,6 @@ from benchmarks import options
 from benchmarks.measure.benchmark_models import Variant, benchmark_models
 from benchmarks.measure.runners import Workload, workloads
 from benchmarks.measure.throughput import measure_throughput, throughput_config
-from benchmarks.measure.training import training_workloads
 from benchmarks.output.report import Report
 from zoo.cli.runner import ExpertParallel, TensorParallel, quiet_unless_first, tensor_parallel
 from zoo.core import processes
@@ -133,7 +132,7 @@ def _workloads(
         for name, value in (("--prompt", prompt), ("--generate", generate), ("--depth", depth or None)):
             if value is not None:
                 raise UsageError(f"{name} is for prefill and decode; a training step has --context and --batch")
-        return training_workloads(TRAINING_CONTEXT if context is None else context, batch or TRAINING_BATCH)
+        return (Workload("train", context or TRAINING_CONTEXT, batch=batch or TRAINING_BATCH),)
     if context is not None:
         raise UsageError("--context is for --train; a prefill has --prompt, and what is in the cache before, --depth")
     prompt, generate = PROMPT if prompt is None else prompt, GENERATE if generate is None else generate

@@ -4,6 +4,7 @@ full: latent attention over every stored token, as in DeepSeek-V3. sparse: the i
 attention runs over the k best, which are gathered, as in DeepSeek-V3.2. Both have the same queries and cache.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
@@ -50,13 +51,8 @@ def crossover(spec: SparseMLA, dim: int) -> int | None:
         flops = attention_flops(spec, dim, context - 1, 1)
         return flops[SPARSE] < flops[FULL]
 
-    low, high = spec.indexer.k, LONGEST
-    if not is_cheaper(high):
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if is_cheaper(middle) else (middle, high)
-    return high
+    found = bisect_left(range(LONGEST + 1), True, lo=spec.indexer.k + 1, key=is_cheaper)
+    return found if found <= LONGEST else None
 
 
 class SparseVariants(Comparison):

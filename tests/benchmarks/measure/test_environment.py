@@ -72,10 +72,8 @@ def test_the_commit_is_that_of_the_project_alone(tmp_path: Path, monkeypatch: py
     (tmp_path / "site-packages").mkdir()
     monkeypatch.setattr(module, "ROOT", tmp_path.resolve() / "site-packages")
     assert module._commit() is None
-
-
-def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(module, "ROOT", tmp_path.resolve())
+    monkeypatch.setenv("PATH", "")  # there is no git
     assert module._commit() is None
 
 

@@ -80,6 +80,7 @@ def test_a_restored_cache_gives_the_same_logits(family: str, depth: int) -> None
         (Workload("prefill", 5, 4096), "pp5 @ d4096", [(4096, 5)], 4101),
         (Workload("decode", 2), "tg2", [(1, 1), (2, 1)], 3),
         (Workload("decode", 2, 4096), "tg2 @ d4096", [(4097, 1), (4098, 1)], 4099),
+        (Workload("train", 256, batch=8), "train 8x256", [(0, 256)], 257),  # the last token is only a target
     ],
 )
 def test_labels_are_llama_benchs(work: Workload, label: str, passes: list[tuple[int, int]], capacity: int) -> None:

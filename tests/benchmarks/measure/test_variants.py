@@ -20,6 +20,7 @@ from benchmarks.measure.mla import ABSORBED, EXPANDED, LATENT, ExpandedAttention
 from benchmarks.measure.sparse import FULL, SPARSE, SparseVariants, attention_flops, crossover
 from benchmarks.measure.timing import Samples
 from benchmarks.measure.variants import Comparison, VariantsConfig, run
+from tests.benchmarks.fakes import time_alike
 from tests.models import has_compiler
 from zoo.cli.runner import exit_code
 from zoo.cli.tables import Format
@@ -30,10 +31,7 @@ TINY_MLA, TINY_SPARSE = ["--variants", "mla", "--tiny"], ["--variants", "sparse"
 
 @pytest.fixture(autouse=True)
 def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every run takes one second."""
-    ticks = count()
-    measure = timing.measure
-    monkeypatch.setattr(variants, "measure", lambda *a, **k: measure(*a, **k | {"clock": lambda: float(next(ticks))}))
+    time_alike(monkeypatch, variants)
 
 
 def tiny(kind: type[Comparison], config: VariantsConfig) -> Any:
