@@ -49,20 +49,22 @@ class ModelOptions:
     names: Annotated[
         options.Strings,
         typer.Argument(
-            help="Presets, families (their smallest), hub ids, folders with a config.json. None: eight families."
+            help="Presets, hub ids, families (smallest sizes) or folders with a config.json. Default: eight families."
         ),
     ] = None
     swap: Annotated[
         options.Strings,
         typer.Option(
             metavar="CHANGE",
-            help="Add each model with its small form changed: 'GQA(window=32)', norm=olmo. Each --swap is a "
-            "row; several changes in one have ; between them.",
+            help="Change to show beside each small form: 'GQA(window=32)', norm=olmo (repeatable). Join several "
+            "changes of one model with ;",
         ),
     ] = None
-    params: Annotated[int, options.count_option(help="Parameters of each small form: 200k, 2M. [200k]")] = 200_000
-    match: Annotated[Match, typer.Option(help="Quantity that all small forms share.")] = Match.params
-    context: Annotated[int, options.tokens_option(help="Training context.")] = 256
+    params: Annotated[int, options.count_option(help="Number of parameters of each small form: 200k, 2M. [200k]")] = (
+        200_000
+    )
+    match: Annotated[Match, typer.Option(help="Quantity that is equal in all small forms.")] = Match.params
+    context: Annotated[int, options.tokens_option(help="Tokens of each training sequence.")] = 256
     ignore_field: options.IgnoreField = None
 
     def entries(self, quick: bool) -> list[Entry]:
@@ -82,23 +84,24 @@ class TrainingOptions:
         str | None,
         typer.Option(
             metavar="TASKS",
-            help="Tasks, with commas: text, length, recall, copying, selective-copying, induction, far-recall; "
-            "or all. [text,recall; --quick: text]",
+            help="Tasks, separated by commas: text, length, recall, copying, selective-copying, induction, far-recall; "
+            "or all. [text,recall; with --quick: text]",
         ),
     ] = None
-    tokens: Annotated[int | None, options.count_option(help="Text tokens per run. [0.6M; --quick: 0.12M]")] = None
+    tokens: Annotated[int | None, options.count_option(help="Text tokens per run. [0.6M; with --quick: 0.12M]")] = None
     batch: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 8
     seeds: Annotated[
         int | None, typer.Option(min=2, help="Seeds per model. [3; with --swap: 5]", show_default=False)
     ] = None
     rates: Annotated[
-        str | None, typer.Option(metavar="RATES", help="Learning rates at the start of a sweep. [8e-3,16e-3,32e-3]")
+        str | None, typer.Option(metavar="RATES", help="Learning rates that a sweep tries first. [8e-3,16e-3,32e-3]")
     ] = None
     learning_rate: Annotated[
         float | None, typer.Option(metavar="RATE", help="Learning rate of every model, without a sweep.")
     ] = None
     quick: Annotated[
-        bool, options.flag("Four models, fewer tokens, committed learning rates: about two minutes.", "--quick")
+        bool,
+        options.flag("Train four models on fewer tokens, with stored learning rates: about two minutes.", "--quick"),
     ] = False
 
     def config(self, models: ModelOptions) -> LearnConfig:
@@ -134,14 +137,16 @@ class TrainingOptions:
 class FileOptions:
     """The files that are read, the folders that are written, and the number of processes."""
 
-    text: Annotated[Path | None, typer.Option(metavar="PATH", help="Text file or folder. [Python's own library]")] = (
-        None
-    )
+    text: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Text file or folder to train on. [Python's standard library]")
+    ] = None
     runs: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder that keeps each finished run.")] = FOLDER
     curves: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Folder for drawings of the curves, as PNG and SVG.")
+        Path | None, typer.Option(metavar="FOLDER", help="Folder for the learning curves, as PNG and SVG.")
     ] = None
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time. [one per core]")] = None
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Number of runs at a time. [one per core]")
+    ] = None
 
     def tokens(self) -> TokenFile:
         """Returns the text, as a token file beside the runs."""
@@ -150,10 +155,11 @@ class FileOptions:
 
 
 def command(*, models: ModelOptions, training: TrainingOptions, files: FileOptions, report: Report) -> None:
-    """Learning of models at an equal budget, in small forms.
+    """Training of small models at an equal budget.
 
-    Text (bits per byte) and synthetic tasks (accuracy): the same data in the same order, each model at its own learning
-    rate, intervals over seeds. Each finished run is kept: after Ctrl-C the same command continues.
+    Each model is trained on text (bits per byte) and on synthetic tasks (accuracy), with the same data in the same
+    order and its own learning rate. Intervals are over seeds. Each finished run is kept: after Ctrl-C, the same command
+    continues.
 
     \b
     python -m benchmarks learn --quick

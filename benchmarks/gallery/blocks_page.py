@@ -15,8 +15,7 @@ import torch
 
 from benchmarks.analytic.models import one
 from benchmarks.analytic.selection import matching, one_each
-from benchmarks.output.documents import DOCS
-from benchmarks.output.report import columns
+from benchmarks.output.report import DOCS, columns
 from zoo.architectures import families
 from zoo.blocks import GLU, GQA, MLA, GatedDeltaNet, GroupedSigmoidTopK, MoE, RMSNorm, RoPE, SoftmaxTopK
 from zoo.blocks.layer import PLACEMENTS, Placement

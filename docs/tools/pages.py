@@ -15,8 +15,7 @@ from benchmarks.gallery import blocks_page
 from benchmarks.gallery.overview import overview
 from benchmarks.learning.rows import BITS
 from benchmarks.learning.tables import by_size, compared, data_line, learned
-from benchmarks.output.documents import DOCS, kept, read
-from benchmarks.output.report import Row, Rows, Table
+from benchmarks.output.report import DOCS, Row, Rows, Table, kept, read
 from docs.tools import performance, schema
 from zoo.cli.card import figure
 from zoo.cli.tables import Format

@@ -11,8 +11,7 @@ from pathlib import Path
 from benchmarks.measure.environment import kernel_summary, merged
 from benchmarks.measure.runners import COMPILED, EAGER, ZOO
 from benchmarks.measure.timing import PairedRatio, paired_ratio
-from benchmarks.output.documents import DOCS, kept, read
-from benchmarks.output.report import Row, columns
+from benchmarks.output.report import DOCS, Row, columns, kept, read
 from benchmarks.output.show import three
 from zoo.cli.tables import Format, render
 from zoo.errors import MalformedError, UsageError

@@ -28,8 +28,7 @@ from benchmarks.measure.sparse import SparseVariants
 from benchmarks.measure.throughput_rows import SIGNS
 from benchmarks.measure.timing import Samples
 from benchmarks.measure.variants import VariantsConfig
-from benchmarks.output.documents import DOCS, kept, read
-from benchmarks.output.report import Row
+from benchmarks.output.report import DOCS, Row, kept, read
 from zoo.cli.tables import SCHEMA_VERSION
 
 Kind = dict[str, Any]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from jsonschema import Draft202012Validator
 
-from benchmarks.output.documents import DOCS, kept, read
+from benchmarks.output.report import DOCS, kept, read
 from docs.tools import schema
 from docs.tools.__main__ import main
 from docs.tools.pages import filled, texts
