@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.analytic.models import NamedSpec, one
-from benchmarks.gallery.overview import Group, groups
+from benchmarks.gallery.overview import Group, groups, size_of
 from zoo.architectures import families, released
 from zoo.blocks import MLA, RoPE
-from zoo.catalog import about, ancestor, title
+from zoo.catalog import about, ancestor
 from zoo.cli.listing import used_names
 from zoo.costs import CacheSpec
 from zoo.hf.config import Size
@@ -102,7 +102,7 @@ def entries(models: Sequence[NamedSpec]) -> list[Entry]:
         earlier = _came_from(group)
         differences = structure_differences(group.typical.spec, earlier.typical.spec) if earlier else []
         shown = "" if month == UNDATED else month
-        summary = _summary(group.typical.spec)
+        summary = f"{size_of(group.typical.spec)}; {len(group.typical.spec.layers)} layers"
         found.append(Entry(group, shown, months, tuple(kinds), summary, earlier, tuple(differences)))
         before = month if month != UNDATED else before
     return found
@@ -116,31 +116,13 @@ def _came_from(group: Group) -> Group | None:
 
 def _month(group: Group) -> str:
     """Returns the month of release of an architecture's first size, whether or not the page shows that size."""
-    if not group.typical.size:
-        return UNDATED
-    return released(families()[group.name])
+    return released(families()[group.name]) if group.typical.size else UNDATED
 
 
 def _count(month: str) -> int:
     """Returns the months since year 0."""
     year, number = month.split("-")
     return 12 * int(year) + int(number)
-
-
-def _summary(spec: Decoder) -> str:
-    params, active = spec.params(), spec.active_params()
-    size = format_count(params) + (f", {format_count(active)} active" if active < params else "")
-    return f"{size}; {len(spec.layers)} layers"
-
-
-def title_of(model: NamedSpec) -> str:
-    """Returns a model's name as its publisher writes it."""
-    return title(model.name) if model.size else model.name
-
-
-def subtitle_of(model: NamedSpec) -> str:
-    """Returns the model's name on a command line; empty for a model that is not a preset."""
-    return model.name if model.size else ""
 
 
 def facts(model: NamedSpec) -> dict[str, Any]:

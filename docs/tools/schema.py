@@ -103,15 +103,7 @@ RUN = _object(
     diverged=OPTIONAL_TEXT,
     curve=_list(CURVE),
 )
-ENDINGS = {
-    "_params": COUNT,
-    "_bytes": COUNT,
-    "_flops": COUNT,
-    "_seconds": TIMES,
-    "_s": RATE,
-    "_s_min": RATE,
-    "_s_max": RATE,
-}
+ENDINGS = {**_all("_params _bytes _flops", COUNT), "_seconds": TIMES, **_all("_s _s_min _s_max", RATE)}
 COLUMNS: dict[str, Kind] = {
     **_all("mean learn_differences.low learn_differences.high", NUMBER),
     **_all("bits_per_byte_low bits_per_byte_high low high", OPTIONAL_NUMBER),
@@ -232,13 +224,7 @@ COLUMNS: dict[str, Kind] = {
     "chance": _optional(RATE, "accuracy of a guess"),
     "level": _said(SHARE, "level at which Holm's procedure tests it: 0.05 over the number of models, or more"),
 }
-MACHINE: dict[str, Kind] = {
-    "platform": TEXT,
-    "cpu": TEXT,
-    "threads": POSITIVE,
-    "python": TEXT,
-    "torch": TEXT,
-}
+MACHINE: dict[str, Kind] = {**_all("platform cpu", TEXT), "threads": POSITIVE, **_all("python torch", TEXT)}
 MEASURED_ON: dict[str, Kind] = {
     "isa": _list(TEXT),
     "cores": POSITIVE,

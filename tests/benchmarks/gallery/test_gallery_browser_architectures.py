@@ -9,7 +9,7 @@ import pytest
 
 import zoo
 from benchmarks.gallery import timeline
-from benchmarks.gallery.overview import groups
+from benchmarks.gallery.overview import groups, title_of
 from tests.benchmarks.gallery.conftest import SHOWN, Open
 from zoo.catalog import ancestor
 from zoo.units import format_bytes, format_count
@@ -78,7 +78,7 @@ def test_chosen_architecture_has_its_diagram_and_facts(open_page: Open, width: i
     assert inside == (width < 1080)
     for model in entry.group.models:
         page.locator("#chosen-size").select_option(model.name)
-        assert page.locator("#chosen svg > title").text_content() == timeline.title_of(model)
+        assert page.locator("#chosen svg > title").text_content() == title_of(model)
         facts = dict(
             zip(page.locator("#chosen dt").all_inner_texts(), page.locator("#chosen dd").all_inner_texts(), strict=True)
         )
