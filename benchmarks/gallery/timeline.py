@@ -94,17 +94,20 @@ class Entry:
 
 def entries(models: Sequence[NamedSpec]) -> list[Entry]:
     """Returns the architectures of these models, in order of the month in which their first size was released."""
-    found, before = list[Entry](), None
+    found, before = list[Entry](), UNDATED
     for group in sorted(groups(models), key=_month):
-        month = _month(group)
-        months = _count(month) - _count(before) if before and month != UNDATED else 0
-        kinds = features(group.typical.spec)
-        earlier = _came_from(group)
-        differences = structure_differences(group.typical.spec, earlier.typical.spec) if earlier else []
-        shown = "" if month == UNDATED else month
-        summary = f"{size_of(group.typical.spec)}; {len(group.typical.spec.layers)} layers"
-        found.append(Entry(group, shown, months, tuple(kinds), summary, earlier, tuple(differences)))
-        before = month if month != UNDATED else before
+        spec, month, earlier = group.typical.spec, _month(group), _came_from(group)
+        entry = Entry(
+            group=group,
+            released="" if month == UNDATED else month,
+            months=0 if UNDATED in (month, before) else _count(month) - _count(before),
+            features=tuple(features(spec)),
+            summary=f"{size_of(spec)}; {len(spec.layers)} layers",
+            came_from=earlier,
+            differences=tuple(structure_differences(spec, earlier.typical.spec)) if earlier else (),
+        )
+        found.append(entry)
+        before = month
     return found
 
 

@@ -58,23 +58,23 @@ TITLES = {  # table -> a description of its rows
 
 
 def _said(kind: Kind, description: str) -> Kind:
-    return kind | {"description": description}
+    return kind | ({"description": description} if description else {})
 
 
 def _optional(kind: Kind, description: str = "") -> Kind:
     """Returns a kind that may be null."""
     null = {"enum": [*kind["enum"], None]} if "enum" in kind else {"type": [kind["type"], "null"]}
-    return kind | null | ({"description": description} if description else {})
+    return _said(kind | null, description)
 
 
 def _list(items: Kind, least: int = 0, description: str = "") -> Kind:
-    return {"type": "array", "items": items, "minItems": least} | ({"description": description} if description else {})
+    return _said({"type": "array", "items": items, "minItems": least}, description)
 
 
 def _object(description: str = "", /, **columns: Kind) -> Kind:
     """Returns an object with these keys, all required."""
-    about = {"description": description} if description else {}
-    return {"type": "object", "required": list(columns), "properties": columns, "additionalProperties": False} | about
+    kind = {"type": "object", "required": list(columns), "properties": columns, "additionalProperties": False}
+    return _said(kind, description)
 
 
 def _all(names: str, kind: Kind) -> dict[str, Kind]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from benchmarks.__main__ import app
-from benchmarks.analytic.kv import InferenceConfig, fit_row
+from benchmarks.analytic.kv import fit_row
 from benchmarks.analytic.roofline import devices
 from benchmarks.analytic.weight_forms import FOUR_BIT, PLAIN
 from benchmarks.gallery.cost_terms import card_part
@@ -54,7 +55,7 @@ def test_cells_and_the_command_equal_python(
     for row, model in zip(page.locator("#fit-table tbody tr").all(), SHOWN, strict=True):
         cells = [cell.split("\n")[0] for cell in row.locator("td").all_inner_texts()]
         assert row.locator("th").inner_text() == model.name
-        spec = card_part(model.spec, cards)[1]
+        config, spec = card_part(model.spec, cards)
         if spec is None:
             assert cells == [f"{cards} cards cannot divide it"]
             continue
@@ -66,6 +67,10 @@ def test_cells_and_the_command_equal_python(
         assert cells[1:4] == [format_decimal_bytes(each) for each in sizes]
         assert cells[4] == "yes" if fits else cells[4].startswith("no")
         assert row.locator("td.yes" if fits else "td.no").count() == 1
+        told = fit_row(model, memory * 10**9, replace(config, batch=batch, weights=form, cache=DTYPES[cache]))
+        longest = told["context_that_fits"] if told["limit"] == "cache" else model.spec.context
+        longest = page.evaluate("formatTokens", longest or 0)
+        assert cells[5] == {"weights": "none", "context": f"all of its {longest}", "cache": longest}[told["limit"]]
         if model.name in printed:
             assert cells[1] == format_decimal_bytes(printed[model.name]["weight_bytes"])
         beyond = model.spec.context is not None and model.spec.context < context
@@ -74,21 +79,6 @@ def test_cells_and_the_command_equal_python(
     assert page.locator("#fit-summary strong").inner_text() == f"{fitting} of {len(SHOWN)}"
     words = "as released" if weights == "released" else f"in {weights}"
     assert page.locator("#fit-summary").inner_text().endswith(f"; weights {words}, cache in {cache}.")
-
-
-def test_longest_context_is_that_of_the_command(page: Any) -> None:
-    """And never longer than what the model is published for."""
-    choose(page, 4096, 1, 80, "released", "bfloat16", 1)
-    for row, model in zip(page.locator("#fit-table tbody tr").all(), SHOWN, strict=True):
-        found = row.locator("td").nth(5).inner_text()
-        told = fit_row(model, 80 * 10**9, InferenceConfig(weights=model.released_form))
-        shown = page.evaluate("formatTokens", told["context_that_fits"] or model.spec.context or 0)
-        if told["limit"] == "weights":
-            assert found == "none"
-        elif told["limit"] == "context":
-            assert found == f"all of its {page.evaluate('formatTokens', model.spec.context)}"
-        else:
-            assert found == shown
 
 
 def test_a_packed_form_is_named(page: Any) -> None:

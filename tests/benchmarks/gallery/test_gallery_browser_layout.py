@@ -67,12 +67,13 @@ def test_tables_are_stacked_on_a_phone(open_page: Open) -> None:
     page = open_page(390)
     page.locator("#differences summary").click()
     for table in ("#fit-table", "#swap-table", "#differences table"):
-        cells = page.locator(table).first.locator("tbody tr").first.locator("td")
-        for cell in cells.all():
+        row = page.locator(table).first.locator("tbody tr").first
+        for cell in row.locator("td").all():
             box = cell.bounding_box()
             assert 0 <= box["x"] < box["x"] + box["width"] <= 390, table
-        named = page.locator(table).first.locator("tbody tr").first.locator("td[data-head]")
-        heads = named.evaluate_all("all => all.map(cell => getComputedStyle(cell, '::before').content)")
+        heads = row.locator("td[data-head]").evaluate_all(
+            "all => all.map(cell => getComputedStyle(cell, '::before').content)"
+        )
         assert len(heads) > 1
         assert all(head not in ("none", '""') for head in heads)
 
