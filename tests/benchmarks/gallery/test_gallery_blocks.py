@@ -171,7 +171,9 @@ def test_page_shows_unknown_kinds_of_block(swapped: dict[type[zoo.Spec], zoo.Spe
 
 
 def test_section_of_the_page_has_lower_headings_and_inline_drawings() -> None:
-    html = blocks_page.html()
+    html = blocks_page.html(frozenset({"qwen3"}))
+    assert '<a href="#qwen3">qwen3</a> (' in html
+    assert "</a>.5" not in html, "a size such as qwen3.5-27b is no link to another family"
     assert "<h1" not in html
     assert html.count("<h2") == 1
     assert html.count("<svg") == len(blocks_page.DRAWINGS)
