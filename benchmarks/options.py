@@ -103,18 +103,19 @@ def flag(help: str, *names: str) -> Any:
 
 
 Strings = list[str] | None
-Contexts = Annotated[list[int] | None, tokens_option("--context", help="Context length: 4096 or 32k. Repeatable.")]
+Contexts = Annotated[list[int] | None, tokens_option("--context", help="Context length: 4096 or 32k (repeatable).")]
 ComputingType = Annotated[torch.dtype, computing_dtype_option(help="Dtype of weights and cache. [float32]")]
 MEMORY = 80 * 10**9  # bytes
 Memory = Annotated[int, memory_option(help="Memory of the card: 24GB, 80GiB. [80GB]")]
-Repeat = Annotated[int, typer.Option("--repeat", "-r", min=1, help="Counted runs of each candidate.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of random weights and inputs.")]
+Repeat = Annotated[int, typer.Option("--repeat", "-r", min=1, help="Number of timed runs of each model.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of the random weights and inputs.")]
 IgnoreField = Annotated[
-    Strings, typer.Option(metavar="NAME", help="Field of a folder's config.json to ignore. Repeatable.")
+    Strings, typer.Option(metavar="NAME", help="Field to ignore in a folder's config.json (repeatable).")
 ]
-Tiny = Annotated[bool, flag("Toy widths, every kind of layer kept.", "--tiny")]
+Tiny = Annotated[bool, flag("Use toy widths; every kind of layer is kept.", "--tiny")]
 Layers = Annotated[
-    int | None, typer.Option(min=1, help="Number of layers kept: the first of each kind, then the first others.")
+    int | None,
+    typer.Option(min=1, help="Number of layers to keep: the first of each kind, then the first of the others."),
 ]
 
 
@@ -124,7 +125,9 @@ class SwapOptions:
 
     swap: Annotated[
         Strings,
-        typer.Option(metavar="CHANGE", help="Add each model changed: 'GQA(window=512)', norm=olmo. Repeatable."),
+        typer.Option(
+            metavar="CHANGE", help="Change to show beside each model: 'GQA(window=512)', norm=olmo (repeatable)."
+        ),
     ] = None
     ignore_field: IgnoreField = None
     import_: Imports = None
@@ -137,16 +140,18 @@ class ModelOptions(SwapOptions):
     names: Annotated[
         Strings,
         typer.Argument(
-            help="Presets, hub ids, families (all their sizes), folders with a config.json. None: each "
-            "family's best-known size, in order of release."
+            help="Presets, hub ids, families (all their sizes) or folders with a config.json. Default: the best-known "
+            "size of each family, in order of release."
         ),
     ] = None
-    all_sizes: Annotated[bool, flag("Every published size of every family.", "--all-sizes")] = False
-    since: Annotated[str | None, month_option(help="Only sizes of 2025-06 or later.")] = None
+    all_sizes: Annotated[bool, flag("Show every published size of every family.", "--all-sizes")] = False
+    since: Annotated[str | None, month_option(help="Only sizes released in this month or later: 2025-06.")] = None
     with_: Annotated[
         Strings,
         typer.Option(
-            "--with", metavar="BLOCK", help="Only sizes with it: MLA, MoE, QK-norm (zoo.build --list). Repeatable."
+            "--with",
+            metavar="BLOCK",
+            help="Only sizes with this block: MLA, MoE, QK-norm, ... as in zoo.build --list (repeatable).",
         ),
     ] = None
 
@@ -171,21 +176,26 @@ class ModelOptions(SwapOptions):
 class InferenceOptions(InferenceConfig):
     """The conditions of a model's inference: the number of sequences, the dtypes, and the number of cards."""
 
-    batch: Annotated[int, typer.Option(min=1, help="Sequences, each of the same context.")] = 1
+    batch: Annotated[int, typer.Option(min=1, help="Number of sequences, all with the same context.")] = 1
     weights: Annotated[
         WeightForm,
-        weights_option("--dtype", help="Form of the weights: a dtype, released (as published), 4-bit. [bfloat16]"),
+        weights_option("--dtype", help="Form of the weights: a dtype, released (as published) or 4-bit. [bfloat16]"),
     ] = BFLOAT16
     cache: Annotated[torch.dtype, dtype_option("--cache-dtype", help="Dtype of the cache. [bfloat16]")] = torch.bfloat16
-    tp: Annotated[int, typer.Option("--tp", min=1, help="Cards that hold a model together; figures are per card.")] = 1
+    tp: Annotated[
+        int, typer.Option("--tp", min=1, help="Number of cards that divide each model; figures are per card.")
+    ] = 1
 
-    ep: Annotated[int, typer.Option("--ep", min=1, help="Cards that hold whole experts; the same number as --tp.")] = 1
+    ep: Annotated[
+        int, typer.Option("--ep", min=1, help="1, or the same as --tp: each card then holds whole experts.")
+    ] = 1
 
     def dtype(self) -> torch.dtype:
         """Returns the dtype of weights in computations. Raises UsageError for a form that only stores weights."""
-        if self.form.dtype.itemsize < 2 or PLAIN.get(self.form.dtype) != self.form:
-            raise UsageError(f"--dtype {self.form.name} is for storing only; choose float32, bfloat16 or float16")
-        return self.form.dtype
+        dtype = self.weights.dtype
+        if dtype.itemsize < 2 or PLAIN[dtype] != self.weights:
+            raise UsageError(f"--dtype {self.weights.name} is for storing only; choose float32, bfloat16 or float16")
+        return dtype
 
     def divisible(self, models: Sequence[NamedSpec]) -> list[NamedSpec]:
         """Returns the models that `tp` cards can divide; a note on stderr names the others.
@@ -212,15 +222,17 @@ class InferenceOptions(InferenceConfig):
 class DeviceOptions:
     """The device whose peak rates set the ceilings: a known device by name, or the rates of another device."""
 
-    device_spec: Annotated[str, typer.Option(metavar="NAME", help=f"One of {', '.join(roofline.devices())}.")] = "h100"
+    device_spec: Annotated[
+        str, typer.Option(metavar="NAME", help=f"Device that sets the ceilings: {', '.join(roofline.devices())}.")
+    ] = "h100"
     bandwidth: Annotated[
-        float | None, typer.Option(metavar="GB/S", help="Memory bandwidth of another device; with --flops.")
+        float | None, typer.Option(metavar="GB/S", help="Memory bandwidth of another device (needs --flops).")
     ] = None
     flops: Annotated[
-        float | None, typer.Option(metavar="TFLOPS", help="Peak FLOPs of another device; with --bandwidth.")
+        float | None, typer.Option(metavar="TFLOPS", help="Peak arithmetic rate of another device (needs --bandwidth).")
     ] = None
     link: Annotated[
-        float | None, typer.Option(metavar="GB/S", help="Rate at which one card sends to the others; for --tp.")
+        float | None, typer.Option(metavar="GB/S", help="Rate at which a card sends to the others, for --tp.")
     ] = None
 
     def device(self) -> roofline.Device:

@@ -73,7 +73,8 @@ def older(name: str, **changes: Any) -> dict[str, Any]:
 
 
 def newer(name: str, **changes: Any) -> dict[str, Any]:
-    """The same as transformers 5 writes it: one rope_parameters, defaults filled in, derived fields beside them."""
+    """A preset's config as transformers 5 writes it: one rope_parameters, defaults filled in, derived fields beside
+    them."""
     return json.loads(_newer(name)) | changes
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weights.reference.float64 import in_float64, rms_error
+from weights.reference.float64 import in_float64
 from zoo.core.float32 import BOUND, largest_difference
 
 __all__ = [
@@ -82,6 +82,12 @@ def assert_computes(
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def rms_error(value: Tensor, exact: Tensor) -> float:
+    """The root mean square of a tensor's error, relative to that of the `exact` values in float64."""
+    difference = value.detach().double() - exact
+    return float(difference.square().mean().sqrt() / exact.square().mean().sqrt())
 
 
 def pooled_error(values: Sequence[Tensor], exact: Sequence[Tensor]) -> float:

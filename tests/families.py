@@ -1,4 +1,4 @@
-"""What the tests know of an architecture beyond its published config: an entry of FAMILIES, where there is anything."""
+"""Facts about an architecture that the tests need beyond its published config: an entry of FAMILIES, if it has any."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which presets a test runs over. What every preset has to prove runs over `zoo.names()`; what costs more, over few.
+"""The presets that a test runs over: all of `zoo.names()` for what each must prove, few for what costs more.
 
 The few are computed from the registry: the fewest presets whose tiny specs together show everything that the tiny specs
 of all show. The rest is marked slow, so that the time of the default tests grows with what is new, not with sizes.
@@ -26,7 +26,7 @@ Feature = tuple[str, str, Any]
 
 @cache
 def distinct() -> tuple[str, ...]:
-    """Of each family one preset for each tiny spec that differs."""
+    """One preset of each family for each of its distinct tiny specs."""
     first: dict[tuple[str, zoo.Decoder], str] = {}
     for family, module in families().items():
         for name in module.SIZES:
@@ -36,7 +36,7 @@ def distinct() -> tuple[str, ...]:
 
 @cache
 def features(name: str) -> frozenset[Feature]:
-    """What a preset's tiny spec shows: each kind of block, each of its fields in use, and what stands in it.
+    """The features of a preset's tiny spec: each kind of block, each of its fields in use, and its value.
 
     A field holds a kind of spec, a word, a bool, None, or a number that is or is not its default: other numbers are
     sizes, which change no code. Relations between sizes that do are features by themselves.
@@ -87,7 +87,7 @@ def representatives() -> tuple[str, ...]:
 
 @cache
 def of_families(most: int | None = None) -> tuple[str, ...]:
-    """Of each family few presets that show all that the family has, at most so many: several where compositions
+    """A few presets of each family, at most `most`, that show all that the family has: several where compositions
     differ."""
     covers = (cover(tuple(name for name in distinct() if name in module.SIZES)) for module in families().values())
     return tuple(name for names in covers for name in names[:most])

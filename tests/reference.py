@@ -68,7 +68,7 @@ def kv_reference() -> dict[str, dict[str, Any]]:
 
 
 def family_of(name: str) -> Family:
-    """What the tests know of the family of a preset."""
+    """The tests' facts about the family of a preset."""
     stem = next(stem for stem, presets in facts("published").items() if name in presets)
     return FAMILIES.get(stem, Family())
 
@@ -169,7 +169,7 @@ def token_by_token(reference: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def family_of_type(model_type: str | None) -> Family:
-    """What the tests know of the family that has this model_type."""
+    """The tests' facts about the family that has this model_type."""
     for stem, presets in facts("published").items():
         if any(said["config"]["model_type"] == model_type for said in presets.values()):
             return FAMILIES.get(stem, Family())

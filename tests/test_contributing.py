@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.gallery.packed import packed
+from tests.benchmarks.gallery.samples import packed
 from tests.models import has_compiler
 
 ROOT = Path(__file__).parent.parent

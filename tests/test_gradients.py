@@ -110,23 +110,6 @@ def assert_equal_gradients(one: Model, other: Model) -> None:
             assert_equal(a.grad, b.grad, name)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
-@pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
-def test_a_compiled_layer_with_a_window_sinks_and_experts_has_the_same_gradients() -> None:
-    """One layer, with all that compiled training has operators of its own for. The slow tests compile every family."""
-    tiny = zoo.spec("gpt-oss-20b", tiny=True)
-    spec = replace(tiny, layers=(next(layer for layer in tiny.layers if layer.cache_spec().reach.limit),))
-    torch.compiler.reset()
-    uncompiled, compiled = (randomised(spec, dtype=torch.float64) for _ in range(2))
-    compiled.compile()
-    tokens = tokens_of(spec, 2, LENGTH)
-    for model in (uncompiled, compiled):
-        next_token_loss(model(tokens), tokens).backward()
-    assert_equal_gradients(compiled, uncompiled)
-    torch.compiler.reset()
-
-
 @pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
 @pytest.mark.slow

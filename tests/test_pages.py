@@ -20,12 +20,17 @@ from benchmarks.front_door import MODULES
 from benchmarks.measure import throughput_rows
 from benchmarks.measure.benchmark_models import BenchmarkModel
 from tests.benchmarks.fakes import MACHINE, fake_rows
+from weights import sources
+from weights.formats import gguf_file, gguf_tokenizer, hf_folder, untrusted
 from zoo.architectures import families
 from zoo.cli.runner import exit_code
+from zoo.errors import UsageError
+from zoo.hf import config
+from zoo.swaps.grammar import apply_swap
 
 ROOT = Path(__file__).resolve().parents[1]
 README, COSTS, MODELS = ROOT / "README.md", ROOT / "docs" / "costs.md", ROOT / "docs" / "models.md"
-LEARNING = ROOT / "docs" / "learning.md"
+LEARNING, SWAPS = ROOT / "docs" / "learning.md", ROOT / "docs" / "swaps.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LEFT_OUT = "..."  # a line of a shown output that stands for one or more lines
 
@@ -34,16 +39,20 @@ def text(page: Path) -> str:
     return page.read_text(encoding="utf-8")
 
 
-def run(command: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """Returns the output of `zoo VERB ...` or `python -m MODULE ...`; `make compare` runs without measurements."""
+def run(command: str, capsys: pytest.CaptureFixture[str], code: int = 0) -> str:
+    """Returns the output of `zoo VERB ...` or `python -m MODULE ...`; `make compare` runs without measurements.
+
+    An error's output is that on stderr.
+    """
     first, second, *args = shlex.split(command.replace("make compare", "zoo bench --static"))
     module = MODULES[second][0] if first == "zoo" else args.pop(0)
     assert first == "zoo" or (first, second) == ("python", "-m")
     with warnings.catch_warnings():  # another test may have imported it; importing zoo.build would hide the function
         warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
         app = runpy.run_module("benchmarks.__main__" if module == "benchmarks" else module)["app"]
-    assert exit_code(app, f"python -m {module}", args) == 0
-    return capsys.readouterr().out
+    assert exit_code(app, f"python -m {module}", args) == code
+    out, err = capsys.readouterr()
+    return err if code else out
 
 
 def lines(output: str) -> list[str]:
@@ -56,46 +65,20 @@ def lines(output: str) -> list[str]:
 
 def is_shortened(shown: list[str], printed: list[str]) -> bool:
     """Whether the shown lines are the printed ones, in order, with nothing left out but where LEFT_OUT says so."""
-    parts, part = [], list[str]()
-    for line in shown:
-        if line == LEFT_OUT:
-            parts.append(part)
-            part = []
-        else:
-            part.append(line)
-    at = 0
-    for number, each in enumerate([*parts, part]):
-        places = [
-            start for start in range(at, len(printed) - len(each) + 1) if printed[start : start + len(each)] == each
-        ]
-        if not places or (number == 0 and places[0] > 0):
-            return False
-        at = places[0] + len(each)
-    return not part or at == len(printed)
+    pattern = "".join(r"(.+\n)+" if line == LEFT_OUT else re.escape(f"{line}\n") for line in shown)
+    return re.fullmatch(pattern, "".join(f"{line}\n" for line in printed)) is not None
 
 
-@pytest.mark.parametrize(
-    ("shown", "expected"),
-    [
-        ("a b c", True),
-        ("a ... c", True),
-        ("a ...", True),
-        ("... c", True),
-        ("b c", False),  # nothing but LEFT_OUT leaves out the first line
-        ("a b", False),
-        ("a c", False),
-        ("a ... d", False),
-        ("c ... a", False),
-        ("b ...", False),
-    ],
-)
-def test_a_shortened_output_is_told_from_a_wrong_one(shown: str, expected: bool) -> None:
-    assert is_shortened(shown.split(), ["a", "b", "c"]) == expected
+def test_a_shortened_output_is_told_from_a_wrong_one() -> None:
+    for shown in ("a b c", "a ... c", "a ...", "... c"):
+        assert is_shortened(shown.split(), ["a", "b", "c"])
+    for shown in ("b c", "a b", "a c", "a ... d", "c ... a", "b ..."):
+        assert not is_shortened(shown.split(), ["a", "b", "c"])
 
 
 OUTPUTS = [
     (page, *found)
-    for page in (README, COSTS, MODELS)
+    for page in (README, COSTS, MODELS, SWAPS)
     for found in re.findall(r"```console\n\$ (.*?)\n(.*?)```", text(page), re.DOTALL)
 ]
 
@@ -106,7 +89,7 @@ OUTPUTS = [
 def test_the_output_shown_is_the_output(
     page: Path, command: str, shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    printed = run(command, capsys)
+    printed = run(command, capsys, code=UsageError.exit_code if shown.startswith("error: ") else 0)
     if LEFT_OUT in shown.splitlines():
         assert page == README
         assert is_shortened(lines(shown), lines(printed)), printed
@@ -115,7 +98,21 @@ def test_the_output_shown_is_the_output(
 
 
 def test_outputs_are_shown() -> None:
-    assert {page for page, *_ in OUTPUTS} == {README, COSTS, MODELS}
+    assert {page for page, *_ in OUTPUTS} == {README, COSTS, MODELS, SWAPS}
+
+
+SWAP_EXAMPLES = re.findall(r"^    (\S.*)$", text(SWAPS), re.MULTILINE)
+
+
+@pytest.mark.parametrize("swap", [swap for line in SWAP_EXAMPLES for swap in re.split(r"\s{2,}", line)])
+def test_every_example_is_a_swap(swap: str) -> None:
+    """On a model with routed experts, else on one without, since not each block is in each."""
+    specs = [zoo.spec(name) for name in zoo.names()]
+    plain, routed = (next(s for s in specs if any(e.mixture for e in s.layers) == wanted) for wanted in (False, True))
+    try:
+        apply_swap(plain, swap)
+    except zoo.ZooError:
+        apply_swap(routed, swap)
 
 
 def test_the_commands_of_costs_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,3 +207,33 @@ def test_links_lead_somewhere(page: Path) -> None:
         if anchor:
             heads = re.findall(r"^#+ (.+)$", text(file), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}, target
+
+
+LOADING = " ".join(text(ROOT / "docs" / "loading.md").split())
+
+
+def test_the_limits_of_loading_are_those_of_the_code() -> None:
+    phrases = [
+        f"config.json above {untrusted.CONFIG_LIMIT // untrusted.MB} MB",
+        f"an index above {untrusted.INDEX_LIMIT // untrusted.MB} MB",
+        f"more than {untrusted.MAX_VALUES:,} values",
+        f"longer than itself, or above {untrusted.HEADER_LIMIT // untrusted.MB} MB",
+        f"above {untrusted.MAX_NAME_CHARACTERS} characters",
+        f"above {config.MAX_LAYERS:,} layers",
+        f"above {hf_folder.MAX_EXPERTS:,} experts",
+        f"above 10^{len(str(hf_folder.MAX_PARAMETERS)) - 1} parameters",
+        f"more than {gguf_file.MAX_TENSORS:,} tensors or {gguf_file.MAX_FIELDS:,} fields",
+        f"version {' or '.join(map(str, gguf_file.VERSIONS))} |",
+        f"more than {gguf_file.MAX_ENTRIES:,} entries",
+        f"more than {gguf_file.MAX_LIST:,} entries or {gguf_file.MAX_LIST_BYTES // untrusted.MB} MB",
+        f"a token above {gguf_tokenizer.MAX_TOKEN:,} characters",
+        f"merge in more than {gguf_tokenizer.MAX_MERGES:,} ways",
+    ]
+    assert [phrase for phrase in phrases if phrase not in LOADING] == []
+
+
+def test_the_files_fetched_are_those_of_the_code() -> None:
+    fetched = re.search(r"\*\*What is fetched\*\*: (.*?) Nothing else", LOADING)
+    assert fetched is not None
+    named = {name for name in sources.SMALL_FILES if "template" not in name and name != hf_folder.INDEX}
+    assert {word.strip(",") for word in fetched[1].split() if ".json" in word} == named

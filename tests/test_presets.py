@@ -1,4 +1,4 @@
-"""What the default tests run over shows all that the whole registry shows."""
+"""The presets of the default tests show all that the whole registry shows."""
 
 from __future__ import annotations
 

@@ -30,5 +30,5 @@ def reference(name: str) -> nn.Module:
 
 @cache
 def exact_reference(name: str) -> nn.Module:
-    """The same in float64, with the same weights, for use inside `in_float64`. Not to be changed."""
+    """The reference in float64, with the same weights, for use inside `in_float64`. Not to be changed."""
     return exact_twin(config(name), reference(name))

@@ -34,7 +34,7 @@ from zoo.blocks.layer import Layer
 from zoo.core.collectives import Group
 from zoo.errors import MalformedError, UsageError, require_package, unknown
 from zoo.hf.checkpoint_layout import Rename, Stacked
-from zoo.kernels import decide_for
+from zoo.kernel_choice import decide_for
 from zoo.model.decoder import Decoder
 from zoo.model.initialisation import fill_buffers
 from zoo.model.module import Model

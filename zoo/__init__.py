@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.cli import interrupt as interrupt  # before torch, so that Ctrl-C is answered while torch is imported
 
 # isort: split
-from zoo import kernels as kernels
+from zoo import kernel_choice
 from zoo.blocks import GELU as GELU
 from zoo.blocks import GLU as GLU
 from zoo.blocks import GQA as GQA
@@ -87,6 +87,8 @@ if TYPE_CHECKING:
     from weights.loading import load as load
 
 __version__ = "0.1.0"  # pyproject.toml reads it here
+
+kernels = kernel_choice  # the module zoo.kernels is a command
 
 
 def __getattr__(name: str) -> Any:

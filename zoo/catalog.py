@@ -20,7 +20,7 @@ from zoo.core.devices import allocating
 from zoo.core.kernels import active
 from zoo.errors import MalformedError, SpecError, UsageError, unknown
 from zoo.hf.config import About, Size
-from zoo.kernels import decide_for
+from zoo.kernel_choice import decide_for
 from zoo.model.decoder import Decoder
 from zoo.model.initialisation import initialise
 from zoo.model.module import Model

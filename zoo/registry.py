@@ -325,6 +325,7 @@ class Mixer(Block, abstract=True):
     """
 
     role = "attn"
+    cache_width: ClassVar[str] = ""  # the field that the bytes per token are linear in: a head's width, a latent's rank
 
     def __post_init__(self) -> None:
         super().__post_init__()

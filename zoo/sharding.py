@@ -83,10 +83,6 @@ class Cut:
             start += rows
         return found
 
-    def stacked(self) -> "Cut":
-        """Returns this cut for a stack of such parameters, which adds a first dimension."""
-        return replace(self, dim=self.dim + 1)
-
 
 class Exchange(NamedTuple):
     """A collective operation in a forward pass: all-reduce, all-gather or all-to-all.

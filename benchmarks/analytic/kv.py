@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.analytic.models import NamedSpec, about
-from benchmarks.analytic.weight_forms import PLAIN, RELEASED, WeightForm
+from benchmarks.analytic.weight_forms import BFLOAT16, RELEASED, WeightForm
 from zoo.blocks import GQA, MLA, KVSource, SharedKV
 from zoo.blocks.expert_parallel import expert_parallel
 from zoo.cli.tables import Row
@@ -39,24 +39,19 @@ USUAL_FORMULAS: dict[type[Mixer], tuple[str, Callable[[Any, int], Fraction]]] = 
 class InferenceConfig:
     """The conditions of a model's inference: batch size, formats, and the number of cards.
 
-    `batch` counts sequences. `weights` is a dtype or a form of weight_forms; RELEASED stands for each model's own form.
+    `batch` counts sequences. RELEASED as `weights` stands for each model's own form.
     `cache` is the dtype of the cache. `tp` cards hold the model together (tensor parallel); expert parallel if `ep` is
     the same number. Figures are those of the first card: no other card holds more.
     """
 
     batch: int = 1
-    weights: torch.dtype | WeightForm = torch.bfloat16
+    weights: WeightForm = BFLOAT16
     cache: torch.dtype = torch.bfloat16
     tp: int = 1
     ep: int = 1
 
     def __post_init__(self) -> None:
         require_same_ranks(self.tp, self.ep)
-
-    @property
-    def form(self) -> WeightForm:
-        """The form of the weights."""
-        return self.weights if isinstance(self.weights, WeightForm) else PLAIN[self.weights]
 
     def of(self, model: NamedSpec) -> "InferenceConfig":
         """Returns this config for one model: the model's own form replaces RELEASED."""
@@ -226,7 +221,7 @@ def fit_row(model: NamedSpec, memory: int, config: InferenceConfig) -> Row:
     "context", the model's own, which fits.
     """
     spec, config = config.part(model.spec), config.of(model)
-    weights, trained = config.form.model_bytes(spec), spec.context
+    weights, trained = config.weights.model_bytes(spec), spec.context
     free = (memory - weights) // config.batch
     fits = longest(pieces(spec, config.cache), free) if weights <= memory else 0
     whole = fits is None or (trained is not None and fits >= trained)
@@ -234,7 +229,7 @@ def fit_row(model: NamedSpec, memory: int, config: InferenceConfig) -> Row:
         "table": "fit",
         **about(model),
         **config.describe(),
-        "weights_dtype": config.form.name,
+        "weights_dtype": config.weights.name,
         "memory_bytes": memory,
         "weight_bytes": weights,
         "context_that_fits": fits,

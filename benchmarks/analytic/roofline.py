@@ -104,7 +104,7 @@ def forward_pass(spec: Decoder, phase: str, context: int, config: InferenceConfi
     return Pass(
         tokens=config.batch * new,
         flops=config.batch * spec.flops(past, new, logits=1),
-        weight_bytes=config.form.read_bytes(spec, config.batch * new),
+        weight_bytes=config.weights.read_bytes(spec, config.batch * new),
         kv_bytes=spec.kv_bytes(context, config.batch, config.cache),
         sent_bytes=_sent_bytes(config.divided(whole), config, config.batch * new),
     )
@@ -112,7 +112,7 @@ def forward_pass(spec: Decoder, phase: str, context: int, config: InferenceConfi
 
 def _sent_bytes(spec: Decoder, config: InferenceConfig, tokens: int) -> float:
     """Returns the bytes that one card sends in a pass of `tokens` tokens, of which one per sequence enters the head."""
-    itemsize, tp = config.form.activation_itemsize, config.tp
+    itemsize, tp = config.weights.activation_itemsize, config.tp
     sent = (each.sent(tokens, itemsize, tp) for each in spec.exchanges(spec.dim, tp))
     return sum(sent) + spec.head_exchange(tp).sent(config.batch, itemsize, tp)
 
@@ -127,14 +127,14 @@ def flop_row(model: NamedSpec, phase: str, context: int, config: InferenceConfig
     spec, batch = config.part(model.spec), config.batch
     work, (past, new) = forward_pass(model.spec, phase, context, config), PHASES[phase](context)
     parts = {part: batch * flops for part, flops in spec.flop_breakdown(past, new, logits=1).items()}
-    needed = config.form.model_bytes(spec) + work.kv_bytes
+    needed = config.weights.model_bytes(spec) + work.kv_bytes
     return {
         "table": "flops",
         **about(model),
         "phase": phase,
         "context": context,
         **config.describe(),
-        "weights_dtype": config.form.name,
+        "weights_dtype": config.weights.name,
         "flops": work.flops,
         **{f"{part}_flops": parts.get(part, 0) for part in FLOP_PARTS},
         "other_flops": sum(flops for part, flops in parts.items() if part not in FLOP_PARTS),

@@ -23,9 +23,9 @@ from zoo.errors import UsageError
 
 MAIN = "costs"
 MOVED = {name: f"blocks --variants {name}" for name in ("mla", "sparse")}  # verbs of earlier versions
-HELP = f"""What the architectures cost, side by side.
+HELP = f"""The costs of language model architectures, side by side.
 
-Without a verb: {MAIN}, the main job. Each verb has its own --help.
+Without a verb, {MAIN} runs. Each verb has its own --help.
 
 \b
 python -m benchmarks gpt-oss qwen3-8b --static
@@ -50,9 +50,9 @@ def every_table(
     models: ModelOptions,
     report: Report,
 ) -> None:
-    """Every static table: costs, params, kv and flops.
+    """All unmeasured tables: costs, params, kv and flops.
 
-    Each table uses the contexts of its verb; call a verb by itself to choose them.
+    Each table uses the default contexts of its verb; call the verb itself to choose others.
     """
     chosen, device, against = models.chosen(), peak.device(), one(kv.AGAINST)
     report.add(*costs.static_tables([*map(cost_row, chosen)]))

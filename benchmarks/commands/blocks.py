@@ -25,7 +25,7 @@ from zoo.units import format_count
 
 Variants = StrEnum("Variants", ["mla", "sparse"])
 COMPARISONS: dict[str, type[Comparison]] = {Variants.mla: MLAVariants, Variants.sparse: SparseVariants}
-EXPANDS = {EXPANDED: "each token once", LATENT: "all, at each step", ABSORBED: "nothing"}
+EXPANDS = {EXPANDED: "each token once", LATENT: "all tokens at each step", ABSORBED: "never"}
 MILLISECONDS = three_in(1e-3)
 REPEAT, VARIANTS_REPEAT = 9, 5
 
@@ -34,51 +34,56 @@ def command(
     *,
     name: Annotated[
         str | None,
-        typer.Argument(help="For --variants: a preset, hub id, family or folder. [deepseek-v3 or deepseek-v3.2]"),
+        typer.Argument(help="With --variants: a preset, hub id, family or folder. [deepseek-v3 or deepseek-v3.2]"),
     ] = None,
     variants: Annotated[
         Variants | None,
         typer.Option(
-            help="mla: three ways to decode with latent attention. sparse: attention to chosen tokens beside full."
+            help="mla: three ways to decode with latent attention. sparse: attention to chosen and to all tokens."
         ),
     ] = None,
     dim: Annotated[
         int | None, typer.Option(min=1, help="Width of the residual stream, a multiple of 256. [1024]")
     ] = None,
-    tokens: Annotated[int | None, options.tokens_option(help="Prompt tokens: 512 or 2k. [512]")] = None,
+    tokens: Annotated[int | None, options.tokens_option(help="Tokens of the prefill: 512 or 2k. [512]")] = None,
     context: Annotated[
         list[int] | None,
         options.tokens_option(
             "--context",
-            help="Tokens that a decoded token sees. Repeatable for --variants. [4k; mla: 1k, 4k, 32k; sparse: 8k, 32k]",
+            help="Tokens that a decoded token sees; repeatable with --variants. [4k; mla: 1k,4k,32k; sparse: 8k,32k]",
         ),
     ] = None,
     prefill: Annotated[
-        bool, options.flag("With --variants sparse: also prefill, which takes minutes.", "--prefill")
+        bool, options.flag("With --variants sparse: also measure a prefill, which takes minutes.", "--prefill")
     ] = False,
-    tiny: Annotated[bool, options.flag("With --variants: toy widths.", "--tiny")] = False,
+    tiny: Annotated[bool, options.flag("With --variants: use toy widths.", "--tiny")] = False,
     dtype: options.ComputingType = torch.float32,
     repeat: Annotated[
         int | None,
-        typer.Option("--repeat", "-r", min=1, help="Counted runs of each block or variant. [9; with --variants: 5]"),
+        typer.Option(
+            "--repeat", "-r", min=1, help="Number of timed runs of each block or variant. [9; with --variants: 5]"
+        ),
     ] = None,
     seed: options.Seed = 0,
     swap: Annotated[
         options.Strings,
-        typer.Option(metavar="CHANGE", help="With --variants: change a block first: 'MLA(heads=16)'. Repeatable."),
+        typer.Option(
+            metavar="CHANGE",
+            help="With --variants: change of the model before it is measured: 'MLA(heads=16)' (repeatable).",
+        ),
     ] = None,
     report: Report,
 ) -> None:
-    """Each block alone at one width, measured on the CPU.
+    """Single blocks at one width, measured on the CPU.
 
-    Attention (MHA, GQA, MQA, SWA, MLA; RoPE and NoPE), feed-forward (dense and experts), and norms in each placement:
-    parameters, KV cache, FLOPs, and the time of a prefill and of one decoded token.
+    The tables show parameters, KV cache, FLOPs, and the times of a prefill and of one decoded token, for attention,
+    feed-forward blocks and norms.
 
-    --variants measures the attention of one layer of a model instead, at each context. mla: three ways to decode. The
-    cache keeps keys and values of all heads (expanded), or latents. Latents are expanded at each step (latent), or
-    attention runs over them directly (absorbed, the zoo's MLA). A variant that does not fit the free memory says so.
-    sparse: attention without its projections, compiled, over all stored tokens, and over those that the indexer
-    chooses. Variants have the same weights, and their outputs must be equal.
+    --variants measures the attention of one layer of a model instead, at each context. Variants have the same weights,
+    and their outputs must be equal. mla has three: the cache keeps the keys and values of all heads (expanded); it
+    keeps latents, which are expanded at each step (latent); or attention runs over the latents (absorbed, the zoo's
+    MLA). A variant that does not fit into the free memory is skipped. sparse has two, compiled and without projections:
+    attention over all cached tokens, and over those that the indexer chooses.
     """
     given = {"NAME": name, "--tiny": tiny, "--swap": swap} if variants is None else {"--dim": dim, "--tokens": tokens}
     if unused := [option for option, value in given.items() if value]:
@@ -124,14 +129,17 @@ def tables(rows: Rows) -> Iterator[Table]:
     first = rows[0]
     if first["table"] == "blocks":
         yield _costs(f"Blocks at width {first['dim']:,}", rows)
-        yield _times("The same, in milliseconds", rows)
+        yield _times("Times of the same blocks, in milliseconds", rows)
         return
     of = f"of {named(first)}{' at toy widths' if first['tiny'] else ''}"
     if first["table"] == "mla":
         yield _kept(f"One layer's attention {of}", rows)
         yield _decoding("Decoding one token, in milliseconds", rows)
         return
-    titles = {DECODE: f"Decoding one token: one layer's attention {of}", PREFILL: f"Prefill: the same {of}"}
+    titles = {
+        DECODE: f"Decoding one token: one layer's attention {of}",
+        PREFILL: f"Prefill: one layer's attention {of}",
+    }
     for phase, title in titles.items():
         if shown := [row for row in rows if row["phase"] == phase]:
             yield _gain(title, shown)
@@ -148,13 +156,13 @@ def _costs(title: str, rows: Rows) -> Table:
         *columns(unless_zero(three_in(1e6)), decode_flops="decode M"),
     ]
     legend = [
-        f"Attention: {first['dim'] // HEAD_DIM} heads of {HEAD_DIM}; in GQA {QUERIES_PER_KEY} share a key; SWA is GQA "
-        f"with a window of {WINDOW}. MoE: {EXPERTS} experts, as many active parameters as dense. pre, olmo, sandwich, "
-        "post: where norms stand around SwiGLU.",
-        f"B/token, fixed KiB: what the cache keeps, in {first['dtype']}.",
-        f"prefill G: 10^9 FLOPs of {format_tokens(first['tokens'])} tokens in one pass. decode M: 10^6 of one token "
-        f"that sees {format_tokens(first['context'])}, itself included. 2 per multiply-add of matrix products; masked "
-        "pairs are not counted.",
+        f"Attention: {first['dim'] // HEAD_DIM} heads of width {HEAD_DIM}; in GQA, {QUERIES_PER_KEY} query heads share "
+        f"a key; SWA is GQA with a window of {WINDOW} tokens. MoE: {EXPERTS} experts, with as many active parameters "
+        "as the dense blocks. pre, olmo, sandwich, post: placements of the norms around SwiGLU.",
+        f"B/token, fixed KiB: the size of the cache, per token and fixed, in {first['dtype']}.",
+        f"prefill G: 10^9 FLOPs of {format_tokens(first['tokens'])} tokens in one pass. decode M: 10^6 FLOPs of one "
+        f"token that sees {format_tokens(first['context'])}, itself included. Each multiply-add of a matrix product "
+        "counts as 2; masked pairs are not counted.",
     ]
     # In a block without experts, all parameters are active.
     dense = {"active_params": None}
@@ -196,7 +204,7 @@ def _method(first: Row, turns: str, samples: list[list[float]]) -> Iterator[str]
 
 def _kept(title: str, rows: Rows) -> Table:
     shown = [
-        *columns(variant="variant", keeps="keeps of each token", expands="expands"),
+        *columns(variant="variant", keeps="cached per token", expands="expanded"),
         *columns(unit(1, 0), elements_per_token="elements"),
         *columns(three_in(2**10), kv_bytes_per_token="KiB/token"),
     ]
@@ -204,7 +212,7 @@ def _kept(title: str, rows: Rows) -> Table:
 
     def kept(row: Row) -> Row:
         variant = row["variant"]
-        return {"keeps": heads if variant == EXPANDED else "1 latent and 1 key", "expands": EXPANDS[variant]}
+        return {"keeps": heads if variant == EXPANDED else "1 latent and 1 rotary key", "expands": EXPANDS[variant]}
 
     legend = [f"{format_count(rows[0]['params'])} parameters at width {rows[0]['dim']:,}, the same for all variants."]
     return Table(title, shown, legend, [row for row in rows if row["context"] == rows[0]["context"]], kept)
@@ -219,20 +227,20 @@ def _decoding(title: str, rows: Rows) -> Table:
         *columns(three_in(1e9), flops="GFLOPs"),
         *columns(MILLISECONDS, decode_s="ms"),
         *columns(range="min-max"),
-        *columns(three, against_absorbed="x absorbed"),
+        *columns(three, against_absorbed="vs absorbed"),
     ]
     skipped = [
         f"{row['variant']} at {format_tokens(row['context'])} {row['too_large']}" for row in rows if row["too_large"]
     ]
     apart = [row["difference"] for row in rows if row["variant"] != ABSORBED and row["difference"] is not None]
     legend = [
-        "context: tokens that the decoded one sees, itself included. MiB: the cache of them, allocated as the formula "
-        "says. GFLOPs: 2 per multiply-add of all matrix products.",
+        "context: tokens that the decoded token sees, itself included. MiB: the size of their cache, by formula and as "
+        "allocated. GFLOPs: 10^9 FLOPs, 2 per multiply-add of matrix products. vs absorbed: time / absorbed's time.",
         *([f"Too large for this machine: {'; '.join(skipped)}."] if skipped else []),
         *(
             [
-                f"Outputs {_equal(rows)}: at most {max(apart):.1e} from absorbed's, relative to its largest; the bound "
-                f"is {first['bound']:.0e}."
+                f"Outputs are {_equal(rows)}: at most {max(apart):.1e} from absorbed's, as a share of its largest "
+                f"element; the bound is {first['bound']:.0e}."
             ]
             if apart
             else []
@@ -253,7 +261,7 @@ def _gain(title: str, rows: Rows) -> Table:
         *columns(three_in(1e9), flops="GFLOPs"),
         *columns(MILLISECONDS, attention_s="ms"),
         *columns(range="min-max"),
-        *columns(three, gain="x full", predicted_gain="predicted"),
+        *columns(three, gain="vs full", predicted_gain="predicted"),
         *columns("{:.0%}".format, reached="reached"),
     ]
     first = rows[0]
@@ -261,12 +269,13 @@ def _gain(title: str, rows: Rows) -> Table:
     cheaper = f"from {crossover:,} stored tokens on" if crossover else "at no length"
     apart = max(row["difference"] for row in rows if row["variant"] == SPARSE)
     legend = [
-        "Without projections. full: attention over all latents. sparse: the indexer, gathering, and attention over "
-        "what it chose. predicted: FLOPs of full over those of sparse; reached: the share of it.",
+        "Times without projections. full: attention over all latents. sparse: scores of the indexer, gathering, and "
+        "attention over the chosen latents. vs full: speed relative to full. predicted: FLOPs of full / FLOPs of "
+        "sparse. reached: vs full / predicted.",
         f"{first['heads']} heads, {first['index_heads']} index heads, top {first['k']:,}: sparse decodes with fewer "
         f"FLOPs {cheaper}.",
-        f"Outputs {_equal(rows)} to attention under the mask of the chosen tokens: at most {apart:.1e} apart, relative "
-        f"to the largest; the bound is {first['bound']:.0e}.",
+        f"Outputs are {_equal(rows)} to attention under the mask of the chosen tokens: at most {apart:.1e} apart, as a "
+        f"share of the largest element; the bound is {first['bound']:.0e}.",
         *_method(first, ", taking turns, compiled;", [row["attention_seconds"] for row in rows]),
     ]
     return Table(title, shown, legend, rows, lambda row: {"range": min_max(row, "attention_s", MILLISECONDS)})

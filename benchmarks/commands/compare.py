@@ -24,23 +24,23 @@ def command(
     *,
     names: Annotated[
         options.Strings,
-        typer.Argument(help="Two presets, families, hub ids or folders; or one, with --swap.", metavar="A B"),
+        typer.Argument(help="Two presets, families, hub ids or folders, or one with --swap.", metavar="A B"),
     ] = None,
-    context: Annotated[int, options.tokens_option(help="Context of FLOPs and ceilings.")] = 4096,
+    context: Annotated[int, options.tokens_option(help="Context for FLOPs and ceilings.")] = 4096,
     inference: options.InferenceOptions,
     peak: options.DeviceOptions,
     changes: options.SwapOptions,
     measure: Annotated[
-        bool, options.flag("Also the measured speed of both here: pp512 and tg128.", "--measure")
+        bool, options.flag("Also measure both here: a prefill of 512 tokens and a decode of 128.", "--measure")
     ] = False,
     tiny: options.Tiny = False,
     layers: options.Layers = None,
     report: Report,
 ) -> None:
-    """Two architectures: blocks and costs that differ.
+    """Differences between two architectures, in blocks and costs.
 
-    With --swap a model is compared with its own swapped form. --measure times both in turns, with random weights in
-    --dtype. --tiny and --layers change the models that are timed.
+    With --swap, a model is compared with its changed form. --measure times both in turns, with random weights in
+    --dtype; --tiny and --layers change the models that are timed.
     """
     device = peak.device()
     models = pair(names or [], changes.swap or [], changes.ignore_field or [])
@@ -63,7 +63,7 @@ def pair(names: Sequence[str], swaps: Sequence[str], ignore_fields: Sequence[str
 def tables(first: NamedSpec, second: NamedSpec, context: int, config: InferenceConfig, device: Device) -> list[Table]:
     """Returns the differences in structure, specs and costs, and the contexts at which each cache is smaller."""
     row = crossing_row(first, second, config)
-    crossing = Table("Whose cache is smaller, by tokens of context", [], [describe_crossing(row)], [row])
+    crossing = Table("Model with the smaller cache, by tokens of context", [], [describe_crossing(row)], [row])
     return [
         _structure(first, second),
         _differences(first, second),
@@ -80,7 +80,7 @@ def _structure(first: NamedSpec, second: NamedSpec) -> Table:
     def in_words(row: Row) -> Row:
         return {"words": field_in_words(row["part"])}
 
-    return Table("How the structure differs", shown if rows else [], legend, rows, in_words)
+    return Table("Differences in structure", shown if rows else [], legend, rows, in_words)
 
 
 def _differences(first: NamedSpec, second: NamedSpec) -> Table:
@@ -90,8 +90,8 @@ def _differences(first: NamedSpec, second: NamedSpec) -> Table:
         Column("value", first.label, width=26),
         Column("other", second.label, width=26),
     ]
-    note = "Fields of the specs that differ; of attention and feed-forward by layer: 4 in 10 is 4 in 10 layers."
-    legend = [note if rows else "Nothing."]
+    note = "Fields of the specs that differ. For a field of layers, 'V in N' is the value V in N layers."
+    legend = [note if rows else "No field differs."]
     legend += [f"{second.label} is {second.name} after --swap {second.swap}."] if second.swap else []
     legend += [f"The swap dropped: {second.dropped}."] if second.dropped else []
     return Table("Sizes and details", shown if rows else [], legend, rows)
@@ -100,19 +100,20 @@ def _differences(first: NamedSpec, second: NamedSpec) -> Table:
 def _figures(first: NamedSpec, second: NamedSpec, context: int, config: InferenceConfig, device: Device) -> Table:
     rows = figure_rows(first, second, context, config, device)
     if not rows:
-        return Table("What it costs", [], ["The same."], [])
+        return Table("Costs", [], ["All costs are the same."], [])
     shown = columns(figure="cost", shown=first.label, shown_other=second.label)
     shown += columns("{:.3g}".format, ratio="ratio")
     sequences = format_sequences(config.batch)
     legend = [
-        f"ratio: {second.label} over {first.label}. Cache in {dtype_name(config.cache)}, fixed and per token of one "
-        f"sequence, at {', '.join(map(format_tokens, KV_CONTEXTS))} of {sequences}, also where a model is for fewer.",
-        f"decode: a token that sees {format_tokens(context)}; prefill: {format_tokens(context)} tokens. ceiling: "
-        f"tokens/s of {sequences} on {device.name}, weights in {config.form.name}, whether they fit or not.",
+        f"ratio: {second.label} / {first.label}. KV cache in {dtype_name(config.cache)}: fixed and per token for one "
+        f"sequence, at {', '.join(map(format_tokens, KV_CONTEXTS))} tokens for {sequences}, even beyond a model's own "
+        "context.",
+        f"decode: one token that sees {format_tokens(context)}; prefill: {format_tokens(context)} tokens. ceiling: "
+        f"tokens/s of {sequences} on {device.name}, weights in {config.weights.name}, even if they do not fit.",
     ]
 
     def with_units(row: Row) -> Row:
         show = format_bytes if row["unit"] == "bytes" else format_count
         return {"shown": show(row["value"]), "shown_other": show(row["other"])}
 
-    return Table("What it costs", shown, legend, rows, with_units)
+    return Table("Costs", shown, legend, rows, with_units)

@@ -15,16 +15,16 @@ from zoo.units import format_count
 
 def command(
     *,
-    static: Annotated[bool, flag("Only what follows from the specs; build nothing.", "--static", "--no-run")] = False,
+    static: Annotated[bool, flag("Only the tables that need no measurement.", "--static", "--no-run")] = False,
     seed: Seed = 0,
     models: ModelOptions,
     report: Report,
 ) -> None:
-    """The main job: all costs, then the speed of tiny models.
+    """Costs of the models, then the speed of their tiny forms.
 
-    Parameters, FLOPs and KV cache of the published sizes; then prefill and decode of tiny models on this machine.
-    Ctrl-C during the measurement prints the results so far. csv, json and jsonl hold all rows, each with the name of
-    its table.
+    The tables show parameters, FLOPs and KV cache of published sizes, and the prefill and decode speed of tiny models
+    on this machine. Ctrl-C during the measurement prints the results so far. csv, json and jsonl hold the rows of all
+    tables, each with the name of its table.
     """
     report.add(*static_tables([cost_row(model) for model in models.chosen()]))
     if static:
@@ -85,9 +85,10 @@ def kv_table(rows: Rows) -> Table:
         *columns(unit(2**30, 2), kv_bytes_longest_context="GiB"),
     ]
     legend = [
-        "bounded: layers x tokens, of layers that keep only their last tokens, and layers with a state. Full, these "
-        "take fixed MiB in all, with the states of layers that keep entries for several tokens.",
-        "KiB / token: what entries and the other layers add for each token of context.",
+        "bounded: layers x tokens, for layers that keep only their last tokens, and the number of layers with a state.",
+        "fixed MiB: the cache of these layers once their windows are full, and the states of layers that keep one "
+        "entry for several tokens.",
+        "KiB / token: bytes that these entries and all other layers add for each token of context.",
         "32k GiB: at 32,768 tokens, even where the model was trained for fewer.",
         "max context, GiB: at 128k tokens, or at the model's own context where that is shorter. k, KiB, MiB and GiB "
         "are powers of 1024.",

@@ -23,9 +23,9 @@ def command(
     models: ModelOptions,
     report: Report,
 ) -> None:
-    """FLOPs by part, and ceilings on tokens per second.
+    """FLOPs by part, and the most tokens per second on a device.
 
-    A ceiling is the roofline of a device, chosen by --device-spec or by --bandwidth and --flops.
+    This ceiling is the roofline of the device, which --device-spec names, or --bandwidth and --flops describe.
     """
     chosen, device = inference.divisible(models.chosen()), peak.device()
     for tokens in context or [DEFAULT_CONTEXT]:
@@ -57,9 +57,9 @@ def _parts(title: str, rows: Rows, unit: float) -> Table:
     others += columns(show, head_flops="head", other_flops="other", flops="total")
     legend = [
         "2 FLOPs per multiply-add of all matrix products; masked pairs are not counted.",
-        "projections: attention's. scores: queries with keys, compressed ones too, and weighted values. ffn: dense "
-        "layers, experts and routers. inputs: per-layer ones. streams: mixing several residual streams. head: of one "
-        "token.",
+        "projections: those of attention. scores: products of queries and keys, also compressed keys, and weighted "
+        "sums of values. ffn: dense layers, experts and routers. inputs: per-layer inputs. streams: mixing of several "
+        "residual streams. head: logits of one token.",
     ]
     ffn = ffn_cells("flops")
 
@@ -71,9 +71,9 @@ def _parts(title: str, rows: Rows, unit: float) -> Table:
 
 def _experts(rows: Rows, unit: float) -> Table:
     headers = {f"{part}_flops": part for part in FFN_PARTS}
-    legend = ["ffn: of dense layers. routed: of the experts that a token is routed to. shared: of the expert of all."]
+    legend = ["ffn: dense layers. routed: the experts that a token is routed to. shared: the expert of every token."]
     shown = [*columns(model="model"), *columns(unless_zero(three_in(unit)), **headers)]
-    return Table("The same, inside the ffn of mixtures of experts", shown, legend, rows)
+    return Table("Parts of ffn in mixtures of experts, in the same unit", shown, legend, rows)
 
 
 def _masking(title: str, rows: Rows, unit: float) -> Table:
@@ -83,8 +83,8 @@ def _masking(title: str, rows: Rows, unit: float) -> Table:
         *columns("{:+.1%}".format, more="more"),
     ]
     legend = [
-        "causal: each token sees those before it, or its window. full square: every pair that a masked dense kernel "
-        "computes, as torch counts."
+        "causal: each token sees itself and those before it, or its window. full square: every pair of tokens that a "
+        "masked dense kernel computes, as torch counts."
     ]
     return Table(title, shown, legend, rows, lambda row: {"more": row["full_square_flops"] / row["flops"] - 1})
 
@@ -107,10 +107,10 @@ def _ceilings(decode: Rows, prefill: Rows, device: Device) -> Table:
         f"{device.name}: {device.flops / 1e12:g} TFLOPS, {device.bandwidth / 1e9:,.0f} GB/s. {device.source}",
         f"decode/s, prefill/s: tokens per second over all sequences (batch {first['batch']}) that no implementation "
         "can exceed: the longer of FLOPs / rate and bytes / bandwidth.",
-        f"Bytes: weights ({first['weights_dtype']}) but for unused rows of the embedding and experts that no token is "
+        f"Bytes: weights ({first['weights_dtype']}) without unused rows of the embedding and experts that no token is "
         f"expected to hit, and the cache ({first['cache_dtype']}).",
-        ("FLOP/B: FLOPs per byte. " if tp == 1 else "") + "bound: by memory or by compute, which begins at "
-        f"{three(device.flops / device.bandwidth)} {'FLOP/B' if tp == 1 else 'FLOPs per byte'} here.",
+        ("FLOP/B: FLOPs per byte. " if tp == 1 else "") + "bound: the limit, memory or compute: compute "
+        f"above {three(device.flops / device.bandwidth)} {'FLOP/B' if tp == 1 else 'FLOPs per byte'}.",
         *_of_several(first, device),
         *([f"Too large for {'one' if tp == 1 else tp}: {', '.join(large)}."] if large else []),
     ]
@@ -131,8 +131,8 @@ def _of_several(row: Row, device: Device) -> list[str]:
     tp, link = row["tp"], device.link
     if tp == 1:
         return []
-    speed = f"{link / 1e9:g} GB/s a card" if link else "unknown here (--link), and left out"
+    speed = f"{link / 1e9:g} GB/s per card" if link else "unknown (--link), so sending is left out"
     return [
-        f"{tp} cards hold a model together (tensor parallel) and send what blocks add up, over a ring: link {speed}. "
-        "sending: its part of the least time; the delay of each message is not counted."
+        f"{tp} cards hold a model together (tensor parallel) and add up their partial sums over a ring; link: "
+        f"{speed}. sending: its share of the least time; the latency of messages is not counted."
     ]

@@ -13,7 +13,7 @@ from benchmarks.analytic.models import chosen
 from benchmarks.analytic.selection import matching, one_each
 from benchmarks.gallery.learning_tables import learning_tables, section
 from benchmarks.options import flag
-from benchmarks.output.documents import DOCS, kept, read
+from benchmarks.output.report import DOCS, kept, read
 from zoo.catalog import names as zoo_names
 from zoo.cli.runner import Debug, emit
 from zoo.cli.tables import Row
@@ -29,40 +29,38 @@ def command(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Presets, hub ids, families (all their sizes), folders with a config.json. None: each "
-            "family's best-known size, and the compared pairs."
+            help="Presets, hub ids, families (all their sizes) or folders with a config.json. Default: the best-known "
+            "size of each family, and the compared pairs."
         ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Output folder, created if missing.")] = FOLDER,
-    png: Annotated[bool, flag("Also each chart as a PNG and an SVG file.", "--png")] = False,
+    png: Annotated[bool, flag("Also write each chart as a PNG and an SVG file.", "--png")] = False,
     measured: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Output of `python -m benchmarks throughput --json`: speeds to show."),
+        typer.Option(metavar="FILE", help="Speeds to show: output of `python -m benchmarks throughput --json`."),
     ] = None,
     learned: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Output of `python -m benchmarks learn --json`: learning to show."),
+        typer.Option(metavar="FILE", help="Learning to show: output of `python -m benchmarks learn --json`."),
     ] = None,
-    all_sizes: Annotated[bool, flag("Every size of every family, not only the best-known.", "--all-sizes")] = False,
+    all_sizes: Annotated[
+        bool, flag("Show every size of every family, not only the best-known.", "--all-sizes")
+    ] = False,
     open: Annotated[bool, flag("Show the page in a browser.", "--open")] = False,
     debug: Debug = False,
 ) -> None:
     """A web page of the architectures.
 
-    It has diagrams, charts, the learning of small forms, the models that fit a card, and the costs of swaps. By default
-    it holds the best-known size of each family, and the pairs that it suggests to compare. The page is one file,
-    index.html, which needs no network. data/ beside it holds the numbers of each chart as CSV. With --png, charts/
-    holds each chart for papers.
+    It shows diagrams, charts, the learning of small forms, the models that fit on a card, and the costs of swaps. The
+    page is one file, index.html, which needs no network. The folder data/ beside it holds the numbers of each chart as
+    CSV. With --png, the folder charts/ holds each chart as an image.
     """
     if names and all_sizes:
         raise UsageError("--all-sizes chooses among all models: leave it out, or name none")
     models = chosen(names or (zoo_names() if all_sizes else shown_by_default()))
-    samples = measured or next(
-        iter(kept(DOCS / "performance").values()), None
-    )  # the default is the file of the first processor
+    samples = measured or next(iter(kept(DOCS / "performance").values()), None)  # by default of the first processor
     speeds = read_measured(samples) if samples else None
-    comparisons = kept(DOCS / "learning")
-    comparison = learned or comparisons.get("default") or next(iter(comparisons.values()), None)
+    comparison = learned or kept(DOCS / "learning").get("default")
     rows = read_learned(comparison) if comparison else None
     for package in ("altair", "vl_convert", "jinja2", "mistune"):
         require_package(package, "gallery")

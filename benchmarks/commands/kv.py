@@ -20,14 +20,17 @@ def command(
     context: Contexts = None,
     inference: InferenceOptions,
     memory: Memory = MEMORY,
-    against: Annotated[str, typer.Option(metavar="NAME", help="Model that all others are compared with.")] = AGAINST,
+    against: Annotated[
+        str, typer.Option(metavar="NAME", help="Model whose cache all others are compared with.")
+    ] = AGAINST,
     models: ModelOptions,
     report: Report,
 ) -> None:
-    """Cache bytes, contexts that fit, and crossings.
+    """KV-cache bytes, and the longest context that fits on a card.
 
-    The result of the usual formula stands beside the exact bytes. Contexts fit on a card beside the weights. At a
-    crossing, the smaller of two models' caches changes.
+    The first table shows the exact bytes beside those of the usual formula. The second shows the longest context whose
+    cache fits on a card beside the weights. The third shows the contexts at which a model's cache is smaller than that
+    of --against.
     """
     chosen, other = inference.divisible(models.chosen()), one(against, models.ignore_field or [])
     report.add(*tables(chosen, context or [DEFAULT_CONTEXT], other, memory, inference))
@@ -56,11 +59,11 @@ def cache(rows: Rows) -> Table:
     ]
     formulas = dict.fromkeys(each for row in rows for each in (row["usual_formula"] or "").split("; ") if each)
     legend = [
-        "fixed MiB: layers with a window, once it is full, and states. KiB/token: what the others add for each token. "
-        "Both are of one sequence.",
+        "fixed MiB: the cache of layers with a window, once it is full, and states. KiB/token: bytes that the other "
+        "layers add for each token. Both are for one sequence.",
         f"GiB: the cache of {format_sequences(rows[0]['batch'])} at this context.",
         *(f"usual GiB, as other calculators count it: {formula}." for formula in formulas),
-        f"{'error: of the usual formula. ' if formulas else ''}k, KiB, MiB and GiB are powers of 1024.",
+        f"{'error: usual GiB / GiB - 1. ' if formulas else ''}k, KiB, MiB and GiB are powers of 1024.",
     ]
     where = on_each(rows[0]["tp"])
     return Table(f"KV cache in {rows[0]['cache_dtype']}{where}", shown, legend, rows)
@@ -101,6 +104,6 @@ def _left(row: Row) -> Row:
 def crossing(rows: Rows) -> Table:
     """Returns the table of the contexts at which a model's cache is smaller than that of another model."""
     against = rows[0]["against"]
-    legend = [f"The contexts, in tokens, at which its cache is smaller than that of {against}."]
+    legend = [f"Contexts, in tokens, at which the cache of the model is smaller than that of {against}."]
     shown = columns(model="model", when="has the smaller cache")
     return Table(f"Against {against}", shown, legend, rows, lambda row: {"when": smaller_at(row, named(row))})

@@ -1,26 +1,30 @@
 """Learning of models at an equal budget."""
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from benchmarks import options
-from benchmarks.learning import expected
-from benchmarks.learning.comparison import TASK_RATE, Comparison, LearnConfig, Results, check_text, parse_tasks, runner
-from benchmarks.learning.entries import Entry, small_models
-from benchmarks.learning.runs import Outcome, Run, RunStore
+from benchmarks.learning.comparison import (
+    TASK_RATE,
+    Comparison,
+    Entry,
+    LearnConfig,
+    Results,
+    check_text,
+    parse_tasks,
+    small_models,
+)
+from benchmarks.learning.runs import RunStore
 from benchmarks.learning.sweep import DEFAULT_RATES, parse_rates
 from benchmarks.learning.tables import tables
-from benchmarks.learning.workers import Workers, available_cores
+from benchmarks.learning.workers import available_cores
 from benchmarks.measure.environment import CPU, recorded
-from benchmarks.output.progress import progress
 from benchmarks.output.report import Report
 from zoo.cli.runner import Imports
 from zoo.errors import CheckFailed, UsageError, require_package
@@ -46,20 +50,22 @@ class ModelOptions:
     names: Annotated[
         options.Strings,
         typer.Argument(
-            help="Presets, families (their smallest), hub ids, folders with a config.json. None: eight families."
+            help="Presets, hub ids, families (smallest sizes) or folders with a config.json. Default: eight families."
         ),
     ] = None
     swap: Annotated[
         options.Strings,
         typer.Option(
             metavar="CHANGE",
-            help="Add each model with its small form changed: 'GQA(window=32)', norm=olmo. Each --swap is a "
-            "row; several changes in one have ; between them.",
+            help="Change to show beside each small form: 'GQA(window=32)', norm=olmo (repeatable). Join several "
+            "changes of one model with ;",
         ),
     ] = None
-    params: Annotated[int, options.count_option(help="Parameters of each small form: 200k, 2M. [200k]")] = 200_000
-    match: Annotated[Match, typer.Option(help="Quantity that all small forms share.")] = Match.params
-    context: Annotated[int, options.tokens_option(help="Training context.")] = 256
+    params: Annotated[int, options.count_option(help="Number of parameters of each small form: 200k, 2M. [200k]")] = (
+        200_000
+    )
+    match: Annotated[Match, typer.Option(help="Quantity that is equal in all small forms.")] = Match.params
+    context: Annotated[int, options.tokens_option(help="Tokens of each training sequence.")] = 256
     ignore_field: options.IgnoreField = None
     import_: Imports = None
 
@@ -80,23 +86,24 @@ class TrainingOptions:
         str | None,
         typer.Option(
             metavar="TASKS",
-            help="Tasks, with commas: text, length, recall, copying, selective-copying, induction, far-recall; "
-            "or all. [text,recall; --quick: text]",
+            help="Tasks, separated by commas: text, length, recall, copying, selective-copying, induction, far-recall; "
+            "or all. [text,recall; with --quick: text]",
         ),
     ] = None
-    tokens: Annotated[int | None, options.count_option(help="Text tokens per run. [0.6M; --quick: 0.12M]")] = None
+    tokens: Annotated[int | None, options.count_option(help="Text tokens per run. [0.6M; with --quick: 0.12M]")] = None
     batch: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 8
     seeds: Annotated[
         int | None, typer.Option(min=2, help="Seeds per model. [3; with --swap: 5]", show_default=False)
     ] = None
     rates: Annotated[
-        str | None, typer.Option(metavar="RATES", help="Learning rates at the start of a sweep. [8e-3,16e-3,32e-3]")
+        str | None, typer.Option(metavar="RATES", help="Learning rates that a sweep tries first. [8e-3,16e-3,32e-3]")
     ] = None
     learning_rate: Annotated[
         float | None, typer.Option(metavar="RATE", help="Learning rate of every model, without a sweep.")
     ] = None
     quick: Annotated[
-        bool, options.flag("Four models, fewer tokens, committed learning rates: about two minutes.", "--quick")
+        bool,
+        options.flag("Train four models on fewer tokens, with stored learning rates: about two minutes.", "--quick"),
     ] = False
 
     def config(self, models: ModelOptions) -> LearnConfig:
@@ -132,14 +139,16 @@ class TrainingOptions:
 class FileOptions:
     """The files that are read, the folders that are written, and the number of processes."""
 
-    text: Annotated[Path | None, typer.Option(metavar="PATH", help="Text file or folder. [Python's own library]")] = (
-        None
-    )
+    text: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Text file or folder to train on. [Python's standard library]")
+    ] = None
     runs: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder that keeps each finished run.")] = FOLDER
     curves: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Folder for drawings of the curves, as PNG and SVG.")
+        Path | None, typer.Option(metavar="FOLDER", help="Folder for the learning curves, as PNG and SVG.")
     ] = None
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time. [one per core]")] = None
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Number of runs at a time. [one per core]")
+    ] = None
 
     def tokens(self) -> TokenFile:
         """Returns the text, as a token file beside the runs."""
@@ -148,10 +157,11 @@ class FileOptions:
 
 
 def command(*, models: ModelOptions, training: TrainingOptions, files: FileOptions, report: Report) -> None:
-    """Learning of models at an equal budget, in small forms.
+    """Training of small models at an equal budget.
 
-    Text (bits per byte) and synthetic tasks (accuracy): the same data in the same order, each model at its own learning
-    rate, intervals over seeds. Each finished run is kept: after Ctrl-C the same command continues.
+    Each model is trained on text (bits per byte) and on synthetic tasks (accuracy), with the same data in the same
+    order and its own learning rate. Intervals are over seeds. Each finished run is kept: after Ctrl-C, the same command
+    continues.
 
     \b
     python -m benchmarks learn --quick
@@ -165,41 +175,17 @@ def command(*, models: ModelOptions, training: TrainingOptions, files: FileOptio
     tokens, jobs = files.tokens(), files.jobs or available_cores()
     check_text(tokens, config.context)
     results = Results(entries, config, tokens)
+    comparison = Comparison(results, store, jobs)
     with recorded(report, CPU):
-        failed = make_runs(results, store, jobs)
+        comparison.finish()
         report.add(*tables(results))
         if files.curves is not None:
             from benchmarks.gallery.learning_curves import pictures  # imports the packages above
 
             for name, image in pictures(report.rows).items():
                 write_file(files.curves / name, image)
-        if failed:
-            raise CheckFailed(f"{failed} of the runs failed; the same command tries them again")
-
-
-def make_runs(results: Results, store: RunStore, jobs: int) -> int:
-    """Makes the runs that are not kept yet, and returns the number of failed runs.
-
-    A note states the expected time first; after Ctrl-C a note says which runs are kept.
-    """
-    note = partial(print, file=sys.stderr)
-    plan, failures = expected.planned(results, store), list[str]()
-
-    def failed(line: str) -> None:
-        failures.append(line)
-        note(line)
-
-    if plan:
-        seconds = expected.expected_seconds(plan, results.config, jobs)
-        note(expected.describe(len(plan), seconds, jobs))
-    with Workers[Run, Outcome](runner(store.folder, results.tokens.path), jobs) as workers, progress("training") as bar:
-        comparison = Comparison(results, store, workers, failed, note, bar.tick, bar.expect)
-        try:
-            comparison.finish()
-        except KeyboardInterrupt:
-            note(f"{comparison.made} runs were made and are kept in {store.folder}; the same command goes on")
-            raise
-    return len(failures)
+        if comparison.failed:
+            raise CheckFailed(f"{comparison.failed} of the runs failed; the same command tries them again")
 
 
 def committed_rate(entry: Entry) -> float:

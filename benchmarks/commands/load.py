@@ -24,14 +24,14 @@ def command(
     dtype: Annotated[
         str, typer.Option(help="Dtype of the weights: auto (as stored), float32, bfloat16, float16.")
     ] = "auto",
-    repeat: Annotated[int, typer.Option(min=1, help="Counted loads of each loader.")] = 5,
-    alone: Annotated[bool, flag("Only the zoo's loader, without transformers.", "--alone")] = False,
+    repeat: Annotated[int, typer.Option(min=1, help="Number of timed loads of each loader.")] = 5,
+    alone: Annotated[bool, flag("Measure only the zoo's loader, without transformers.", "--alone")] = False,
     report: Report,
 ) -> None:
-    """Seconds and memory of loading, next to transformers.
+    """Seconds and memory of loading, beside transformers.
 
-    Each load runs in a process of its own, the two loaders take turns, and the medians are shown. The first load of
-    each loader does not count: it brings the files into memory.
+    Each load runs in a new process, and the two loaders take turns. The table shows medians. The first load of each
+    loader does not count: it brings the files into memory.
     """
     opened = open_source(source)
     opened.spec()
@@ -62,10 +62,10 @@ def table(rows: Rows, machine: Row) -> Table:
         *columns(unit(2**20, 1), anonymous_bytes="own MiB", peak_bytes="with files MiB", model_bytes="model MiB"),
     ]
     legend = [
-        f"load: until there is a model. ready: until it has passed {PASS_TOKENS} tokens, which reads what was only "
-        "mapped. GB/s: of the files, 10^9 bytes, until ready.",
-        "own: most memory above that of the imports which only this process can use. with files: and the pages of the "
-        "files, which the system takes back when it needs them.",
+        f"load s: seconds until the model is built. ready s: seconds until it has also processed {PASS_TOKENS} tokens, "
+        "which reads weights that were only mapped. GB/s: 10^9 bytes of the files per second of ready s.",
+        "own MiB: peak memory of the process itself, above that of the imports. with files MiB: the same with the "
+        "pages of mapped files, which the system takes back when it needs them.",
         f"Medians of {len(first['load_seconds'])}, files in memory, dtype {first['dtype']}, on the CPU.",
         f"{kernel_summary(machine)}.",
     ]

@@ -12,9 +12,9 @@ from zoo.units import format_count
 
 
 def command(*, models: ModelOptions, report: Report) -> None:
-    """Parameters by part, beside the Hub's total and the name.
+    """Parameters by part, compared with the Hub and the name.
 
-    The parts add up to the total, and the lines below them add up to the Hub's total.
+    The parts add up to the total. The lines below the tables add it up to the Hub's total.
     """
     report.add(*tables(models.chosen()))
 
@@ -24,7 +24,7 @@ def tables(models: Sequence[NamedSpec]) -> list[Table]:
     rows = [param_row(model) for model in models]
     layers = [row for model in models for row in layer_rows(model)]
     sparse = [row for row in rows if row["routed_params"]]
-    reconciled = Table("What the Hub and the name say", [], [reconciliation(row) for row in rows], [])
+    reconciled = Table("Totals on the Hub and in the name", [], [reconciliation(row) for row in rows], [])
     return [_parts(rows), *([_experts(sparse)] if sparse else []), _layers(layers), reconciled]
 
 
@@ -47,7 +47,7 @@ def _parts(rows: Rows) -> Table:
         "total: stored parameters of the text model, each once; the parts add up to it. A tied head is in embed.",
         "active: total less the experts that a token is not routed to.",
         "attn: projections, biases and sinks. ffn: dense layers, experts and routers. norms: QK-norms, scales of "
-        "layers and what mixes several residual streams too.",
+        "layers and the mixing of several residual streams too.",
     ]
     return Table("Parameters by part", shown, legend, rows, _cells)
 
@@ -79,8 +79,8 @@ def _layers(rows: Rows) -> Table:
         *columns(format_count, with_streams="norms"),
     ]
     legend = [
-        "kind: how the layers of a model differ; full: they see all tokens. each: the total of one layer; all figures "
-        "here are of one. attn: an indexer's too."
+        "kind: what distinguishes the layers of a model; full: they see all tokens. each, active, attn, ffn, norms: "
+        "parameters of one layer; attn includes an indexer."
     ]
 
     def cells(row: Row) -> Row:

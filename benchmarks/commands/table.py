@@ -62,7 +62,7 @@ QUANTITIES = {
     "context": Quantity("context", "tokens that the model was trained for", lambda c: c.spec.context, format_tokens),
     "params": Quantity("params\nB", "10^9 parameters, each stored value once", lambda c: c.spec.params(), BILLION),
     "active": Quantity("active\nB", "10^9 parameters that one token uses", lambda c: c.spec.active_params(), BILLION),
-    "weights": Quantity("weights\nGB", "10^9 bytes of weights", lambda c: c.config.form.model_bytes(c.spec), GB),
+    "weights": Quantity("weights\nGB", "10^9 bytes of weights", lambda c: c.config.weights.model_bytes(c.spec), GB),
     "kv-fixed": Quantity(
         "KV fixed\nMiB",
         "2^20 bytes of one sequence's full windows and states",
@@ -184,7 +184,7 @@ def quantity_row(model: NamedSpec, chosen: Sequence[ChosenColumn], config: Infer
         "table": "quantities",
         **about(model),
         **config.describe(),
-        "weights_dtype": config.form.name,
+        "weights_dtype": config.weights.name,
         "device": device.name,
         "values": {each.name: each.quantity.value(given) for each, given in conditions},
     }
@@ -197,6 +197,8 @@ def quantity_table(
     shown = [*columns(model="model")]
     shown += [Column(each.name, each.header, each.quantity.show) for each in chosen]
     meanings = dict.fromkeys(f"{each.name.partition('@')[0]}: {each.quantity.meaning}." for each in chosen)
-    conditions = f"{format_sequences(config.batch)}; weights in {config.form.name}, cache in {rows[0]['cache_dtype']}"
+    conditions = (
+        f"{format_sequences(config.batch)}; weights in {config.weights.name}, cache in {rows[0]['cache_dtype']}"
+    )
     legend = [*meanings, f"{conditions}{on_each(config.tp)}; {device.name}. k is 1,024 tokens."]
     return Table("" if quiet else "Models", shown, [] if quiet else legend, rows, lambda row: row["values"], not quiet)

@@ -10,7 +10,6 @@ from benchmarks import options
 from benchmarks.measure.benchmark_models import Variant, benchmark_models
 from benchmarks.measure.runners import Workload, workloads
 from benchmarks.measure.throughput import measure_throughput, throughput_config
-from benchmarks.measure.training import training_workloads
 from benchmarks.output.report import Report
 from zoo.cli.runner import ExpertParallel, TensorParallel, quiet_unless_first, tensor_parallel
 from zoo.core import processes
@@ -30,13 +29,13 @@ def command(
     names: Annotated[
         options.Strings,
         typer.Argument(
-            help="Presets, families (their smallest), hub ids or folders with a config.json: with random "
-            "weights. Folders with safetensors files, and .gguf files: with their own weights. None: the "
-            "tiny form of each architecture, in a minute."
+            help="Presets, hub ids, families (smallest sizes) or folders with a config.json, all with random weights, "
+            "or folders with safetensors files and .gguf files, with their own weights. Default: the tiny form of each "
+            "architecture, which takes a minute."
         ),
     ] = None,
     prompt: Annotated[
-        int | None, options.tokens_or_none_option("--prompt", "-p", help="Prompt tokens (0: no prefill). [512]")
+        int | None, options.tokens_or_none_option("--prompt", "-p", help="Tokens of the prefill (0: no prefill). [512]")
     ] = None,
     generate: Annotated[
         int | None, options.tokens_or_none_option("--generate", "-n", help="Tokens to decode (0: no decode). [128]")
@@ -45,42 +44,42 @@ def command(
         list[int] | None,
         options.tokens_or_none_option("--depth", "-d", help="Tokens already in the cache (repeatable). [0]"),
     ] = None,
-    train: Annotated[bool, options.flag("Training steps instead of prefill and decode.", "--train")] = False,
+    train: Annotated[bool, options.flag("Measure training steps instead of prefill and decode.", "--train")] = False,
     context: Annotated[
-        int | None, options.tokens_option("--context", help="Tokens of each sequence in a training step. [256]")
+        int | None, options.tokens_option("--context", help="With --train: tokens of each sequence. [256]")
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Sequences at once. [1; with --train 8]")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Number of sequences. [1; with --train: 8]")] = None,
     dtype: Annotated[
         torch.dtype | None,
-        options.computing_dtype_option(help="Dtype of weights and cache. [float32; on a GPU bfloat16]"),
+        options.computing_dtype_option(help="Dtype of weights and cache. [float32; on a GPU: bfloat16]"),
     ] = None,
     device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, ...")] = "cpu",
     threads: Annotated[
-        int | None, typer.Option("--threads", "-t", min=1, help="Threads of torch. [torch's own; tiny forms: 1]")
+        int | None,
+        typer.Option("--threads", "-t", min=1, help="Number of torch's threads. [torch's default; tiny forms: 1]"),
     ] = None,
-    mode: Annotated[list[Mode], typer.Option(help="Execution mode. Repeat for both, in turns.")] = [Mode.eager],  # noqa: B006
+    mode: Annotated[list[Mode], typer.Option(help="Execution mode (repeatable; modes take turns).")] = [Mode.eager],  # noqa: B006
     repeat: options.Repeat = 5,
     seed: options.Seed = 0,
     tiny: options.Tiny = False,
     layers: options.Layers = None,
-    released: Annotated[bool, options.flag("Released weights for presets and hub ids.", "--released")] = False,
+    released: Annotated[bool, options.flag("Use the released weights of presets and hub ids.", "--released")] = False,
     peer: Annotated[
         Peer | None,
-        typer.Option(help="Baseline: another implementation or, with --tp, one process with the whole model."),
+        typer.Option(help="Baseline: transformers or, with --tp, one process with the whole model."),
     ] = None,
     peer_compiled: Annotated[
-        bool, options.flag("Also the compiled baseline; for inference it has a static cache.", "--peer-compiled")
+        bool, options.flag("Also measure transformers compiled, for inference with a static cache.", "--peer-compiled")
     ] = False,
     tp: TensorParallel = 1,
     ep: ExpertParallel = 1,
     changes: options.SwapOptions,
     report: Report,
 ) -> None:
-    """Measured tokens per second, and their ceilings.
+    """Measured tokens per second, and this machine's ceilings.
 
-    A ceiling is the speed that this machine's bandwidth and arithmetic would allow.
-
-    --train measures training steps instead: forward, backward and AdamW on --batch sequences of --context tokens.
+    A ceiling is the most tokens per second that the measured memory bandwidth and arithmetic rate allow. --train
+    measures training steps: forward, backward and AdamW on --batch sequences of --context tokens.
 
     Models, modes and baselines take turns, after a warm-up that ends when the medians agree. Ctrl-C prints the results
     so far.
@@ -133,7 +132,7 @@ def _workloads(
         for name, value in (("--prompt", prompt), ("--generate", generate), ("--depth", depth or None)):
             if value is not None:
                 raise UsageError(f"{name} is for prefill and decode; a training step has --context and --batch")
-        return training_workloads(TRAINING_CONTEXT if context is None else context, batch or TRAINING_BATCH)
+        return (Workload("train", context or TRAINING_CONTEXT, batch=batch or TRAINING_BATCH),)
     if context is not None:
         raise UsageError("--context is for --train; a prefill has --prompt, and what is in the cache before, --depth")
     prompt, generate = PROMPT if prompt is None else prompt, GENERATE if generate is None else generate

@@ -15,8 +15,7 @@ import torch
 
 from benchmarks.analytic.models import one
 from benchmarks.analytic.selection import matching, one_each
-from benchmarks.output.documents import DOCS
-from benchmarks.output.report import columns
+from benchmarks.output.report import DOCS, columns
 from zoo.architectures import families
 from zoo.blocks import GLU, GQA, MLA, GatedDeltaNet, GroupedSigmoidTopK, MoE, RMSNorm, RoPE, SoftmaxTopK
 from zoo.blocks.layer import PLACEMENTS, Placement
@@ -42,14 +41,15 @@ HEADING = re.compile(r"<h(\d)>(.*?)</h\1>")
 TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 IMAGES = re.compile(r'<p>((?:<img src="blocks/[\w-]+\.svg" alt="[^"]*" />\s*)+)</p>')
 IMAGE = re.compile(r'<img src="blocks/([\w-]+)\.svg" alt="([^"]*)" />')
-USERS = re.compile(r"<p>(<em>Who uses.*?)</p>", re.DOTALL)
+USERS = "<p><em>Who uses"  # how a paragraph on the users of a block begins
 STYLE_SHEET = re.compile(r"<style[^>]*>(.*?)</style>", re.DOTALL)
 
 
 @cache
-def markdown() -> str:
-    """Returns the text of docs/blocks.md, with its generated parts."""
-    text = USED.sub(lambda found: f"{found[1]} {users(found[2])}.", SOURCE.read_text(encoding="utf-8").strip())
+def markdown(linked: Collection[str] = ()) -> str:
+    """Returns the text of docs/blocks.md, with its generated parts. Architectures that are `linked` get links."""
+    source = SOURCE.read_text(encoding="utf-8").strip()
+    text = USED.sub(lambda found: f"{found[1]} {users(found[2], linked)}.", source)
     return COSTS.sub(lambda _: f"{costs()}\n", text)
 
 
@@ -59,28 +59,17 @@ def pictures() -> dict[str, str]:
     return {f"{name}.svg": draw(name, description, theme="light") for description, name in images}
 
 
-def html(shown: Collection[str] = ()) -> str:
+def html(shown: frozenset[str] = frozenset()) -> str:
     """Returns the section of the page: headings one level lower, drawings inline, wide content in boxes that scroll.
 
     Architectures that are `shown` on the page get links.
     """
-    text: str = mistune.create_markdown(escape=False, plugins=["table"])(COMMENT.sub("", markdown()))
+    text: str = mistune.create_markdown(escape=False, plugins=["table"])(COMMENT.sub("", markdown(shown)))
     text = HEADING.sub(_lower_heading, text)
     text = IMAGES.sub(lambda images: SCROLL_BOX.format("drawings", "Drawing", IMAGE.sub(_inline, images[1])), text)
-    text = USERS.sub(lambda users: f'<p class="used">{_linked(users[1], shown)}</p>', text)
+    text = text.replace(USERS, USERS.replace("<p>", '<p class="used">'))
     text = TABLE.sub(lambda table: SCROLL_BOX.format("scroll", "Cost of attention", table[0]), text)
     return re.sub(r"<th(?=[ >])", '<th scope="col"', text.replace("<pre>", '<pre tabindex="0">'))
-
-
-def _linked(users: str, shown: Collection[str]) -> str:
-    """Returns the sentence on the users of a block, with links to the users that are shown."""
-    said, _, names = users.partition("</em>")
-    linked = re.sub(r"(?<=[ ,])[\w-]+(?=[ ,.]|$)", lambda name: _link(name[0]) if name[0] in shown else name[0], names)
-    return f"{said}</em>{linked}"
-
-
-def _link(family: str) -> str:
-    return f'<a href="#{family}">{family}</a>'
 
 
 def heading_id(text: str) -> str:
@@ -98,13 +87,14 @@ def _inline(match: re.Match[str]) -> str:
     return without_style(draw(match[1], match[2], f"block-{match[1]}-"))
 
 
-def users(word: str) -> str:
+def users(word: str, linked: Collection[str] = ()) -> str:
     """Returns the architectures, or those of their sizes, that use a block, alias, option or placement."""
     found = []
     for family, module in families().items():
         names = [name for name in module.SIZES if word in words(name)]
         if names:
-            found.append(family if len(names) == len(module.SIZES) else f"{family} ({', '.join(names)})")
+            name = f'<a href="#{family}">{family}</a>' if family in linked else family
+            found.append(name if len(names) == len(module.SIZES) else f"{name} ({', '.join(names)})")
     return ", ".join(found) or "none of these"
 
 

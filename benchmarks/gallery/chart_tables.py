@@ -1,6 +1,5 @@
 """The data of the charts, as tables of plain rows; the CSV files beside the page hold the same tables."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -94,14 +93,11 @@ def _passes(models: Sequence[NamedSpec]) -> Iterator[Row]:
             }
 
 
-def workload(test: str) -> str:
-    """Returns a test's name in words: "pp512" is a prefill of 512 tokens, "tg8 @ d512" a decode of 8 after 512."""
-    match = re.fullmatch(r"(pp|tg)(\d+)(?: @ d(\d+))?", test)
-    if not match:
-        return test
-    kind, tokens, depth = match[1], int(match[2]), int(match[3] or 0)
-    verb = "prefill" if kind == "pp" else "decode"
-    return f"{verb} of {tokens:,} tokens" + (f" after {depth:,}" if depth else "")
+def _workload(row: Mapping[str, Any]) -> str:
+    """Returns the test of a row in words: "prefill of 512 tokens", "decode of 8 tokens after 512"."""
+    if row["phase"] == "train":
+        return str(row["test"])
+    return f"{row['phase']} of {row['tokens']:,} tokens" + (f" after {row['depth']:,}" if row["depth"] else "")
 
 
 def _measured(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
@@ -111,7 +107,7 @@ def _measured(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
             yield {
                 "model": named(dict(row)) + (" (tiny)" if row["tiny"] else ""),
                 "how": f"{row['implementation']}, {row['mode']}",
-                "workload": f"{workload(row['test'])}, batch {row['batch']}, {row['dtype']} on {row['device']}",
+                "workload": f"{_workload(row)}, batch {row['batch']}, {row['dtype']} on {row['device']}",
                 "tokens_per_s": row["tokens_per_s"],
                 "low": row["tokens_per_s_min"],
                 "high": row["tokens_per_s_max"],

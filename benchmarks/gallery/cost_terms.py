@@ -15,12 +15,13 @@ and grown = entry + flops * visible, but 0 up to a context of start.
     FLOPs of one decoded token         sum of layers * (each of fixed_flops + each of growing_flops' grown)
     parameters read by a decode step   sum of layers * read_params[i], for BATCHES[i] sequences
 
-If several cards hold the model, the terms are those of one card, and SentTerms count what it sends.
+If several cards hold the model, the terms are those of one card, and `sent_terms` those of the data that it sends.
 The terms follow from what every spec reports of itself, whatever its kind, and are checked against it.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from benchmarks.analytic.kv import InferenceConfig
@@ -31,9 +32,7 @@ from zoo.errors import CheckFailed, SpecError
 from zoo.model.decoder import Decoder
 from zoo.registry import Block, FlopGrowth, Mixer
 
-BATCHES = tuple(
-    2**i for i in range(9)
-)  # batch sizes: a mixture of experts reads more of its weights at each larger one
+BATCHES = tuple(2**i for i in range(9))  # a mixture of experts reads more of its weights at each larger batch
 CHECK_CONTEXT = 99_991  # tokens of context at which the terms must add up to the spec's FLOPs
 NO_CACHE = CacheSpec()
 
@@ -54,13 +53,10 @@ class GrowingFlops:
     entry: int = 0
     every: int = 1
 
-    def visible(self, context: int) -> int:
-        """Returns the tokens, or blocks of tokens, visible to the last of `context` tokens, itself included."""
-        return seen_tokens(context, self.period, self.limit, self.stride) // self.every
-
     def grown(self, context: int) -> int:
-        """Returns the FLOPs for the last of `context` tokens."""
-        return self.entry + self.flops * self.visible(context) if context > self.start else 0
+        """Returns the FLOPs for the last of `context` tokens, which also sees itself."""
+        visible = seen_tokens(context, self.period, self.limit, self.stride) // self.every
+        return self.entry + self.flops * visible if context > self.start else 0
 
 
 @dataclass(frozen=True)
@@ -82,31 +78,15 @@ class CostTerms:
     state_float32_bytes: int = 0
     entries: tuple[tuple[int, int], ...] = ()
 
-    def kept(self, context: int) -> int:
-        """Returns the number of tokens in the cache after `context` tokens, entries aside."""
-        return context if self.limit is None else min(context, self.limit)
-
     def elements(self, context: int) -> int:
         """Returns the number of cache elements after `context` tokens."""
+        kept = context if self.limit is None else min(context, self.limit)
         entries = sum(elements * -(-context // every) for elements, every in self.entries)
-        return self.cache_elements * self.kept(context) + entries + self.state_elements
+        return self.cache_elements * kept + entries + self.state_elements
 
     def flops(self, context: int) -> int:
         """Returns the FLOPs of one layer for a token at the end of `context` tokens, itself included."""
         return sum(self.fixed_flops.values()) + sum(part.grown(context) for part in self.growing_flops.values())
-
-
-@dataclass(frozen=True)
-class SentTerms:
-    """The data that one card sends to the others in a decode step.
-
-    Each sequence adds `elements` of the activations' dtype and `float32_bytes`; `step_bytes` do not depend on their
-    number.
-    """
-
-    elements: float = 0.0
-    float32_bytes: float = 0.0
-    step_bytes: float = 0.0
 
 
 Terms = tuple[tuple[int, CostTerms], ...]
@@ -128,38 +108,32 @@ def stored_bytes(spec: Decoder, form: WeightForm) -> list[int]:
     return [form.params_bytes(outside), *(form.branch_bytes(branch, spec.dim) for branch in branches)]
 
 
-@dataclass(frozen=True)
-class CardPart:
-    """The shard of one of several cards, and the whole model as the cards divide it."""
-
-    held: Decoder
-    divided: Decoder
-
-
-def card_part(spec: Decoder, cards: int) -> CardPart | None:
-    """Returns the shard of one of `cards` cards that hold a model together; None if they cannot divide it.
+def card_part(spec: Decoder, cards: int) -> tuple[InferenceConfig, Decoder | None]:
+    """Returns how `cards` cards divide a model, and the shard of the first one; None if they cannot divide it.
 
     Each card holds whole experts of a mixture or, if their number does not divide, a part of each expert.
     """
     for ep in (cards, 1):
         config = InferenceConfig(tp=cards, ep=ep)
-        try:
-            return CardPart(config.part(spec), config.divided(spec))
-        except SpecError:
-            continue
-    return None
+        with suppress(SpecError):
+            return config, config.part(spec)
+    return config, None
 
 
-def sent_terms(part: CardPart, cards: int) -> SentTerms:
-    """Returns the data that a card sends in a decode step."""
-    spec = part.divided
-    exchanges = [*spec.exchanges(spec.dim, cards), spec.head_exchange(cards)]
+def sent_terms(spec: Decoder, config: InferenceConfig) -> dict[str, float]:
+    """Returns the terms of the data that one card sends to the others in a decode step.
+
+    Each sequence adds `elements` of the activations' dtype and `float32_bytes`; `step_bytes` do not depend on their
+    number.
+    """
+    divided, cards = config.divided(spec), config.tp
+    exchanges = [*divided.exchanges(spec.dim, cards), divided.head_exchange(cards)]
     by_token = [each for each in exchanges if each.for_each == "token"]
-    return SentTerms(
-        elements=sum(each.sent(1, 1, cards) for each in by_token if not each.in_float32),
-        float32_bytes=sum(each.sent(1, 1, cards) for each in by_token if each.in_float32),
-        step_bytes=sum(each.sent(1, 1, cards) for each in exchanges if each.for_each == "pass"),
-    )
+    return {
+        "elements": sum(each.sent(1, 1, cards) for each in by_token if not each.in_float32),
+        "float32_bytes": sum(each.sent(1, 1, cards) for each in by_token if each.in_float32),
+        "step_bytes": sum(each.sent(1, 1, cards) for each in exchanges if each.for_each == "pass"),
+    }
 
 
 def attention_terms(layers: Mapping[Layer, int], dim: int) -> Terms:

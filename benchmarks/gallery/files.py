@@ -26,7 +26,7 @@ from benchmarks.gallery.blocks_page import STYLE_SHEET, without_style
 from benchmarks.gallery.chart_tables import tables
 from benchmarks.gallery.cost_terms import BATCHES, Terms
 from benchmarks.gallery.learning_tables import learning_tables, section
-from benchmarks.gallery.overview import groups, overview, typical
+from benchmarks.gallery.overview import groups, overview, subtitle_of, title_of, typical
 from benchmarks.gallery.swap_drawings import STRIP_PLACE, swap_drawings
 from benchmarks.gallery.swap_grid import Grid
 from benchmarks.output.report import columns
@@ -48,11 +48,8 @@ CARDS = (1, 2, 4, 8, 16)  # numbers of cards that hold a model together
 CONTEXT, DEVICE = 4096, "h100"  # context and device of the costs in the comparison of two models
 DTYPES = {"float32": 4, "bfloat16": 2, "float8": 1}
 DTYPE_NAMES = {"float8_e4m3fn": "float8"}
-FORM_LABELS = {"mxfp4": "MXFP4", "mxfp4+fp8": "MXFP4 and fp8", "4-bit": "4-bit"}
-LAYOUTS: tuple[Literal["wide", "narrow"], ...] = (
-    "wide",
-    "narrow",
-)  # layouts of diagrams: on a large screen, on a phone
+FORM_LABELS = {"mxfp4": "MXFP4", "mxfp4+fp8": "MXFP4 and fp8"}
+LAYOUTS: tuple[Literal["wide", "narrow"], ...] = ("wide", "narrow")  # of diagrams: on a large screen, on a phone
 Json = dict[str, Any]
 Interned = dict[str, tuple[int, Any]]  # repr of each distinct value -> (its index, the value)
 
@@ -68,25 +65,25 @@ def page(
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True, keep_trailing_newline=True)
     machine = "Measured on {cpu}, {platform}, torch {torch}.".format_map(measured["machine"]) if measured else ""
     shown = all_tables(models, measured, learned)
-    curves = learning_curves.drawable(shown)
+    curves, names = learning_curves.drawable(shown), frozenset(group.name for group in groups(models))
     specs = {  # every chart in Vega, the tables it reads, whether its colours distinguish models, and its height
         name: {"vega": each.compiled(shown), "tables": each.tables, "by_model": each.by_model} | each.size(shown)
         for name, each in {**charts.CHARTS, **curves}.items()
     }
     return environment.from_string(_read("page.html")).render(
         style=_read("style.css") + "".join(STYLE_SHEET.findall(svg(models[0].spec, models[0].name))),
-        families=len(groups(models)),
+        families=len(names),
         models=len(models),
         timeline=timeline.entries(models),
         sections={name: blocks_page.heading_id(each.section) for name, each in timeline.FEATURES.items()},
-        shown={group.name for group in groups(models)},
+        shown=names,
         features=_feature_counts(models),
         overview=without_style(overview(typical(models), "overview-")),
         charts=charts.CHARTS,
         measured=machine,
         learned=section(learned) if learned else None,
         curves=curves,
-        blocks=blocks_page.html({group.name for group in groups(models)}),
+        blocks=blocks_page.html(names),
         version=__version__,
         loader=_read("load.js"),
         packed=_packed(
@@ -184,7 +181,7 @@ def _drawings(model: NamedSpec) -> dict[str, dict[str, str]]:
     found = structure_differences(model.spec, one(earlier).spec) if earlier else []
     heading = f"New compared with {title(earlier)}" if earlier and found else ""
     notes = callouts(found)
-    drawn = partial(svg, model.spec, timeline.title_of(model), subtitle=timeline.subtitle_of(model))
+    drawn = partial(svg, model.spec, title_of(model), subtitle=subtitle_of(model))
     return {
         layout: {
             "plain": without_style(drawn(layout=layout)),
@@ -196,9 +193,10 @@ def _drawings(model: NamedSpec) -> dict[str, dict[str, str]]:
 
 def _marks(model: NamedSpec, others: Sequence[NamedSpec]) -> dict[str, list[tuple[list[int], list[int]]]]:
     """Returns the elements to mark in the model's diagram, by layout and by other model (diagram.marked_elements)."""
-    specs, subtitle = [other.spec for other in others], timeline.subtitle_of(model)
-    title = timeline.title_of(model)
-    return {layout: marked_elements(model.spec, title, specs, layout=layout, subtitle=subtitle) for layout in LAYOUTS}
+    specs, names = [other.spec for other in others], (title_of(model), subtitle_of(model))
+    return {
+        layout: marked_elements(model.spec, names[0], specs, layout=layout, subtitle=names[1]) for layout in LAYOUTS
+    }
 
 
 def _swaps(models: Sequence[NamedSpec]) -> Json:
@@ -225,16 +223,16 @@ def _model(model: NamedSpec, terms: Interned) -> Json:
         return {name: cost_terms.stored_bytes(part, form) for name, form in forms.items()}
 
     def on_cards(cards: int) -> Json | None:
-        part = cost_terms.card_part(spec, cards)
+        config, part = cost_terms.card_part(spec, cards)
         if part is None:
             return None
-        terms, sent = cost_terms.model_terms(part.held), cost_terms.sent_terms(part, cards)
-        return {"layers": indexed(terms), "stored": stored(part.held), "sent": asdict(sent)}
+        layers, sent = indexed(cost_terms.model_terms(part)), cost_terms.sent_terms(spec, config)
+        return {"layers": layers, "stored": stored(part), "sent": sent}
 
     from_config = 'spec = zoo.from_hf(json.load(open("config.json")))'
     return {
         "name": model.name,
-        "title": timeline.title_of(model),
+        "title": title_of(model),
         "context": spec.context,
         "form": DTYPE_NAMES.get(model.released_form.name, model.released_form.name),
         "stored": stored(spec),

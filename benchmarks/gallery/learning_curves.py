@@ -5,7 +5,7 @@ They are drawn from the rows of `python -m benchmarks learn`, as pictures or for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from math import log
 from typing import Literal, NamedTuple
@@ -69,8 +69,9 @@ def _base(table: str, data: Sequence[Row], x: alt.X, legend: alt.Legend | None, 
     return chart.encode(x=x, y=y, color=_colours(data, legend), tooltip=shown)
 
 
-def _curves(x: alt.X) -> Callable[[Sequence[Row]], alt.LayerChart]:
-    """Returns the drawing function of mean curves, with a band from the lowest to the highest seed."""
+def _by_training(by: str, key: str, label: str, title: str, note: str = "") -> Chart:
+    """Returns a chart of mean curves over a cost of training, with a band from the lowest to the highest seed."""
+    x = log_axis(alt.X(f"{key}:Q"), TICKS, label, title)
 
     def draw(data: Sequence[Row]) -> alt.LayerChart:
         base = _base("learning_curves", data, x, alt.Legend(**LEGEND, symbolType="stroke"))
@@ -78,7 +79,8 @@ def _curves(x: alt.X) -> Callable[[Sequence[Row]], alt.LayerChart]:
         lines = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=30))
         return alt.layer(band, lines).properties(width=WIDTH, height=HEIGHT)
 
-    return draw
+    words = f"Means over the seeds; the band reaches from the lowest seed to the highest.{note}"
+    return Chart(f"Bits per byte by {by}", words, ("learning_curves",), draw, by_model=False)
 
 
 def _by_cache(data: Sequence[Row]) -> alt.LayerChart:
@@ -180,7 +182,6 @@ def _accuracy(data: Sequence[Row]) -> alt.TopLevelMixin:
     return layers.facet(row=header, data=alt.NamedData("learning_accuracy"))
 
 
-_BAND = "Means over the seeds; the band reaches from the lowest seed to the highest."
 CHARTS = {
     "learning-by-cache": Chart(
         "Bits per byte by KV cache",
@@ -191,31 +192,21 @@ CHARTS = {
         "bits_per_byte",
         by_model=False,
     ),
-    "learning-by-tokens": Chart(
-        "Bits per byte by training tokens",
-        _BAND,
-        ("learning_curves",),
-        _curves(log_axis(alt.X("tokens:Q"), TICKS, COUNT_LABEL, "training tokens (bytes)")),
-        by_model=False,
+    "learning-by-tokens": _by_training("training tokens", "tokens", COUNT_LABEL, "training tokens (bytes)"),
+    "learning-by-flops": _by_training(
+        "training FLOPs",
+        "flops",
+        COUNT_LABEL,
+        "training FLOPs",
+        " A training step takes three times the FLOPs of a forward pass.",
     ),
-    "learning-by-flops": Chart(
-        "Bits per byte by training FLOPs",
-        f"{_BAND} A training step takes three times the FLOPs of a forward pass.",
-        ("learning_curves",),
-        _curves(log_axis(alt.X("flops:Q"), TICKS, COUNT_LABEL, "training FLOPs")),
-        by_model=False,
-    ),
-    "learning-by-seconds": Chart(
-        "Bits per byte by training time",
-        f"{_BAND} Training steps alone, one thread.",
-        ("learning_curves",),
-        _curves(log_axis(alt.X("seconds:Q"), TICKS, SECONDS_LABEL, "seconds of training")),
-        by_model=False,
+    "learning-by-seconds": _by_training(
+        "training time", "seconds", SECONDS_LABEL, "seconds of training", " Training steps alone, one thread."
     ),
     "learning-accuracy": Chart(
         "Accuracy by the size of a task",
-        "Of a recall: the pairs among which it looks, and so its distance. Points: means over the seeds. Bars: 95 % "
-        "intervals. Grey ticks: a guess.",
+        "Points: means over the seeds. Bars: 95 % intervals. Grey ticks: the accuracy of a guess. The size of a recall "
+        "is the number of pairs to choose from; more pairs are also further away.",
         ("learning_accuracy",),
         _accuracy,
         by_model=False,

@@ -169,6 +169,6 @@ def _notes(rows: Sequence[Row], compared: bool) -> tuple[str, ...]:
     if compared:
         notes.append(
             "Differences are paired at equal seeds, with Holm's correction over the models compared. "
-            f'"{NO_DIFFERENCE}": the interval holds zero, so other seeds could turn it round.'
+            f'"{NO_DIFFERENCE}": the interval includes zero, so other seeds could reverse it.'
         )
     return tuple(notes)

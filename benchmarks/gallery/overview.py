@@ -54,6 +54,22 @@ def typical(models: Sequence[NamedSpec]) -> list[NamedSpec]:
     return [group.typical for group in groups(models)]
 
 
+def title_of(model: NamedSpec) -> str:
+    """Returns a model's name as its publisher writes it."""
+    return title(model.name) if model.size else model.name
+
+
+def subtitle_of(model: NamedSpec) -> str:
+    """Returns the model's name on a command line; empty for a model that is not a preset."""
+    return model.name if model.size else ""
+
+
+def size_of(spec: Decoder) -> str:
+    """Returns the number of parameters, and of active ones if these are fewer."""
+    params, active = spec.params(), spec.active_params()
+    return format_count(params) + (f", {format_count(active)} active" if active < params else "")
+
+
 def _about(family: str) -> tuple[str, str, str]:
     """Returns an architecture's title, its source, and the docstring of its file."""
     module = families().get(family)
@@ -82,10 +98,7 @@ def overview(models: Sequence[NamedSpec], prefix: str = "", theme: Theme = "auto
 def _row(canvas: Canvas, y: float, model: NamedSpec, max_bytes: int) -> None:
     spec = model.spec
     canvas.path(f"M{PAD} {y}H{WIDTH - PAD}", "rule")
-    active = spec.active_params()
-    params = format_count(spec.params()) + (f", {format_count(active)} active" if active < spec.params() else "")
-    name = title(model.name) if model.size else model.name
-    cells = (name, params), ("", _layer_pattern(spec)), _attention(spec), _feed_forward(spec)
+    cells = (title_of(model), size_of(spec)), ("", _layer_pattern(spec)), _attention(spec), _feed_forward(spec)
     ends = [*COLUMNS.values()][1:]
     for x, end, (strong, faint) in zip(COLUMNS.values(), ends, cells, strict=False):
         width = end - x - 14

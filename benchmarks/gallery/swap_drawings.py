@@ -52,14 +52,8 @@ Drawn = Callable[[Callable[[Rows], None]], list[int]]  # a function that draws p
 Json = dict[str, Any]
 Branches = Sequence[Placement | None]  # branches of all layers, in one role
 Cell = tuple[int | None, ...]  # for each layer the index of its branch, None if it has none
+Rest = tuple[Placement | None, LayerScale | None]  # of a layer: its own input, and the scale of its output
 Kind = tuple[int | None, int | None, int]  # contents of a layer: the indices of its branches, and of its rest
-
-
-class Rest(NamedTuple):
-    """The parts of a layer after attention and feed-forward."""
-
-    inputs: Placement | None
-    output_scale: LayerScale | None
 
 
 class Frame(NamedTuple):
@@ -264,10 +258,9 @@ class _Structures:
     def _layer(self, i: int, j: int, kind: Kind) -> Layer:
         attn, ffn, rest = kind
         return Layer(
-            attn=None if attn is None else self.attention.groups[i].branches[attn],
-            ffn=None if ffn is None else self.feed_forward.groups[j].branches[ffn],
-            inputs=self.rests[rest].inputs,
-            output_scale=self.rests[rest].output_scale,
+            None if attn is None else self.attention.groups[i].branches[attn],
+            None if ffn is None else self.feed_forward.groups[j].branches[ffn],
+            *self.rests[rest],
         )
 
     def rest_parts(self, intern: Intern) -> list[list[tuple[str, int]]]:
@@ -282,4 +275,4 @@ class _Structures:
 
 
 def _rest(layer: Layer) -> Rest:
-    return Rest(layer.inputs, layer.output_scale)
+    return layer.inputs, layer.output_scale

@@ -66,21 +66,11 @@ def attention_grid(spec: Decoder) -> Grid:
 @lru_cache(maxsize=256)
 def expert_grid(spec: Decoder) -> Grid:
     """Returns the feed-forward terms: number of experts by experts per token."""
-    return _grid(spec, feed_forward_terms, _expert_choices(_is_sparse(spec)), _choices_of_k())
-
-
-def _is_sparse(spec: Decoder) -> bool:
-    return any(layer.mixture for layer in spec.layers)
-
-
-def _expert_choices(sparse: bool) -> list[Choice]:
-    rows = [Choice("dense", ("ffn=GLU",))] if sparse else []
+    sparse = any(layer.mixture for layer in spec.layers)
     text = "MoE(experts={})" if sparse else "ffn=MoE(experts={}, k=2)"
-    return [*rows, *(Choice(f"{n}", (text.format(n),)) for n in EXPERTS)]
-
-
-def _choices_of_k() -> Iterator[Choice]:
-    return (Choice(f"{k}", (f"MoE(k={k})",)) for k in EXPERTS_PER_TOKEN)
+    dense = [Choice("dense", ("ffn=GLU",))] if sparse else []
+    experts = [*dense, *(Choice(f"{n}", (text.format(n),)) for n in EXPERTS)]
+    return _grid(spec, feed_forward_terms, experts, (Choice(f"{k}", (f"MoE(k={k})",)) for k in EXPERTS_PER_TOKEN))
 
 
 def positions(spec: Decoder) -> list[dict[str, Any]]:

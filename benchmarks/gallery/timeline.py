@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.analytic.models import NamedSpec, one
-from benchmarks.gallery.overview import Group, groups
+from benchmarks.gallery.overview import Group, groups, size_of
 from zoo.architectures import families, released
 from zoo.blocks import MLA, RoPE
-from zoo.catalog import about, ancestor, title
+from zoo.catalog import about, ancestor
 from zoo.cli.listing import used_names
 from zoo.costs import CacheSpec
 from zoo.hf.config import Size
@@ -94,17 +94,20 @@ class Entry:
 
 def entries(models: Sequence[NamedSpec]) -> list[Entry]:
     """Returns the architectures of these models, in order of the month in which their first size was released."""
-    found, before = list[Entry](), None
+    found, before = list[Entry](), UNDATED
     for group in sorted(groups(models), key=_month):
-        month = _month(group)
-        months = _count(month) - _count(before) if before and month != UNDATED else 0
-        kinds = features(group.typical.spec)
-        earlier = _came_from(group)
-        differences = structure_differences(group.typical.spec, earlier.typical.spec) if earlier else []
-        shown = "" if month == UNDATED else month
-        summary = _summary(group.typical.spec)
-        found.append(Entry(group, shown, months, tuple(kinds), summary, earlier, tuple(differences)))
-        before = month if month != UNDATED else before
+        spec, month, earlier = group.typical.spec, _month(group), _came_from(group)
+        entry = Entry(
+            group=group,
+            released="" if month == UNDATED else month,
+            months=0 if UNDATED in (month, before) else _count(month) - _count(before),
+            features=tuple(features(spec)),
+            summary=f"{size_of(spec)}; {len(spec.layers)} layers",
+            came_from=earlier,
+            differences=tuple(structure_differences(spec, earlier.typical.spec)) if earlier else (),
+        )
+        found.append(entry)
+        before = month
     return found
 
 
@@ -116,31 +119,13 @@ def _came_from(group: Group) -> Group | None:
 
 def _month(group: Group) -> str:
     """Returns the month of release of an architecture's first size, whether or not the page shows that size."""
-    if not group.typical.size:
-        return UNDATED
-    return released(families()[group.name])
+    return released(families()[group.name]) if group.typical.size else UNDATED
 
 
 def _count(month: str) -> int:
     """Returns the months since year 0."""
     year, number = month.split("-")
     return 12 * int(year) + int(number)
-
-
-def _summary(spec: Decoder) -> str:
-    params, active = spec.params(), spec.active_params()
-    size = format_count(params) + (f", {format_count(active)} active" if active < params else "")
-    return f"{size}; {len(spec.layers)} layers"
-
-
-def title_of(model: NamedSpec) -> str:
-    """Returns a model's name as its publisher writes it."""
-    return title(model.name) if model.size else model.name
-
-
-def subtitle_of(model: NamedSpec) -> str:
-    """Returns the model's name on a command line; empty for a model that is not a preset."""
-    return model.name if model.size else ""
 
 
 def facts(model: NamedSpec) -> dict[str, Any]:

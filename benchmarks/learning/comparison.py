@@ -1,4 +1,4 @@
-"""The comparison: its runs, their order, and their outcomes.
+"""The comparison: its models in their small forms, its runs in their order, their outcomes and their expected time.
 
 Every model is trained at its own learning rate, which a sweep chose on the tuning text. Then each seed trains every
 model on the same data in the same order. Runs that are kept are not made again.
@@ -6,22 +6,37 @@ model on the same data in the same order. Runs that are kept are not made again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from math import inf
 from pathlib import Path
 from typing import get_args
 
-from benchmarks.learning.entries import Entry
+import torch
+
+import zoo
+from benchmarks.analytic.models import NamedSpec, representatives
 from benchmarks.learning.runs import TEXT, Outcome, Run, RunStore
 from benchmarks.learning.sweep import Sweep, check_trained, choose_rates
 from benchmarks.learning.tasks import TASKS
+from benchmarks.learning.tasks import VOCAB as TASK_VOCAB
 from benchmarks.learning.training import BITS_PER_BYTE, LENGTHS, perform
-from benchmarks.learning.workers import Failure, Workers
-from zoo.errors import UsageError, unknown
+from benchmarks.learning.workers import Failure, Workers, one_thread
+from benchmarks.output.progress import progress
+from zoo.cli.training import minutes
+from zoo.errors import SpecError, UsageError, unknown
+from zoo.model.decoder import Decoder
+from zoo.swaps.grammar import apply_swaps
+from zoo.swaps.scaled import Match, Scaled, resolved, scaled
+from zoo.training.loop import Trainer, TrainingConfig
+from zoo.training.losses import Batch
+from zoo.training.run import time_steps
 from zoo.training.text.tokens import Split, TokenFile, open_tokens
 
+VOCAB = 256  # bytes
+TASK_LAYERS = 2  # of the forms that learn synthetic tasks: recall takes two layers of attention
 LENGTH = "length"  # text beyond the training context
 ALL_TASKS = (TEXT, LENGTH, *TASKS)
 SWEEP_SHARE = 0.5  # steps of a sweep run, as a share of the steps of a final run
@@ -30,6 +45,64 @@ SWEEP_SHARE = 0.5  # steps of a sweep run, as a share of the steps of a final ru
 TASK_RATE = 4e-3
 SWEEP_SEED = 10_000  # no final run has this seed, so that a lucky seed does not choose its own rate
 MIN_STEPS = 2
+OVERHEAD = 1.2  # factor of the expected time: evaluations, building, and processes that share the memory's bandwidth
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the comparison: the named model with its swaps, and its two small forms.
+
+    `scaled` is trained on text. `on_tasks` has two layers and half as many parameters, and learns synthetic tasks.
+    """
+
+    model: NamedSpec
+    scaled: Scaled
+    on_tasks: Scaled
+
+    @property
+    def spec(self) -> Decoder:
+        """The small form that learns text."""
+        return self.scaled.spec
+
+    @property
+    def label(self) -> str:
+        """The name and the swaps."""
+        return f"{self.model.name} {self.model.swap}" if self.model.swap else self.model.name
+
+
+def small_models(
+    names: Sequence[str],
+    swaps: Sequence[str] = (),
+    params: int = 200_000,
+    match: Match = "params",
+    context: int = 256,
+    ignore_fields: Iterable[str] = (),
+) -> list[Entry]:
+    """Returns the small forms of each named model (no names: of every family).
+
+    For each of `swaps`, another entry follows: its small forms are changed, then meet their budgets again. A swap of
+    several changes has ";" between them.
+
+    Raises UsageError for unknown names, for swaps without names and for swaps that cannot be parsed, SpecError for a
+    budget that is too small.
+    """
+    found = []
+    for model in representatives(names, (), ignore_fields):
+        try:
+            small = scaled(model.spec, params, match=match, vocab=VOCAB, context=context)
+            on_tasks = scaled(
+                model.spec, params // 2, match=match, vocab=TASK_VOCAB, context=context, layers=TASK_LAYERS
+            )
+            found.append(Entry(replace(model, spec=small.spec), small, on_tasks))
+            for swap in swaps:
+                changed, dropped = apply_swaps(small.spec, changes := [each.strip() for each in swap.split(";")])
+                again = resolved(changed, params, match=match)
+                two_layers = resolved(apply_swaps(on_tasks.spec, changes)[0], params // 2, match=match)
+                named = replace(model, spec=again.spec, size=None, swap=swap, dropped=", ".join(dropped) or None)
+                found.append(Entry(named, again, two_layers))
+        except SpecError as error:
+            raise SpecError(f"{model.name}: {error}") from error
+    return found
 
 
 @dataclass(frozen=True)
@@ -60,25 +133,6 @@ class LearnConfig:
         """The tasks that are trained. The length task is measured on the models trained on text."""
         return tuple(dict.fromkeys(TEXT if task == LENGTH else task for task in self.tasks))
 
-    def run(self, entry: Entry, task: str, rate: float, seed: int, data: str) -> Run:
-        """Returns the run of a task of `trained`."""
-        return self.text_run(entry, rate, seed, data) if task == TEXT else self.task_run(entry, task, seed)
-
-    def text_run(self, entry: Entry, rate: float, seed: int, data: str) -> Run:
-        """Returns a run on text."""
-        return Run(entry.spec, TEXT, rate, seed, self.steps, self.batch, self.context, data)
-
-    def sweep_run(self, entry: Entry, rate: float, data: str) -> Run:
-        """Returns a shorter run on text, evaluated on the tuning text."""
-        steps = max(MIN_STEPS, round(self.steps * SWEEP_SHARE))
-        return replace(self.text_run(entry, rate, SWEEP_SEED, data), steps=steps, split="tuning")
-
-    def task_run(self, entry: Entry, name: str, seed: int) -> Run:
-        """Returns a run of the model's two-layer form on a synthetic task."""
-        task = TASKS[name]
-        context = task.length(max(task.sizes))
-        return Run(entry.on_tasks.spec, name, self.task_rate, seed, task.steps, task.batch(max(task.sizes)), context)
-
 
 @dataclass
 class Results:
@@ -91,9 +145,21 @@ class Results:
     rates: dict[Entry, float] = field(default_factory=dict)
     outcomes: dict[Run, Outcome] = field(default_factory=dict)
 
-    def run(self, entry: Entry, task: str, seed: int) -> Run:
-        """Returns the run of a model, a task of `LearnConfig.trained` and a seed."""
-        return self.config.run(entry, task, self.rates[entry], seed, self.tokens.hash)
+    def run(self, entry: Entry, task: str, seed: int, rate: float | None = None) -> Run:
+        """Returns a run of a task of `LearnConfig.trained`. The learning rate on text is the model's own, or `rate`."""
+        config = self.config
+        if task == TEXT:
+            rate = rate or self.rates[entry]
+            return Run(entry.spec, TEXT, rate, seed, config.steps, config.batch, config.context, self.tokens.hash)
+        synthetic = TASKS[task]
+        size, spec = max(synthetic.sizes), entry.on_tasks.spec
+        batch, context = synthetic.batch(size), synthetic.length(size)
+        return Run(spec, task, config.task_rate, seed, synthetic.steps, batch, context)
+
+    def sweep_run(self, entry: Entry, rate: float) -> Run:
+        """Returns a shorter run on text, evaluated on the tuning text."""
+        steps = max(MIN_STEPS, round(self.config.steps * SWEEP_SHARE))
+        return replace(self.run(entry, TEXT, SWEEP_SEED, rate), steps=steps, split="tuning")
 
     def figures(self, entry: Entry, task: str, figure: str) -> dict[int, float]:
         """Returns {seed: figure} for the runs that ended with figures."""
@@ -102,53 +168,86 @@ class Results:
 
 
 class Comparison:
-    """Makes the runs of a comparison that are not kept yet.
+    """Makes the runs of a comparison that are not kept yet, `jobs` at a time.
 
-    `failed` gets a line for each run that fails, `note` a line for each that diverges. `tick` is called after each run.
-    `expect` gets the total number of runs, which grows when a sweep is widened.
+    Notes on stderr state the expected time and name each run that fails or diverges. `made` and `failed` count runs.
     """
 
-    def __init__(
-        self,
-        results: Results,
-        store: RunStore,
-        workers: Workers[Run, Outcome],
-        failed: Callable[[str], None],
-        note: Callable[[str], None],
-        tick: Callable[[], None] = lambda: None,
-        expect: Callable[[int], None] = lambda runs: None,
-    ) -> None:
-        self.results, self.store, self.workers = results, store, workers
-        self.failed, self.note, self.tick, self.expect = failed, note, tick, expect
-        self.made = 0
+    def __init__(self, results: Results, store: RunStore, jobs: int) -> None:
+        self.results, self.store, self.jobs = results, store, jobs
+        self.made = self.failed = 0
 
     def finish(self) -> None:
         """Chooses learning rates, then trains every model on every task with every seed.
 
         Raises CheckFailed for a model that no learning rate can train.
         """
+        if plan := self.planned():
+            at_once = "one at a time" if self.jobs == 1 else f"{self.jobs} at a time"
+            time = minutes(self.expected_seconds(plan))
+            note(f"{len(plan)} runs to make, {at_once}: about {time}; more if a sweep is widened")
         results, config = self.results, self.results.config
-        if config.fixed is not None:
-            results.sweeps = dict.fromkeys(results.entries)
-            results.rates = {entry: config.fixed(entry) for entry in results.entries}
-        else:
-            sweeps = choose_rates(results.entries, config.rates, self._tuning_losses)
-            check_trained((entry.label, sweep) for entry, sweep in sweeps.items())
-            results.sweeps = dict(sweeps)
-            results.rates = {entry: sweep.best for entry, sweep in sweeps.items()}
-        self._make(
-            results.run(entry, task, seed)
-            for task in config.trained
-            for seed in range(config.seeds)
-            for entry in results.entries
-        )
+        function = partial(_perform_and_keep, store=self.store, token_path=results.tokens.path)
+        with Workers[Run, Outcome](function, self.jobs) as self.workers, progress("training") as self.bar:
+            try:
+                if config.fixed is not None:
+                    results.sweeps = dict.fromkeys(results.entries)
+                    results.rates = {entry: config.fixed(entry) for entry in results.entries}
+                else:
+                    sweeps = choose_rates(results.entries, config.rates, self._tuning_losses)
+                    check_trained((entry.label, sweep) for entry, sweep in sweeps.items())
+                    results.sweeps = dict(sweeps)
+                    results.rates = {entry: sweep.best for entry, sweep in sweeps.items()}
+                self._make(
+                    results.run(entry, task, seed)
+                    for task in config.trained
+                    for seed in range(config.seeds)
+                    for entry in results.entries
+                )
+            except KeyboardInterrupt:
+                note(f"{self.made} runs were made and are kept in {self.store.folder}; the same command goes on")
+                raise
 
-    def _tuning_losses(self, pairs: Sequence[tuple[Entry, float]]) -> Mapping[tuple[Entry, float], float]:
-        results = self.results
-        runs = {pair: results.config.sweep_run(*pair, results.tokens.hash) for pair in pairs}
-        self._make(runs.values(), results.config.seeds * len(results.config.trained) * len(results.entries))
-        outcomes = {pair: results.outcomes.get(run) for pair, run in runs.items()}
-        return {pair: outcome.figures.get(BITS_PER_BYTE, inf) for pair, outcome in outcomes.items() if outcome}
+    def planned(self) -> list[Run]:
+        """Returns the runs that are not kept yet.
+
+        A run whose learning rate is still open counts as kept if it is kept at one rate of the sweep. A widening of a
+        sweep is not predicted.
+        """
+        results, config, found = self.results, self.results.config, list[Run]()
+        for entry in results.entries:
+            rates: Sequence[float] = config.rates
+            if config.fixed is not None:
+                rates = [config.fixed(entry)]
+            elif missing := self.store.missing(results.sweep_run(entry, rate) for rate in rates):
+                found += missing
+            else:
+                rates = [choose_rates([entry], rates, self._kept_losses)[entry].best]
+            for task in config.trained:
+                for seed in range(config.seeds):
+                    # The runs of several rates are one run for a synthetic task.
+                    runs = list(dict.fromkeys(results.run(entry, task, seed, rate) for rate in rates))
+                    if len(self.store.missing(runs)) == len(runs):
+                        found.append(runs[0])
+        return found
+
+    def expected_seconds(self, runs: Iterable[Run]) -> float:
+        """Returns the seconds that these runs will take, extrapolated from a few training steps of each model."""
+        runs = list(runs)
+        seconds = {spec: seconds_per_token(spec, self.results.config) for spec in {run.spec: None for run in runs}}
+        each = [run.tokens * seconds[run.spec] for run in runs]
+        return max(sum(each) * OVERHEAD / self.jobs, *each)
+
+    def _tuning_losses(self, pairs: Sequence[tuple[Entry, float]]) -> dict[tuple[Entry, float], float]:
+        """Makes the sweep runs of these models and rates, and returns the losses of those that ended."""
+        config = self.results.config
+        later = config.seeds * len(config.trained) * len(self.results.entries)
+        self._make((self.results.sweep_run(*pair) for pair in pairs), later)
+        return self._kept_losses(pairs)
+
+    def _kept_losses(self, pairs: Sequence[tuple[Entry, float]]) -> dict[tuple[Entry, float], float]:
+        kept = {pair: self.store.load(self.results.sweep_run(*pair)) for pair in pairs}
+        return {pair: outcome.figures.get(BITS_PER_BYTE, inf) for pair, outcome in kept.items() if outcome}
 
     def _make(self, runs: Iterable[Run], later: int = 0) -> None:
         """Makes the runs that are not kept, the longest first; `later` more runs follow."""
@@ -156,23 +255,27 @@ class Comparison:
         outcomes = self.results.outcomes
         outcomes |= {run: kept for run in runs if (kept := self.store.load(run)) is not None}
         waiting = sorted((run for run in runs if run not in outcomes), key=training_cost, reverse=True)
-        self.expect(self.made + len(waiting) + later)
+        self.bar.expect(self.made + len(waiting) + later)
         for run, result in self.workers.map(waiting):
             self.made += 1
-            self.tick()
+            self.bar.tick()
             if isinstance(result, Failure):
-                self.failed(f"{self.describe(run)} failed: {result.reason}")
+                self.failed += 1
+                note(f"{self._describe(run)} failed: {result.reason}")
             else:
                 outcomes[run] = result
         for run in runs:
             if run in outcomes and (reason := outcomes[run].diverged):
-                self.note(f"{self.describe(run)} diverged: {reason}")
+                note(f"{self._describe(run)} diverged: {reason}")
 
-    def describe(self, run: Run) -> str:
-        """Returns a run in a few words."""
+    def _describe(self, run: Run) -> str:
         forms = {form.spec: entry.label for entry in self.results.entries for form in (entry.scaled, entry.on_tasks)}
-        label = forms.get(run.spec, "a model")
-        return f"{label}, {run.task}, learning rate {run.learning_rate:g}, seed {run.seed}"
+        return f"{forms[run.spec]}, {run.task}, learning rate {run.learning_rate:g}, seed {run.seed}"
+
+
+def note(line: str) -> None:
+    """Prints a line on stderr."""
+    print(line, file=sys.stderr)
 
 
 def training_cost(run: Run) -> float:
@@ -180,14 +283,18 @@ def training_cost(run: Run) -> float:
     return run.tokens * run.spec.flops(0, run.context) / run.context
 
 
-def runner(folder: Path, token_path: Path) -> Callable[[Run], Outcome]:
-    """Returns a function that makes and keeps one run, in any process."""
-    return partial(_perform_and_keep, folder=folder, token_path=token_path)
+def seconds_per_token(spec: Decoder, config: LearnConfig) -> float:
+    """Returns the seconds of training per token of text on one thread."""
+    with one_thread():
+        trainer = Trainer(zoo.build(spec), TrainingConfig(1, 1e-3, config.batch, config.context))
+        tokens = torch.randint(spec.vocab, (config.batch, config.context), generator=torch.Generator().manual_seed(0))
+        return time_steps(trainer, lambda step: Batch(tokens, tokens)) / tokens.numel()
 
 
-def _perform_and_keep(run: Run, folder: Path, token_path: Path) -> Outcome:
+def _perform_and_keep(run: Run, store: RunStore, token_path: Path) -> Outcome:
+    """Makes and keeps a run, in any process."""
     outcome = perform(run, _opened(token_path) if run.task == TEXT else None)
-    RunStore(folder).save(run, outcome)
+    store.save(run, outcome)
     return outcome
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.analytic.models import about
-from benchmarks.learning.comparison import LENGTH, LearnConfig, Results
-from benchmarks.learning.entries import Entry
+from benchmarks.learning.comparison import LENGTH, Entry, LearnConfig, Results
 from benchmarks.learning.intervals import in_words, mean_interval, paired_differences
 from benchmarks.learning.runs import TEXT
 from benchmarks.learning.tasks import TASKS
@@ -20,6 +19,7 @@ from benchmarks.learning.training import BITS_PER_BYTE, LENGTHS, at_size, beyond
 from zoo.cli.tables import Row
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
+from zoo.training.text.tokens import TokenFile
 
 CACHE = torch.bfloat16
 BITS, SHARE = "bits per byte", "accuracy"
@@ -40,12 +40,12 @@ class Measure:
     size: int | None = None
     chance: float | None = None
 
-    @property
-    def name(self) -> str:
-        """The name in words: "bits per byte", or "recall, 8 pairs"."""
-        if self.size is None:
-            return BITS
-        return f"{self.task}, {self.size} {size_word(self.task)}"
+    def row(self, tokens: TokenFile) -> Row:
+        """Returns the columns of the measure: its name in words, and the text, if any, that it is measured on."""
+        name = BITS if self.size is None else f"{self.task}, {self.size} {size_word(self.task)}"
+        data = (tokens.name, tokens.hash) if self.trained == TEXT else (None, None)
+        row = {"task": self.task, "size": self.size, "measure": name, "unit": self.unit}
+        return row | {"data": data[0], "data_hash": data[1]}
 
 
 def size_word(task: str) -> str:
@@ -76,16 +76,14 @@ def figure_rows(results: Results) -> list[Row]:
     """Returns a row for each model and each measure of a task with sizes, if at least one run ended."""
     rows = []
     for measure in measures(results.config):
-        if measure.size is None:
-            continue  # bits per byte are in the rows of the models
         for entry in results.entries:
-            if values := results.figures(entry, measure.trained, measure.figure):
+            values = results.figures(entry, measure.trained, measure.figure)
+            if values and measure.size is not None:  # bits per byte are in the rows of the models
                 rows.append(
                     {
                         "table": "learn_figures",
                         **about(entry.model),
-                        **_measured(measure),
-                        **_data(results, measure),
+                        **measure.row(results.tokens),
                         **_spread(list(values.values())),
                         "chance": measure.chance,
                         "samples": [{"seed": seed, "value": value} for seed, value in values.items()],
@@ -116,9 +114,8 @@ def difference_rows(results: Results) -> list[Row]:
                 {
                     "table": "learn_differences",
                     **about(entry.model, first.model),
-                    **_measured(measure),
-                    **_data(results, measure),
-                    **dict(zip(("mean", "low", "high"), difference.interval, strict=True)),
+                    **measure.row(results.tokens),
+                    **difference.interval._asdict(),
                     "level": difference.level,
                     "p": difference.p,
                     "compared": len(pairs),
@@ -160,10 +157,7 @@ def _model_row(entry: Entry, results: Results) -> Row:
             for rate, loss in (sweep.tried if sweep else ())
         ],
         "sweep_edge": sweep.at_edge if sweep else None,
-        **{
-            f"{BITS_PER_BYTE}{key}": value
-            for key, value in zip(("", "_low", "_high"), _spread(bits).values(), strict=True)
-        },
+        **_spread(bits, (BITS_PER_BYTE, f"{BITS_PER_BYTE}_low", f"{BITS_PER_BYTE}_high")),
         "tokens_per_s": median(speeds) if speeds else None,
         "data": results.tokens.name,
         "data_hash": results.tokens.hash,
@@ -197,20 +191,7 @@ def _runs(entry: Entry, results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def _measured(measure: Measure) -> Row:
-    return {"task": measure.task, "size": measure.size, "measure": measure.name, "unit": measure.unit}
-
-
-def _data(results: Results, measure: Measure) -> Row:
-    """Returns the text that a figure was measured on; none if the task generates its sequences."""
-    text = measure.trained == TEXT
-    return {"data": results.tokens.name if text else None, "data_hash": results.tokens.hash if text else None}
-
-
-def _spread(values: Sequence[float]) -> Row:
+def _spread(values: Sequence[float], keys: Sequence[str] = ("mean", "low", "high")) -> Row:
     """Returns a mean with the bounds of its 95 % interval, which needs two values."""
-    if not values:
-        return {"mean": None, "low": None, "high": None}
-    if len(values) < 2:
-        return {"mean": fmean(values), "low": None, "high": None}
-    return mean_interval(values)._asdict()
+    found = mean_interval(values) if len(values) > 1 else (fmean(values) if values else None, None, None)
+    return dict(zip(keys, found, strict=True))

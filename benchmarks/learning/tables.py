@@ -69,7 +69,9 @@ def learned(rows: Rows) -> Table:
     def derive(row: Row) -> Row:
         return {"what": what(row), "bits": plus_minus(row, bits, ".3f")}
 
-    legend = [*legend[0 if any(row["bits_per_byte"] for row in rows) else 1 :], *_dropped(rows)]
+    legend = legend if any(row["bits_per_byte"] for row in rows) else legend[1:]
+    if dropped := dict.fromkeys(f"{what(row)} has no {row['dropped']}" for row in rows if row["dropped"]):
+        legend.append(f"Dropped: {'; '.join(dropped)}.")
     return Table("What models learn at an equal budget", shown, legend, rows, derive, star_notes=False)
 
 
@@ -82,40 +84,28 @@ def plus_minus(row: Row, keys: Sequence[str], show: str, scale: float = 1) -> st
     return text if low is None else f"{text} ±{format((high - low) / 2 * scale, show)}"
 
 
-def _dropped(rows: Rows) -> list[str]:
-    dropped = dict.fromkeys(f"{what(row)} has no {row['dropped']}" for row in rows if row["dropped"])
-    return [f"Dropped: {'; '.join(dropped)}."] if dropped else []
-
-
 def by_size(task: str, rows: Rows, learning_rate: float) -> Table:
     """Returns the table of a task, with a column for each of its sizes. `learning_rate`: the rate of the task."""
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     cells: dict[str, Row] = {}
     for row in rows:
-        show, scale = (".3f", 1) if row["unit"] == BITS else (".1f", 100)
-        cells.setdefault(what(row), {"what": what(row)})[f"size_{row['size']}"] = plus_minus(
-            row, ("mean", "low", "high"), show, scale
-        )
+        show = (".3f", 1) if row["unit"] == BITS else (".1f", 100)
+        text = plus_minus(row, ("mean", "low", "high"), *show)
+        cells.setdefault(what(row), {"what": what(row)})[f"size_{row['size']}"] = text
     shown = [WIDE, *columns(**{f"size_{size}": f"{size} {size_word(task)}" for size in sizes})]
     if task == LENGTH:
         title = "Beyond the trained context: bits per byte"
-        legend = ["In the second half of a context of so many times the trained one.", data_line(rows[0])]
+        legend = ["Measured in the second half of a context. The column says how many times the trained one it is."]
+        legend.append(data_line(rows[0]))
     else:
         title = f"{TASKS[task].title.capitalize()}: accuracy in %"
         legend = [
-            f"A guess has {rows[0]['chance']:.1%}. Forms of two layers and half the parameters, trained at all sizes, "
-            f"for {TASKS[task].steps} steps at a learning rate of {learning_rate:g}."
+            f"A guess has {rows[0]['chance']:.1%}. Each model has two layers and half the parameters, and is trained "
+            f"at all sizes for {TASKS[task].steps} steps at a learning rate of {learning_rate:g}."
         ]
     legend.append("Means over the seeds and their 95 % intervals.")
-    seen = set[str]()
-
-    def one_line(row: Row) -> Row | None:  # the first row of a model shows all its sizes
-        if what(row) in seen:
-            return None
-        seen.add(what(row))
-        return cells[what(row)]
-
-    return Table(title, shown, legend, rows, one_line, star_notes=False)
+    # The first row of a model shows all its sizes.
+    return Table(title, shown, legend, rows, lambda row: cells.pop(what(row), None), star_notes=False)
 
 
 def compared(rows: Rows) -> Table:
@@ -123,9 +113,10 @@ def compared(rows: Rows) -> Table:
     against = rows[0]["against"]
     shown = [WIDE, *columns(measure="measure"), *columns(spread="difference"), *columns(words="in words")]
     legend = [
-        f"Model less {against}, at equal seeds, which see equal data in equal order; the interval that Holm's "
-        "procedure tests at 95 %, over the models compared in one measure. Bits per byte, or accuracy in points.",
-        f'"{NO_DIFFERENCE}": it holds zero, so other seeds could turn it round. That is not "no difference".',
+        f"The model's figure less that of {against}, in bits per byte or in points of accuracy. Equal seeds see equal "
+        "data in equal order. The interval is the one that Holm's procedure tests at 95 %, over the models compared in "
+        "one measure.",
+        f'"{NO_DIFFERENCE}": the interval holds zero, so other seeds could reverse it. That is not "no difference".',
     ]
     texts = [row for row in rows if row["data"]]
     legend += [data_line(texts[0])] if texts else []
@@ -144,31 +135,25 @@ def swept(rows: Rows) -> Table:
 
     def derive(row: Row) -> Row:
         tried = {each["learning_rate"]: each["bits_per_byte"] for each in row["sweep"]}
-        shown = {f"rate_{rate}": None if rate not in tried else _tuned(tried[rate]) for rate in rates}
+        losses = {rate: "diverged" if loss is None else f"{loss:.3f}" for rate, loss in tried.items()}
+        shown = {f"rate_{rate}": losses.get(rate) for rate in rates}
         return {"what": what(row), "edge": f"best is the {row['sweep_edge']}" if row["sweep_edge"] else None, **shown}
 
     shown = [WIDE, *columns(**{f"rate_{rate}": f"{rate:.2g}" for rate in rates}), *columns(edge="")]
     legend = [
-        "Bits per byte on tuning text, which no result is measured on, after half of the tokens and with a seed of its "
-        "own. A model is compared at its best rate; where that was the lowest or highest, the next was tried too."
+        "Bits per byte on the tuning text, which no result is measured on, after half of the tokens and with a seed of "
+        "its own. A model is compared at its best rate. If that was the lowest or highest, the next rate was tried too."
     ]
     return Table("Learning rates tried", shown, legend, rows, derive, star_notes=False)
-
-
-def _tuned(loss: float | None) -> str:
-    return "diverged" if loss is None else f"{loss:.3f}"
 
 
 def budgets(rows: Rows) -> Table:
     """Returns the table of budgets of the small forms, the gap to each budget, and the layers."""
 
     def derive(row: Row) -> Row:
-        return {"what": what(row), "met": "; ".join(map(_met, row["budgets"]))}
+        met = (f"{b['met']:,} {b['unit']} ({b['met'] / b['wanted'] - 1:+.2%})" for b in row["budgets"])
+        return {"what": what(row), "met": "; ".join(met)}
 
     shown = [WIDE, *columns(layers="layers", dim="dim"), Column("met", "budget met (gap)", width=42)]
     legend = [f"{what(row)}: {row['layer_pattern']}." for row in rows]
     return Table("Small forms", shown, legend, rows, derive, star_notes=False)
-
-
-def _met(budget: Row) -> str:
-    return f"{budget['met']:,} {budget['unit']} ({budget['met'] / budget['wanted'] - 1:+.2%})"

@@ -39,7 +39,6 @@ class Task:
     draw: Callable[[int, int, torch.Generator], Batch]
     tokens: int = 3072  # approximate tokens per step: a model needs many short sequences to find their common rule
     steps: int = 500
-    vocab: int = VOCAB
 
     def length(self, size: int) -> int:
         """Returns the number of tokens of a sequence."""

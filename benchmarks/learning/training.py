@@ -6,7 +6,7 @@ The figures of a synthetic task are its accuracy at each of its sizes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
 
 import torch
@@ -56,21 +56,14 @@ def config(run: Run) -> TrainingConfig:
 
 def _learn_text(run: Run, tokens: TokenFile) -> Outcome:
     trainer = Trainer(zoo.build(run.spec, seed=run.seed), config(run))
-    marks = {round(run.steps * i / CURVE_POINTS) for i in range(1, CURVE_POINTS)} - {0, run.steps}
-    curve, seconds, seen = list[Point](), 0.0, 0
-    per_token = training_flops_per_token(run.spec, run.context)
-    for step in range(run.steps):
-        batch = training_batch(tokens, step, run.batch, run.context, run.seed)
-        start = perf_counter()
-        trainer.train_step(batch)
-        seconds += perf_counter() - start
-        seen += batch.inputs.numel()
-        if step + 1 in marks:
-            bits = _bits_per_byte(trainer, tokens, run, CURVE_TOKENS)
-            curve.append(Point(seen, round(seen * per_token), seconds, bits))
-    final = _bits_per_byte(trainer, tokens, run, FINAL_TOKENS)
-    curve.append(Point(seen, round(seen * per_token), seconds, final))
-    figures = {BITS_PER_BYTE: final}
+    marks = {round(run.steps * i / CURVE_POINTS) for i in range(1, CURVE_POINTS + 1)}
+    curve, per_token = list[Point](), training_flops_per_token(run.spec, run.context)
+    for seen, seconds in _steps(trainer, lambda step: training_batch(tokens, step, run.batch, run.context, run.seed)):
+        if trainer.step in marks:
+            limit = FINAL_TOKENS if trainer.step == run.steps else CURVE_TOKENS
+            batches = heldout_batches(tokens, run.batch, run.context, limit, run.split)
+            curve.append(Point(seen, round(seen * per_token), seconds, _bits_per_byte(trainer, tokens, run, batches)))
+    figures = {BITS_PER_BYTE: curve[-1].bits_per_byte}
     if run.split == "heldout":
         figures |= {beyond(times): _beyond(trainer, tokens, run, times) for times in LENGTHS}
     return Outcome(figures, tuple(curve), seen, seconds)
@@ -78,20 +71,25 @@ def _learn_text(run: Run, tokens: TokenFile) -> Outcome:
 
 def _learn_task(run: Run, task: Task) -> Outcome:
     trainer = Trainer(zoo.build(run.spec, seed=run.seed), config(run))
-    seconds, seen = 0.0, 0
-    for step in range(run.steps):
-        batch = task.training_batch(step, run.seed)
-        start = perf_counter()
-        trainer.train_step(batch)
-        seconds += perf_counter() - start
-        seen += batch.inputs.numel()
+    *_, (seen, seconds) = _steps(trainer, lambda step: task.training_batch(step, run.seed))
     tests = {at_size(size): evaluate(trainer.model, task.test_batches(size)) for size in task.sizes}
     return Outcome({name: each.accuracy for name, each in tests.items()}, (), seen, seconds)
 
 
-def _bits_per_byte(trainer: Trainer, tokens: TokenFile, run: Run, limit: int) -> float:
-    """Returns bits per byte on the first `limit` tokens of the run's evaluation split."""
-    batches = heldout_batches(tokens, run.batch, run.context, limit, run.split)
+def _steps(trainer: Trainer, draw: Callable[[int], Batch]) -> Iterator[tuple[int, float]]:
+    """Trains to the end. Yields the tokens and the seconds of training after each step."""
+    seen, seconds = 0, 0.0
+    while trainer.step < trainer.config.steps:
+        batch = draw(trainer.step)
+        start = perf_counter()
+        trainer.train_step(batch)
+        seconds += perf_counter() - start
+        seen += batch.inputs.numel()
+        yield seen, seconds
+
+
+def _bits_per_byte(trainer: Trainer, tokens: TokenFile, run: Run, batches: Iterable[Batch]) -> float:
+    """Returns bits per byte on batches of the run's evaluation split."""
     found = evaluate(trainer.model, batches)
     return tokens.bits_per_byte(found.nats, found.scored, run.split)
 
@@ -107,5 +105,4 @@ def _beyond(trainer: Trainer, tokens: TokenFile, run: Run, times: int) -> float:
             if (second != IGNORED).any():  # the text may end in a first half
                 yield Batch(inputs, second)
 
-    found = evaluate(trainer.model, second_halves())
-    return tokens.bits_per_byte(found.nats, found.scored, run.split)
+    return _bits_per_byte(trainer, tokens, run, second_halves())

@@ -23,7 +23,6 @@ from zoo.errors import ZooError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 CONTEXT = get_context("spawn")
-SECONDS_TO_END = 5.0
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,9 @@ class Workers(Generic[Job, Result]):
 
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
-            worker.process.terminate()
+            worker.process.kill()
         for worker in self._workers:
-            worker.process.join(SECONDS_TO_END)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+            worker.process.join()
             worker.connection.close()
         self._workers.clear()
 
@@ -106,7 +102,7 @@ class Workers(Generic[Job, Result]):
         return worker
 
     def _ended(self, worker: _Worker[Job]) -> Failure:
-        worker.process.join(SECONDS_TO_END)
+        worker.process.join()
         code = worker.process.exitcode
         worker.connection.close()
         self._workers.remove(worker)

@@ -174,12 +174,10 @@ def merged(choices: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 
 def kernel_summary(machine: Mapping[str, Any]) -> str:
-    """Returns the kernels of a machine block, in a line: "linear prefill float32: onednn"; empty without any.
+    """Returns the kernels of a machine block, in a line: "kernels: linear prefill float32: onednn".
 
     Files of earlier versions list kernels by class of sizes. All kernels of an operation and dtype are named then.
     """
-    if "kernels" not in machine:
-        return ""
     found = merged({" ".join(name.split(", ")[:2]): kernel} for name, kernel in machine["kernels"].items())
     summary = ", ".join(f"{name}: {kernel}" for name, kernel in found.items())
     setting = machine.get("kernels_set")

@@ -5,7 +5,7 @@ latent: latents are cached, and expanded to keys and values of all heads at each
 expanded: keys and values of all heads are cached. Each is expanded once, when its token arrives.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure.blocks import DECODE, block_context, time_columns
 from benchmarks.measure.environment import CPU
-from benchmarks.measure.variants import NOTHING, Comparison, Measured, Prepared, VariantsConfig, ratio
+from benchmarks.measure.variants import Comparison, Prepared, VariantsConfig, ratio
 from zoo.blocks.mla import MLA
 from zoo.cli.tables import Row
 from zoo.core.cache import Cache
@@ -113,7 +113,6 @@ class MLAVariants(Comparison):
     CONTEXTS = (1024, 4096, 32_768)
     VARIANTS = (EXPANDED, LATENT, ABSORBED)
     REFERENCE = EXPECTED = ABSORBED
-    CHECKED = (EXPANDED, LATENT)
 
     def __init__(self, spec: MLA, dim: int, config: VariantsConfig) -> None:
         super().__init__(spec, dim, config)
@@ -128,9 +127,11 @@ class MLAVariants(Comparison):
         """Returns the cache bytes of one layer and one sequence."""
         return context * self.specs[variant].cache_spec().elements() * self.config.dtype.itemsize
 
-    def row(self, variant: str, phase: str, context: int, seen: Measured = NOTHING) -> Row:
+    def row(
+        self, variant: str, phase: str, context: int, seconds: Sequence[float] = (), reference_s: float | None = None
+    ) -> Row:
         """Returns the costs of one decoded token, with its times."""
-        spec, times = self.specs[variant], time_columns(DECODE, seen.seconds)
+        spec, times = self.specs[variant], time_columns(DECODE, seconds)
         return {
             "table": "mla",
             "variant": variant,
@@ -142,13 +143,13 @@ class MLAVariants(Comparison):
             "elements_per_token": spec.cache_spec().elements(),
             "kv_bytes_per_token": self.kv_bytes(variant, 1),
             "kv_bytes": self.kv_bytes(variant, context),
-            "allocated_bytes": seen.found.get("allocated_bytes"),
+            "allocated_bytes": None,
             "flops": spec.flops(self.dim, context - 1, 1),
-            "difference": seen.found.get("difference"),
+            "difference": None,
             "bound": self.bound,
-            "too_large": seen.found.get("too_large"),
+            "too_large": None,
             **times,
-            "against_absorbed": ratio(times["decode_s"], seen.reference_s),
+            "against_absorbed": ratio(times["decode_s"], reference_s),
         }
 
     def prepare(self, module: nn.Module, phase: str, context: int) -> dict[str, Prepared]:

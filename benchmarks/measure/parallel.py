@@ -26,9 +26,7 @@ from benchmarks.measure.runners import (
     zoo_candidates,
 )
 from benchmarks.measure.timing import Clock, Task
-from benchmarks.output.report import Row, Rows, Table, columns
-from benchmarks.output.show import three_in
-from zoo.cli.tables import Column
+from zoo.cli.tables import Row
 from zoo.core import processes
 from zoo.core.collectives import Group, exchanged_rows, gathered_columns, summed
 from zoo.errors import CheckFailed
@@ -129,24 +127,3 @@ def parts_of_a_step(row: Row, machine: Device | None, exchange_seconds: list[flo
     exchange = median(exchange_seconds) / passes
     step = median(row["seconds"]) / passes
     return dict(zip(PARTS, (step, read, compute, exchange, step / (max(read, compute) + exchange)), strict=True))
-
-
-def steps(rows: Rows, shown: tuple[Column, ...], derive: Callable[[Row], Row]) -> Iterator[Table]:
-    """Yields the table of the parts of a step, for rows of several processes."""
-    rows = [row for row in rows if row.get("step_seconds") is not None]
-    if not rows:
-        return
-    ranks = rows[0]["ranks"]
-    ms = three_in(1e-3)
-    found = [
-        *shown,
-        *columns(ms, step_seconds="step", read_seconds="read", compute_seconds="compute", exchange_seconds="exchange"),
-        *columns(lambda ratio: f"{ratio:.2f}", of_predicted="of sum"),
-    ]
-    legend = [
-        f"Milliseconds of a pass in one of {ranks} processes, medians. read: its part of the weights and of the cache "
-        "at the bandwidth below, which all processes share. compute: its FLOPs at the arithmetic rate below.",
-        "exchange: the same collectives alone, in turns with the rest. of sum: the step over the longer of read and "
-        "compute, and the exchange.",
-    ]
-    yield Table("What a pass is made of", found, legend, rows, derive=derive)

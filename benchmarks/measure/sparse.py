@@ -4,6 +4,8 @@ full: latent attention over every stored token, as in DeepSeek-V3. sparse: the i
 attention runs over the k best, which are gathered, as in DeepSeek-V3.2. Both have the same queries and cache.
 """
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any, cast
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.measure.blocks import block_context, time_columns
 from benchmarks.measure.environment import CPU
-from benchmarks.measure.variants import NOTHING, Comparison, Measured, Prepared, VariantsConfig, ratio
+from benchmarks.measure.variants import Comparison, Prepared, VariantsConfig, ratio
 from zoo.blocks.mla import MLA
 from zoo.blocks.sparse_mla import SparseMLA
 from zoo.cli.tables import Row
@@ -49,13 +51,8 @@ def crossover(spec: SparseMLA, dim: int) -> int | None:
         flops = attention_flops(spec, dim, context - 1, 1)
         return flops[SPARSE] < flops[FULL]
 
-    low, high = spec.indexer.k, LONGEST
-    if not is_cheaper(high):
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if is_cheaper(middle) else (middle, high)
-    return high
+    found = bisect_left(range(LONGEST + 1), True, lo=spec.indexer.k + 1, key=is_cheaper)
+    return found if found <= LONGEST else None
 
 
 class SparseVariants(Comparison):
@@ -69,7 +66,6 @@ class SparseVariants(Comparison):
     CONTEXTS = (8192, 32_768)
     VARIANTS = (FULL, SPARSE)
     REFERENCE, EXPECTED = FULL, "attention under its mask"
-    CHECKED = (SPARSE,)
 
     def __init__(self, spec: SparseMLA, dim: int, config: VariantsConfig) -> None:
         super().__init__(spec, dim, config)
@@ -81,11 +77,13 @@ class SparseVariants(Comparison):
         """Whether the mixer is sparse attention with an indexer of its own."""
         return isinstance(mixer, SparseMLA) and not mixer.shares_choice
 
-    def row(self, variant: str, phase: str, context: int, seen: Measured = NOTHING) -> Row:
+    def row(
+        self, variant: str, phase: str, context: int, seconds: Sequence[float] = (), reference_s: float | None = None
+    ) -> Row:
         """Returns the FLOPs of a pass, its times, the gain over full attention, and its share of the predicted gain."""
-        spec, new, times = self.spec, self.config.new(phase, context), time_columns("attention", seen.seconds)
+        spec, new, times = self.spec, self.config.new(phase, context), time_columns("attention", seconds)
         flops = attention_flops(spec, self.dim, context - new, new)
-        gain = ratio(seen.reference_s, times["attention_s"])
+        gain = ratio(reference_s, times["attention_s"])
         predicted = flops[FULL] / flops[SPARSE] if variant == SPARSE else None
         return {
             "table": "sparse",
@@ -99,7 +97,7 @@ class SparseVariants(Comparison):
             "context": context,
             "flops": flops[variant],
             "crossover_tokens": crossover(spec, self.dim),
-            "difference": seen.found.get("difference"),
+            "difference": None,
             "bound": self.bound,
             **times,
             "gain": gain,

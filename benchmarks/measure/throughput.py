@@ -34,7 +34,7 @@ TINY_PREFILL, TINY_DECODE = 256, 32  # tokens
 
 def throughput_config(
     works: tuple[Workload, ...],
-    dtype: torch.dtype | None,
+    dtype: torch.dtype | None = None,
     device: torch.device = CPU,
     threads: int | None = None,
     tiny: bool = False,
@@ -52,7 +52,7 @@ def tiny_config(seed: int) -> ThroughputConfig:
     Toy widths need almost no arithmetic, so the times show the code's overhead per layer.
     """
     works = (Workload("prefill", TINY_PREFILL), Workload("decode", TINY_DECODE))
-    return ThroughputConfig(works, threads=TINY_THREADS, seed=seed, thorough=False)
+    return throughput_config(works, tiny=True, seed=seed, thorough=False)
 
 
 def measure_throughput(

@@ -12,7 +12,7 @@ from benchmarks.analytic.roofline import Device, Pass
 from benchmarks.measure import ceilings
 from benchmarks.measure.environment import kernel_summary, last_cache
 from benchmarks.measure.observed import Observed, gemm_key
-from benchmarks.measure.parallel import ONE_PROCESS, exchange_key, parts_of_a_step, steps
+from benchmarks.measure.parallel import ONE_PROCESS, exchange_key, parts_of_a_step
 from benchmarks.measure.runners import COMPILED, EAGER, ZOO, Candidate, Key, Results, Workload
 from benchmarks.measure.timing import MAX_WARMUP_ROUNDS, MAX_WARMUP_SECONDS, rate, settled
 from benchmarks.measure.training import training_flops
@@ -27,24 +27,26 @@ from zoo.units import dtype_name, format_bytes, format_count
 ABOVE = dict.fromkeys(("above_bandwidth", "above_matmul_rate", "above_gemms"), "!")
 SIGNS = ABOVE | {"weights_in_cache": "c", "not_settled": "~", "warming_up": "w"}
 MEANINGS = {
-    "!": "above a ceiling: the machine was not the same all the time, or the figure is read from a cache.",
-    "c": "the weights fit into the last cache, so the memory's bandwidth is no ceiling.",
-    "w": "interrupted during its warm-up: nothing counts yet.",
-    "~": f"not settled when the warm-up ended, after {MAX_WARMUP_ROUNDS} rounds or {MAX_WARMUP_SECONDS} s.",
+    "!": "above a ceiling: the machine's speed changed during the measurement, or a cache held the data.",
+    "c": "the weights fit into the last-level cache, so the memory bandwidth is not a ceiling.",
+    "w": "interrupted during the warm-up: the samples are those of the warm-up.",
+    "~": f"times had not settled when the warm-up ended, after {MAX_WARMUP_ROUNDS} rounds or {MAX_WARMUP_SECONDS} s.",
 }
-CACHE_UNKNOWN = "The size of the last cache is not known."
+CACHE_UNKNOWN = "The size of the last-level cache is not known."
 TRAINING_LEGEND = (
-    "train: one training step on so many sequences x tokens: forward, backward and AdamW (fused), all logits. Each "
-    "row's model has weights of its own, from the same values. Tokens per second over all sequences."
+    "train BxT: one training step on B sequences of T tokens: forward, backward and AdamW (fused), with the logits of "
+    "all tokens. Each row's model has its own weights; all start from the same values. Tokens per second over all "
+    "sequences."
 )
 PASS_LIMITS = (
-    "ceiling: tokens per second if only reading weights and cache once per pass, or the arithmetic, took time.",
-    "MBU, MFU: % of the read bandwidth and of the arithmetic rate below. GEMMs: % of the speed of GEMMs alone, the "
-    "pass's own products with weights, one after the other.",
+    "ceiling: tokens per second if a pass took only the time to read weights and cache, or to compute its FLOPs, "
+    "whichever is longer.",
+    "MBU, MFU: % of the read bandwidth and of the arithmetic rate below. GEMMs: % of the speed of the pass's matrix "
+    "products with weights alone, one after the other.",
 )
 TRAINING_LIMITS = (
-    "ceiling: tokens per second if only the arithmetic took time. Its FLOPs: three times those of a forward pass "
-    "with all logits (one forward, two backward), masked pairs not counted.",
+    "ceiling: tokens per second if only the arithmetic took time. A step has three times the FLOPs of a forward pass "
+    "with all logits (one forward, two backward); masked pairs are not counted.",
     "MFU: % of the arithmetic rate below.",
 )
 PASS_PEAK, TRAINING_PEAK = "cache and passes", "gradients, the optimiser's moments and activations"
@@ -57,7 +59,7 @@ def rows(results: Results) -> list[Row]:
     pairs = [(candidate, work) for candidate in results.candidates for work in results.config.workloads]
     found = [_row(each, work, results, machine) for each, work in pairs if each.key(work) in results.timed]
     # Baselines are transformers with its defaults, and one process with the whole model in the same mode.
-    keys = [(row["model"], row["swap"], row["test"], row["mode"] if ranks(row) > 1 else None) for row in found]
+    keys = [(row["model"], row["swap"], row["test"], row["mode"] if row["ranks"] > 1 else None) for row in found]
     baselines = {
         key: row
         for key, row in zip(keys, found, strict=True)
@@ -206,13 +208,14 @@ def _marks(row: Row, results: Results, key: Key) -> list[str]:
 
 
 def tables(rows: Rows, kernels: Rows, machine: Row) -> Iterator[Table]:
-    """Yields the speeds, their shares of the ceilings, and the machine's ceilings; rows of one test stand together."""
+    """Yields the speeds, their shares of the ceilings, and the machine's ceilings, with the rows of a test together."""
     tests = list(dict.fromkeys(row["test"] for row in rows))
     rows = sorted(rows, key=lambda row: tests.index(row["test"]))
     yield speeds(rows, machine)
     if kernels:
         yield limits(rows, machine)
-        yield from steps(rows, TEST_COLUMNS, _cells)
+        if divided := [row for row in rows if row["step_seconds"] is not None]:
+            yield steps(divided)
         yield machine_ceilings(kernels)
 
 
@@ -225,29 +228,24 @@ def speeds(rows: Rows, machine: Row) -> Table:
         *columns(three, ratio="speedup"),
     ]
     first, weights = rows[0], ", ".join(dict.fromkeys(row["weights"] for row in rows))
-    several = f"one process with as many threads as each of the {ranks(first)}, in the same mode"
-    baseline = several if ranks(first) > 1 else "transformers as it runs by default"
+    several = f"one process, in the same mode, with as many threads as each of the {first['ranks']}"
+    baseline = several if first["ranks"] > 1 else "transformers with its defaults"
     gpu = f"{machine['gpu']}, driver {machine['driver']}; " if machine["gpu"] else ""
     legend = [
         TRAINING_LEGEND
         if trains(first)
-        else "pp: prefill, so many tokens of a prompt in one pass. tg: decode, so many tokens one at a time after "
-        "the first. Tokens per second over all sequences.",
-        *(["@ d: with so many tokens in the cache before."] if any(row["depth"] for row in rows) else []),
-        *([f"speedup: vs {baseline}."] if any(row["ratio"] for row in rows) else []),
-        *(["Tiny forms, at toy widths, measure the code's overhead."] if any(row["tiny"] for row in rows) else []),
+        else "ppN: prefill of N tokens in one pass. tgN: decode of N tokens, one at a time, after a first token. "
+        "Tokens per second over all sequences.",
+        *(["@ dN: N tokens are already in the cache."] if any(row["depth"] for row in rows) else []),
+        *([f"speedup: relative to {baseline}."] if any(row["ratio"] for row in rows) else []),
+        *(["Tiny models have toy widths and measure the code's overhead."] if any(row["tiny"] for row in rows) else []),
         f"{repetitions(rows)}, models taking turns; {first['dtype']}, batch {first['batch']}, {first['device']}, "
         f"weights {weights}.",
         f"{machine['cpu']}, {first['threads']} of {machine['cores']} cores, {' '.join(machine['isa'])}; "
         f"{gpu}torch {machine['torch']}, {machine['blas']}.",
-        *([f"{summary}."] if (summary := kernel_summary(machine)) else []),
+        f"{kernel_summary(machine)}.",
     ]
     return Table("Tokens per second, as measured", shown, legend, rows, derive=_cells)
-
-
-def ranks(row: Row) -> int:
-    """Returns the number of processes that divide the model. Files of earlier releases do not state it."""
-    return int(row.get("ranks", 1))
 
 
 def _cells(row: Row) -> Row:
@@ -264,8 +262,8 @@ def _cells(row: Row) -> Row:
 def by(row: Row) -> str:
     """Returns the implementation and the mode; the zoo's eager mode is not named."""
     who, how = row["implementation"], row["mode"]
-    if ranks(row) > 1:
-        who = f"{ranks(row)} processes" if who == ZOO else who
+    if row["ranks"] > 1:
+        who = f"{row['ranks']} processes" if who == ZOO else who
         return who if how == EAGER else f"{who} {how}"
     return who if (who, how) == (ZOO, EAGER) else f"{who} {how}"
 
@@ -275,7 +273,7 @@ def repetitions(rows: Rows) -> str:
     counted, warm = {len(row["seconds"]) for row in rows}, {row["warmups"] for row in rows}
     times = "One repetition" if counted == {1} else f"Medians of {_span(counted, 'repetition')}"
     if warm == {0}:
-        return f"{times} of the warm-up, interrupted before any that counts"
+        return f"{times} of the warm-up, which was interrupted"
     return f"{times} after {_span(warm, 'round')} of warm-up"
 
 
@@ -304,18 +302,36 @@ def limits(rows: Rows, machine: Row) -> Table:
     used = {SIGNS[mark] for row in rows for mark in row["marks"]}
     legend = [
         *(TRAINING_LIMITS if trains(rows[0]) else PASS_LIMITS),
-        f"{word}: weights, and the peak of {TRAINING_PEAK if trains(rows[0]) else PASS_PEAK} beside them.",
+        f"{word}: memory of the weights, plus the peak of {TRAINING_PEAK if trains(rows[0]) else PASS_PEAK}.",
         *([f"Experts hit per pass, mean over the layers with experts: {'; '.join(experts)}."] if experts else []),
         f"Harness overhead: at most {largest['overhead'] or 0:.2%} of the time ({named(largest)} {largest['test']}), "
-        "measured as the same loop around a model that computes nothing.",
+        "the time of the same loop with a model that computes nothing.",
         *(f"{sign}: {meaning}" for sign, meaning in MEANINGS.items() if sign in used),
         *([CACHE_UNKNOWN] if machine["last_cache_bytes"] is None and not trains(rows[0]) else []),
     ]
-    return Table("What this machine would have allowed", shown, legend, rows, derive=_cells)
+    return Table("Shares of the ceilings", shown, legend, rows, derive=_cells)
 
 
 def _percent(share: float) -> str:
     return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
+
+
+def steps(rows: Rows) -> Table:
+    """Returns the table of the parts of a pass, for rows of several processes."""
+    ms = three_in(1e-3)
+    shown = [
+        *TEST_COLUMNS,
+        *columns(ms, step_seconds="step", read_seconds="read", compute_seconds="compute", exchange_seconds="exchange"),
+        *columns(lambda ratio: f"{ratio:.2f}", of_predicted="ratio"),
+    ]
+    legend = [
+        f"Milliseconds of a pass in one of {rows[0]['ranks']} processes, medians. step: the whole pass. read: its "
+        "share of weights and cache at the bandwidth below, which all processes share. compute: its FLOPs at the "
+        "arithmetic rate below.",
+        "exchange: its collectives alone, in turns with the passes. ratio: step / (the longer of read and compute, "
+        "plus exchange).",
+    ]
+    return Table("Parts of a pass", shown, legend, rows, derive=_cells)
 
 
 def machine_ceilings(rows: Rows) -> Table:
@@ -324,9 +340,9 @@ def machine_ceilings(rows: Rows) -> Table:
     size = next((row["amount"] for row in rows if row["kind"] == "bandwidth"), 0)
     short = ", limited by the free memory" if size < ceilings.BUFFER_BYTES else ""
     legend = [
-        f"The fastest of each kind counts. Reading: {format_bytes(size)} each time{short}. "
+        f"The fastest kernel of each kind is the ceiling. Each bandwidth kernel reads {format_bytes(size)}{short}. "
         "GB/s and GFLOPS are 10^9 per second.",
-        "Measured in each round, in turns with the models.",
+        "Kernels run in every round, in turns with the models.",
     ]
 
     def cells(row: Row) -> Row:

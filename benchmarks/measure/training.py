@@ -87,11 +87,6 @@ class TrainingRunner(Runner):
         return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
-def training_workloads(context: int, batch: int) -> tuple[Workload, ...]:
-    """Returns the workload of one training step on `batch` sequences of `context` tokens."""
-    return (Workload("train", context, batch=batch),)
-
-
 def training_candidates(benchmark_model: BenchmarkModel, model: Model, config: ThroughputConfig) -> Iterator[Candidate]:
     """Yields the zoo in each mode, then the baseline, as `checked_candidates` does.
 

@@ -1,1 +1,1 @@
-"""Rows as tables, documents and progress bars."""
+"""Rows as tables and documents, and progress bars."""

@@ -1,17 +1,20 @@
-"""Tables with titles, columns and legends, and the report that writes them all in one format."""
+"""Tables with titles, columns and legends, the report that writes them all in one format, and the reading of it."""
 
+import json
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Self
 
 from typer import Option
 
 from zoo.cli.runner import Debug, Json, Out, emit
-from zoo.cli.tables import Column, Format, render
+from zoo.cli.tables import SCHEMA_VERSION, Column, Format, render
 from zoo.cli.tables import Row as Row
-from zoo.errors import NotAvailable
+from zoo.errors import MalformedError, NotAvailable
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"  # exists in a checkout, not in an installed package
 MAX_WIDTH = 80  # characters
 Rows = Sequence[Row]
 
@@ -142,3 +145,30 @@ class Report:
             emit(render(rows, [Column(key, key) for key in keys], self.format, self.about), self.out)  # csv: no lists
         elif self.out is not None:
             emit("\n\n".join(table.text(self.format) for table in self.tables), self.out)
+
+
+def kept(folder: Path) -> dict[str, Path]:
+    """Returns the JSON documents of a folder, by name without the suffix."""
+    return {file.stem: file for file in sorted(folder.glob("*.json"))}
+
+
+def read(file: Path, verb: str = "throughput") -> Row:
+    """Reads a document of `python -m benchmarks VERB --json`.
+
+    Raises NotAvailable for a file that cannot be read, MalformedError for another document and for another schema
+    version.
+    """
+    wrong = f"{file}: not a document of python -m benchmarks {verb} --json"
+    try:
+        document: Row = json.loads(file.read_text(encoding="utf-8"))
+        version = document["schema_version"]
+        if not isinstance(document["machine"], dict) or not all("table" in row for row in document["rows"]):
+            raise MalformedError(wrong)
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotAvailable(f"cannot read {file}: {getattr(error, 'strerror', None) or 'it is not text'}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise MalformedError(wrong) from error
+    if version != SCHEMA_VERSION:
+        author = f"{'an older' if version == 1 else 'another'} version (schema_version {version})"
+        raise MalformedError(f"{file}: written by {author}; this version reads {SCHEMA_VERSION}")
+    return document

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.output.documents import DOCS
+from benchmarks.output.report import DOCS
 from docs.tools import performance
 from docs.tools.pages import texts
 from zoo.errors import ZooError

@@ -15,8 +15,7 @@ from benchmarks.gallery import blocks_page
 from benchmarks.gallery.overview import overview
 from benchmarks.learning.rows import BITS
 from benchmarks.learning.tables import by_size, compared, data_line, learned
-from benchmarks.output.documents import DOCS, kept, read
-from benchmarks.output.report import Row, Rows, Table
+from benchmarks.output.report import DOCS, Row, Rows, Table, kept, read
 from docs.tools import performance, schema
 from zoo.catalog import found
 from zoo.cli.card import figure
@@ -32,10 +31,11 @@ SECTION = re.compile(r"<!-- measured: (\S+) -->\n.*?<!-- end -->\n", re.DOTALL)
 
 def texts() -> dict[str, str]:
     """Returns {file in docs/: its text}, as the present samples and code generate it."""
+    compared, measured = kept(DOCS / "learning"), kept(BLOCKS)
     sections = {
         "performance.md": performance.sections(),
-        "single-blocks.md": block_sections(),
-        "learning.md": learning_sections(),
+        "single-blocks.md": {name: block_section(name, read(file, "blocks")) for name, file in measured.items()},
+        "learning.md": {name: learning_section(name, read(file, "learn")) for name, file in compared.items()},
     }
     pages = {name: filled((DOCS / name).read_text(encoding="utf-8"), each) for name, each in sections.items()}
     return pages | gallery() | {"benchmarks.schema.json": schema.text()}
@@ -65,11 +65,6 @@ def filled(page: str, sections: Mapping[str, str]) -> str:
             before, end, after = page.rpartition(END)
             page = f"{before}{end}\n{block}{after}" if end else f"{page.rstrip()}\n\n{block}"
     return page
-
-
-def learning_sections() -> dict[str, str]:
-    """Returns {name of a comparison: its tables as Markdown}."""
-    return {name: learning_section(name, read(file, "learn")) for name, file in kept(DOCS / "learning").items()}
 
 
 def learning_section(name: str, document: Row) -> str:
@@ -104,11 +99,6 @@ def learning_tables(rows: Rows) -> Iterator[Table]:
     differences = [row for row in groups.get("learn_differences", []) if row["unit"] == BITS or not on_text]
     if differences:
         yield compared(differences)
-
-
-def block_sections() -> dict[str, str]:
-    """Returns {name of the samples: their tables as Markdown}."""
-    return {name: block_section(name, read(file, "blocks")) for name, file in kept(BLOCKS).items()}
 
 
 def block_section(name: str, document: Row) -> str:

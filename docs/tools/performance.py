@@ -11,8 +11,7 @@ from pathlib import Path
 from benchmarks.measure.environment import kernel_summary, merged
 from benchmarks.measure.runners import COMPILED, EAGER, ZOO
 from benchmarks.measure.timing import PairedRatio, paired_ratio
-from benchmarks.output.documents import DOCS, kept, read
-from benchmarks.output.report import Row, columns
+from benchmarks.output.report import DOCS, Row, columns, kept, read
 from benchmarks.output.show import three
 from zoo.cli.tables import Format, render
 from zoo.errors import MalformedError, UsageError
@@ -21,21 +20,11 @@ from zoo.units import format_bytes, format_count
 FOLDER = DOCS / "performance"
 SPEEDS = "throughput"  # the table of the compared rows
 SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-SHARED = (
-    "cpu",
-    "isa",
-    "cores",
-    "torch",
-    "device",
-    "kernels_set",
-)  # facts that all documents of a processor have in common
+SHARED = ("cpu", "isa", "cores", "torch", "device", "kernels_set")  # equal in all documents of a processor
 
 # Targets. Ratios are speeds over transformers' in the same rounds.
 DECODE_DEPTH = 512  # tokens in the cache for the targets of compiled decode
-BANDWIDTH_DENSE_FLOAT32, BANDWIDTH_BFLOAT16 = (
-    0.85,
-    0.75,
-)  # shares of the read bandwidth that compiled decode should reach
+BANDWIDTH_DENSE_FLOAT32, BANDWIDTH_BFLOAT16 = 0.85, 0.75  # shares of the read bandwidth in compiled decode
 DECODE_RATIO, MIN_MAX_SPEEDUP = 2.0, 2.3  # compiled decode, if the max speedup is at least the second
 PREFILL_RATIO, PREFILL_GEMMS = 1.05, 0.95  # compiled prefill: one of the two suffices
 # Extensions that name a processor's vectors, the widest first.

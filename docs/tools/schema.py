@@ -29,8 +29,7 @@ from benchmarks.measure.sparse import SparseVariants
 from benchmarks.measure.throughput_rows import SIGNS
 from benchmarks.measure.timing import Samples
 from benchmarks.measure.variants import VariantsConfig
-from benchmarks.output.documents import DOCS, kept, read
-from benchmarks.output.report import Row
+from benchmarks.output.report import DOCS, Row, kept, read
 from zoo.cli.tables import SCHEMA_VERSION
 
 Kind = dict[str, Any]
@@ -60,23 +59,23 @@ TITLES = {  # table -> a description of its rows
 
 
 def _said(kind: Kind, description: str) -> Kind:
-    return kind | {"description": description}
+    return kind | ({"description": description} if description else {})
 
 
 def _optional(kind: Kind, description: str = "") -> Kind:
     """Returns a kind that may be null."""
     null = {"enum": [*kind["enum"], None]} if "enum" in kind else {"type": [kind["type"], "null"]}
-    return kind | null | ({"description": description} if description else {})
+    return _said(kind | null, description)
 
 
 def _list(items: Kind, least: int = 0, description: str = "") -> Kind:
-    return {"type": "array", "items": items, "minItems": least} | ({"description": description} if description else {})
+    return _said({"type": "array", "items": items, "minItems": least}, description)
 
 
 def _object(description: str = "", /, **columns: Kind) -> Kind:
     """Returns an object with these keys, all required."""
-    about = {"description": description} if description else {}
-    return {"type": "object", "required": list(columns), "properties": columns, "additionalProperties": False} | about
+    kind = {"type": "object", "required": list(columns), "properties": columns, "additionalProperties": False}
+    return _said(kind, description)
 
 
 def _all(names: str, kind: Kind) -> dict[str, Kind]:
@@ -105,15 +104,7 @@ RUN = _object(
     diverged=OPTIONAL_TEXT,
     curve=_list(CURVE),
 )
-ENDINGS = {
-    "_params": COUNT,
-    "_bytes": COUNT,
-    "_flops": COUNT,
-    "_seconds": TIMES,
-    "_s": RATE,
-    "_s_min": RATE,
-    "_s_max": RATE,
-}
+ENDINGS = {**_all("_params _bytes _flops", COUNT), "_seconds": TIMES, **_all("_s _s_min _s_max", RATE)}
 COLUMNS: dict[str, Kind] = {
     "values": {
         "type": "object",
@@ -239,13 +230,7 @@ COLUMNS: dict[str, Kind] = {
     "chance": _optional(RATE, "accuracy of a guess"),
     "level": _said(SHARE, "level at which Holm's procedure tests it: 0.05 over the number of models, or more"),
 }
-MACHINE: dict[str, Kind] = {
-    "platform": TEXT,
-    "cpu": TEXT,
-    "threads": POSITIVE,
-    "python": TEXT,
-    "torch": TEXT,
-}
+MACHINE: dict[str, Kind] = {**_all("platform cpu", TEXT), "threads": POSITIVE, **_all("python torch", TEXT)}
 MEASURED_ON: dict[str, Kind] = {
     "isa": _list(TEXT),
     "cores": POSITIVE,

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 from benchmarks.measure.benchmark_models import BenchmarkModel
 from benchmarks.measure.runners import EAGER, IDLE, ZOO, Candidate, Results
 from benchmarks.measure.throughput import tiny_config
 from benchmarks.measure.throughput_rows import rows
+from benchmarks.measure.timing import measure
 
 MACHINE = {
     **{"cpu": "a processor", "cores": 8, "isa": ["avx2"], "torch": "2.13", "blas": "a library"},
-    **{"gpu": None, "driver": None, "last_cache_bytes": None},
+    **{"gpu": None, "driver": None, "last_cache_bytes": None, "kernels": {}},
 }
 
 
@@ -32,6 +36,12 @@ class Ticking(Clock):
     def __call__(self) -> float:
         self.now += 1
         return self.now
+
+
+def time_alike(monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> None:
+    """Every run that these modules measure takes one second."""
+    for module in modules:
+        monkeypatch.setattr(module, "measure", lambda *args, **options: measure(*args, **options, clock=Ticking()))
 
 
 def fake_rows(models: Sequence[BenchmarkModel], seconds: Sequence[float] = (0.9, 0.001, 1e-4)) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from benchmarks.output.documents import DOCS
+from benchmarks.output.report import DOCS
 
 VALIDATOR = Draft202012Validator(json.loads((DOCS / "benchmarks.schema.json").read_text(encoding="utf-8")))
 

@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from benchmarks.commands.learn import Match, ModelOptions
-from benchmarks.output.documents import DOCS, kept, read
+from benchmarks.output.report import DOCS, kept, read
 
 DOCUMENTS = {name: read(file) for name, file in kept(DOCS / "learning").items()}
 TEXT = (DOCS / "learning.md").read_text(encoding="utf-8")

@@ -48,8 +48,10 @@ def put(file: Path, content: object) -> Path:
 def test_documents_are_gathered_under_the_first_one(tmp_path: Path) -> None:
     tests = ("a", "b", "c", "d")
     rows = [speed("zoo", "eager", 1.0, test=test) for test in tests]
-    files = [put(tmp_path / f"{n}.json", measured(*rows[2 * n : 2 * n + 2], commit=f"c{n}")) for n in range(2)]
-    assert gather(files) == measured(*rows, commit="c0")
+    files = [tmp_path / f"{n}.json" for n in range(2)]
+    for n, file in enumerate(files):
+        put(file, measured(*rows[2 * n : 2 * n + 2], commit=f"c{n}", kernels={f"k{n}": "plain"}))
+    assert gather(files) == measured(*rows, commit="c0", kernels={"k0": "plain", "k1": "plain"})
     put(files[1], measured(*rows[2:]) | {"complete": False})
     assert gather(files)["complete"] is False
 
@@ -68,11 +70,6 @@ def test_documents_of_two_processors_are_not_gathered(other: dict, tmp_path: Pat
     files = [put(tmp_path / "0.json", measured()), put(tmp_path / "1.json", measured(**other))]
     with pytest.raises(MalformedError, match=f"1.json: {next(iter(other))} is "):
         gather(files)
-
-
-def test_kernels_of_all_documents_are_kept(tmp_path: Path) -> None:
-    files = [put(tmp_path / f"{kernel}.json", measured(kernels={kernel: "plain"})) for kernel in "ab"]
-    assert gather(files)["machine"]["kernels"] == {"a": "plain", "b": "plain"}
 
 
 def test_documents_are_kept_as_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

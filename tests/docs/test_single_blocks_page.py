@@ -11,7 +11,7 @@ from benchmarks.measure.blocks import BlockConfig, block_list
 from benchmarks.measure.mla import MLAVariants
 from benchmarks.measure.sparse import SparseVariants
 from benchmarks.measure.variants import Comparison, VariantsConfig
-from benchmarks.output.documents import kept, read
+from benchmarks.output.report import kept, read
 from docs.tools.pages import BLOCKS, block_section
 
 DOCUMENTS = {name: read(file) for name, file in kept(BLOCKS).items()}

@@ -7,7 +7,8 @@ import re
 import torch
 from torch import Tensor
 
-from tests.weights.checkpoints import Tensors
+from tests.reference import toy_config, toy_reference
+from tests.weights.checkpoints import Config, Tensors
 
 FP8_CONFIG = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
 # Which of DeepSeek-V3's matrices are packed: those of attention and of the feed-forwards, but not the router.
@@ -133,3 +134,16 @@ def pack_fp4(tensors: Tensors) -> tuple[Tensors, Tensors]:
         else:
             stored[name] = numbers[name] = tensor
     return stored, numbers
+
+
+SCHEMES = {"deepseek_v3": (pack_fp8, FP8_CONFIG), "gpt_oss": (pack_mxfp4, MXFP4_CONFIG)}
+
+
+def packed_toy(name: str, layers: int, **widths: int) -> tuple[Config, Tensors, Tensors]:
+    """A preset's toy form at these widths, packed as it is released: its config, the stored tensors, and the same
+    unpacked in float32."""
+    config = toy_config(name, layers) | widths
+    pack, scheme = SCHEMES[config["model_type"]]
+    state = toy_reference(config).state_dict()
+    stored, numbers = pack(per_expert(state) if pack is pack_fp8 else state)
+    return config | {"quantization_config": scheme, "torch_dtype": "float32"}, stored, numbers

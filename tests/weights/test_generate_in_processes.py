@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import time
 from collections.abc import Callable
@@ -82,10 +83,12 @@ def test_an_error_is_reported_once(name: str, args: list[object], says: str, sav
     assert line.startswith(says)
 
 
-def test_one_process_says_how_to_start_several(saved: Saved, capsys: pytest.CaptureFixture[str]) -> None:
-    args = [str(saved("qwen3-0.6b")), "--tokens", "5,6", "--tp", "2"]
-    assert exit_code(app, "python -m weights.generate", args) == 2
-    starts = "--tp 2 with 1 process: torchrun --nproc-per-node 2 -m weights.generate ... --tp 2 starts 2"
+@pytest.mark.parametrize("module", ["weights.generate", "weights.parity"])
+def test_one_process_says_how_to_start_several(module: str, saved: Saved, capsys: pytest.CaptureFixture[str]) -> None:
+    args = [str(saved("qwen3-0.6b")), "--tokens", "5", "--tp", "2"]
+    started = app if module == "weights.generate" else runpy.run_module(module)["app"]
+    assert exit_code(started, f"python -m {module}", args) == 2
+    starts = f"--tp 2 with 1 process: torchrun --nproc-per-node 2 -m {module} ... --tp 2 starts 2"
     assert starts in capsys.readouterr().err
 
 

@@ -23,11 +23,11 @@ from weights.matching import match, stored_tensors
 from zoo.architectures import families
 from zoo.blocks import MoE
 from zoo.errors import MalformedError, NotAvailable, UsageError
-from zoo.hf.checkpoint_layout import FusedQKV, PackedRows, PairedRows, Rearranged
+from zoo.hf.checkpoint_layout import PackedRows, PairedRows, Rearranged
 
 ROOT = Path(__file__).parents[2]
 Saved = Callable[[str], Path]
-ROWS = Rearranged | FusedQKV | PairedRows | PackedRows  # the rules that move or split what is stored
+ROWS = Rearranged | PairedRows | PackedRows  # the rules that move or split what is stored
 DENSE, MIXED, LATENT, SANDWICH = "qwen3-0.6b", "qwen3-30b-a3b", "deepseek-v3-671b", "gemma3-4b"
 WRAPPED = (SANDWICH, "mistral-small-3.1-24b")
 

@@ -15,9 +15,8 @@ import zoo
 from tests.exact import BOUND, largest_difference
 from tests.presets import screen_by_family
 from tests.ranks import in_ranks
-from tests.reference import toy_config, toy_reference
 from tests.weights.checkpoints import write
-from tests.weights.packers import FP8_CONFIG, MXFP4_CONFIG, pack_fp8, pack_mxfp4, per_expert
+from tests.weights.packers import packed_toy
 from weights.formats.hf_folder import HFFolder
 from weights.loading import fill, open_source
 from zoo.blocks.expert_parallel import expert_parallel
@@ -98,7 +97,7 @@ def test_a_rank_asks_for_its_share_alone(name: str, saved: Saved, monkeypatch: p
 
 
 def stored_elements(model: Model) -> int:
-    """Of the parameters, and of the tables of hash routers."""
+    """The elements of the parameters and of the tables of hash routers."""
     return model.spec.params() + sum(table.numel() for table in model.buffers())
 
 
@@ -110,12 +109,9 @@ def _zeros(model: Model, first: Model) -> int:
 
 def fp8_folder(folder: Path) -> Path:
     """DeepSeek-V3 of widths that blocks of 128 divide among two ranks, but for one."""
-    config = toy_config("deepseek-v3-671b", 4)
-    config |= dict(hidden_size=256, intermediate_size=512, moe_intermediate_size=256, vocab_size=512)
-    config |= dict(num_attention_heads=4, num_key_value_heads=4, qk_nope_head_dim=128, qk_rope_head_dim=64)
-    config |= dict(v_head_dim=128, kv_lora_rank=128, q_lora_rank=128)
-    stored, _ = pack_fp8(per_expert(toy_reference(config).state_dict()))
-    return write(folder, config | {"quantization_config": FP8_CONFIG, "torch_dtype": "float32"}, stored)
+    widths = dict(hidden_size=256, intermediate_size=512, moe_intermediate_size=256, qk_nope_head_dim=128)
+    widths |= dict(qk_rope_head_dim=64, v_head_dim=128, kv_lora_rank=128, q_lora_rank=128)
+    return write(folder, *packed_toy("deepseek-v3-671b", 4, **widths)[:2])
 
 
 def test_fp8_is_unpacked_after_slicing_where_blocks_stay_whole(tmp_path: Path) -> None:
@@ -128,15 +124,11 @@ def test_fp8_is_unpacked_after_slicing_where_blocks_stay_whole(tmp_path: Path) -
 
 
 def test_mxfp4_is_unpacked_after_slicing_where_blocks_stay_whole(tmp_path: Path) -> None:
-    config = toy_config("gpt-oss-20b", 2) | dict(intermediate_size=128)
-    stored, _ = pack_mxfp4(toy_reference(config).state_dict())
-    folder = write(tmp_path / "x", config | {"quantization_config": MXFP4_CONFIG, "torch_dtype": "float32"}, stored)
+    folder = write(tmp_path / "x", *packed_toy("gpt-oss-20b", 2, intermediate_size=128)[:2])
     for ranks in (2, 4):
         assert_part(folder, ranks)
         assert_part(folder, ranks, dtype="bfloat16")
-    config |= dict(intermediate_size=64 + 32)
-    stored, _ = pack_mxfp4(toy_reference(config).state_dict())
-    folder = write(tmp_path / "y", config | {"quantization_config": MXFP4_CONFIG, "torch_dtype": "float32"}, stored)
+    folder = write(tmp_path / "y", *packed_toy("gpt-oss-20b", 2, intermediate_size=64 + 32)[:2])
     with pytest.raises(MalformedError, match=r"rows 0 to 47 along dimension 2 are not whole blocks of 32"):
         part(folder, 0, 2)
 

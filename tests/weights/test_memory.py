@@ -123,19 +123,18 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Made(folder, sum(path.stat().st_size for path in folder.glob("*.safetensors")), piece)
 
 
-def load(made: Made, dtype: str) -> dict[str, Any]:
-    """Peaks of a load in a process of its own, in bytes."""
+def measured(*command: str) -> dict[str, Any]:
+    """Runs Python in a process of its own, which prints its memory in bytes."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.measure.loading", "zoo", str(made.folder), dtype],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
+    run = [sys.executable, *command]
+    done = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def load(made: Made, dtype: str) -> dict[str, Any]:
+    """Peaks of a load."""
+    return measured("-m", "benchmarks.measure.loading", "zoo", str(made.folder), dtype)
 
 
 @pytest.mark.slow
@@ -178,15 +177,9 @@ print(json.dumps({"model_bytes": sum(each.nbytes for each in model.parameters())
 @pytest.mark.parametrize("ep", [0, 1])
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_rank_takes_its_share_and_one_tensor(made: Made, ranks: int, ep: int) -> None:
-    """Of the process's own memory, beside pages of the file: the last rank's part, and one tensor or one layer's
-    experts, of which the rank has a part too."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    words = [str(made.folder), "float32", str(ranks - 1), str(ranks), str(ep)]
-    done = subprocess.run(
-        [sys.executable, "-c", PART, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250
-    )
-    assert done.returncode == 0, done.stderr
-    held = json.loads(done.stdout)
+    """The last rank's own memory, beside pages of the file, holds its part and one tensor or one layer's experts, of
+    which the rank has a part too."""
+    held = measured("-c", PART, str(made.folder), "float32", str(ranks - 1), str(ranks), str(ep))
     whole = load(made, "float32")["model_bytes"]
     assert held["model_bytes"] < whole * (1 / ranks + 0.15)  # norms, routers and latents are whole in each
     assert held["anonymous_bytes"] <= held["model_bytes"] + made.piece_bytes * 4 + SLACK

@@ -17,7 +17,7 @@ from weights.loading import fill, open_source
 from weights.matching import stored_tensors
 from zoo import GLU
 from zoo.catalog import allocate
-from zoo.model.initialisation import fill_buffers
+from zoo.model.module import fill_buffers
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.presets import split
 from tests.weights.checkpoints import read, write, write_index
-from weights.formats.gguf_file import MAX_ENTRIES, MAX_FIELDS, MAX_TENSORS
+from weights.formats.gguf_file import MAX_FIELDS, MAX_TENSORS
 from weights.formats.untrusted import CONFIG_LIMIT, HEADER_LIMIT, INDEX_LIMIT
 
 pytestmark = [
@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.xdist_group("refusal_memory"),  # its files are written once
 ]
 LIMIT = 100 * 10**6
+SINGLE = "model.safetensors"
 # Imports once, then one process for each source: its peak starts at what the imports take.
 SCRIPT = """
 import os, sys
@@ -44,13 +45,6 @@ for source in sys.argv[1:]:
         os._exit(0)
     os.wait()
 """
-CASES: dict[str, Callable[[Path], Path | None]] = {}
-
-
-def case(hostile: Callable[[Path], Path | None]) -> Callable[[Path], Path | None]:
-    """Register a way to make a valid folder hostile. It may return the path of another source."""
-    CASES[hostile.__name__] = hostile
-    return hostile
 
 
 def lists(size: int, start: str) -> bytes:
@@ -63,137 +57,106 @@ def shard(path: Path, header: bytes, size: int = 0) -> None:
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
 
 
-def many_tensors(count: int, name: str = "{}") -> tuple[bytes, int]:
-    """A header of `count` tensors of two bytes each, whose names do not fold."""
+def many_tensors(path: Path, count: int, name: str) -> None:
+    """A file of `count` tensors of two bytes each, whose names do not fold."""
     said = {
         name.format(f"{i * 7919:x}"): {"dtype": "F16", "shape": [1], "data_offsets": [2 * i, 2 * i + 2]}
         for i in range(count)
     }
-    return json.dumps(said, separators=(",", ":")).encode(), 2 * count
+    header = json.dumps(said, separators=(",", ":")).encode()
+    assert 0.6 * HEADER_LIMIT < len(header) < HEADER_LIMIT
+    shard(path, header, 2 * count)
 
 
-@case
-def header_of_lists(folder: Path) -> None:
-    shard(folder / "model.safetensors", lists(HEADER_LIMIT, '{"x":'))
+def set_config(folder: Path, **fields: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-@case
 def header_above_the_limit(folder: Path) -> None:
-    with (folder / "model.safetensors").open("wb") as file:
+    with (folder / SINGLE).open("wb") as file:
         file.write(struct.pack("<Q", 86 * 10**6))
         file.truncate(87 * 10**6)
 
 
-@case
-def header_of_many_tensors(folder: Path) -> None:
-    header, size = many_tensors(84_000, "model.layer.{}.the.weight")
-    assert 0.9 * HEADER_LIMIT < len(header) < HEADER_LIMIT
-    shard(folder / "model.safetensors", header, size)
-
-
-@case
 def many_tensors_and_layers(folder: Path) -> None:
-    header_of_many_tensors(folder)
-    path = folder / "config.json"
-    config = json.loads(path.read_text()) | {"num_hidden_layers": 1000, "layer_types": None}
-    path.write_text(json.dumps(config))
+    many_tensors(folder / SINGLE, 84_000, "model.layer.{}.the.weight")
+    set_config(folder, num_hidden_layers=1000, layer_types=None)
 
 
-@case
 def shards_of_many_tensors(folder: Path) -> None:
     """Each header is within its limit; the index bounds how many there are in all."""
     names = [f"model-{i}.safetensors" for i in range(6)]
     for name in names:
-        header, size = many_tensors(60_000, f"{name[:8]}{{}}")
-        shard(folder / name, header, size)
-    (folder / "model.safetensors").unlink()
+        many_tensors(folder / name, 70_000, f"{name[:8]}{{}}")
+    (folder / SINGLE).unlink()
     write_index(folder, {name: name for name in names})
 
 
-@case
-def index_of_lists(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors.index.json").write_bytes(lists(INDEX_LIMIT, '{"weight_map":'))
-
-
-@case
-def index_of_many_names(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
-    write_index(folder, {f"{i * 7919:x}{'x' * 280}": "model-1.safetensors" for i in range(99_000)})
-    assert 0.9 * INDEX_LIMIT < (folder / "model.safetensors.index.json").stat().st_size < INDEX_LIMIT
-
-
-@case
 def config_of_lists(folder: Path) -> None:
     (folder / "config.json").write_bytes(lists(CONFIG_LIMIT, '{"model_type":"qwen3","x":'))
 
 
-@case
-def config_of_many_fields(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {f"{i:x}": 0 for i in range(90_000)}))
+def index_of_lists(folder: Path) -> None:
+    (folder / SINGLE).unlink()
+    (folder / "model.safetensors.index.json").write_bytes(lists(INDEX_LIMIT, '{"weight_map":'))
 
 
-@case
-def config_of_many_experts(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text()) | {"model_type": "qwen3_moe", "num_experts": 10**9}
-    more = {"num_experts_per_tok": 1, "norm_topk_prob": True, "moe_intermediate_size": 1, "decoder_sparse_step": 1}
-    (folder / "config.json").write_text(json.dumps(config | more | {"mlp_only_layers": []}))
+def index_of_many_names(folder: Path) -> None:
+    (folder / SINGLE).rename(folder / "model-1.safetensors")
+    write_index(folder, {f"{i * 7919:x}{'x' * 280}": "model-1.safetensors" for i in range(99_000)})
+    assert 0.9 * INDEX_LIMIT < (folder / "model.safetensors.index.json").stat().st_size < INDEX_LIMIT
 
 
-def gguf_start(tensors: int, fields: int) -> bytes:
-    return b"GGUF" + struct.pack("<IQQ", 3, tensors, fields)
+def gguf_file(tensors: int, fields: int, content: bytes = b"") -> Callable[[Path], Path]:
+    """Writes a .gguf file with these counts."""
+
+    def write(folder: Path) -> Path:
+        path = folder / "x.gguf"
+        path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, tensors, fields) + content)
+        return path
+
+    return write
 
 
 def string(text: str) -> bytes:
     return struct.pack("<Q", len(text)) + text.encode()
 
 
-@case
-def gguf_of_impossible_counts(folder: Path) -> Path:
-    path = folder / "x.gguf"
-    path.write_bytes(gguf_start(2**40, 2**40))
-    return path
-
-
-@case
-def gguf_of_many_fields(folder: Path) -> Path:
-    path, kind = folder / "x.gguf", struct.pack("<I", gguf.GGUFValueType.STRING)
-    path.write_bytes(
-        gguf_start(0, MAX_FIELDS) + b"".join(string(f"{i}") + kind + string("x") for i in range(MAX_FIELDS))
-    )
-    return path
-
-
-@case
-def gguf_of_many_lists(folder: Path) -> Path:
-    path = folder / "x.gguf"
-    head = struct.pack("<IIQ", gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING, 4000)
-    lists = [string(f"{i}") + head + string("x") * 4000 for i in range(100)]
-    assert len(lists) * 4000 > MAX_ENTRIES
-    path.write_bytes(gguf_start(0, len(lists)) + b"".join(lists))
-    return path
-
-
-@case
-def gguf_of_many_tensors(folder: Path) -> Path:
-    path = folder / "x.gguf"
-    infos = [string(f"{i}") + struct.pack("<IQIQ", 1, 1, 0, 32 * i) for i in range(MAX_TENSORS)]
-    kind = string("general.architecture") + struct.pack("<I", gguf.GGUFValueType.STRING) + string("gemma3")
-    path.write_bytes((gguf_start(MAX_TENSORS, 1) + kind + b"".join(infos)).ljust(10**6, b"\0"))
-    return path
-
-
+TEXT = struct.pack("<I", gguf.GGUFValueType.STRING)
+LIST = struct.pack("<I", gguf.GGUFValueType.ARRAY) + TEXT + struct.pack("<Q", 4000) + string("x") * 4000
+FIELDS = b"".join(string(f"{i}") + TEXT + string("x") for i in range(MAX_FIELDS))
+KIND = string("general.architecture") + TEXT + string("gemma3")
+TENSORS = b"".join(string(f"{i}") + struct.pack("<IQIQ", 1, 1, 0, 32 * i) for i in range(MAX_TENSORS))
+EXPERTS = dict(model_type="qwen3_moe", num_experts=10**9, num_experts_per_tok=1, norm_topk_prob=True)
+EXPERTS |= dict(moe_intermediate_size=1, decoder_sparse_step=1, mlp_only_layers=[])
+# Each makes a valid folder hostile. It may return the path of another source.
+CASES: dict[str, Callable[[Path], Path | None]] = {
+    "header of lists": lambda folder: shard(folder / SINGLE, lists(HEADER_LIMIT, '{"x":')),
+    "header above the limit": header_above_the_limit,
+    "header of many tensors": lambda folder: many_tensors(folder / SINGLE, 84_000, "model.layer.{}.the.weight"),
+    "many tensors and layers": many_tensors_and_layers,
+    "shards of many tensors": shards_of_many_tensors,
+    "index of lists": index_of_lists,
+    "index of many names": index_of_many_names,
+    "config of lists": config_of_lists,
+    "config of many fields": lambda folder: set_config(folder, **{f"{i:x}": 0 for i in range(90_000)}),
+    "config of many experts": lambda folder: set_config(folder, **EXPERTS),
+    "gguf of impossible counts": gguf_file(2**40, 2**40),
+    "gguf of many fields": gguf_file(0, MAX_FIELDS, FIELDS),
+    "gguf of many lists": gguf_file(0, 100, b"".join(string(f"{i}") + LIST for i in range(100))),
+    "gguf of many tensors": gguf_file(MAX_TENSORS, 1, (KIND + TENSORS).ljust(10**6, b"\0")),
+}
 # One of each kind of file and the cheap ones by default, all others in the slow tests.
-BY_DEFAULT = {"header_above_the_limit", "header_of_lists", "config_of_many_fields"}
-BY_DEFAULT |= {"gguf_of_impossible_counts", "gguf_of_many_tensors"}
+BY_DEFAULT = {"header above the limit", "header of lists", "config of many fields"}
+BY_DEFAULT |= {"gguf of impossible counts", "gguf of many tensors"}
 
 
 @pytest.fixture(scope="module")
 def peaks(
     saved: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[bool], dict[str, tuple[int, str]]]:
-    """Whether of the default cases -> case -> its peak in bytes, and the error message."""
+    """Maps each of the default cases (True) or of the others to its peak in bytes and its error message."""
 
     @cache
     def measured(by_default: bool) -> dict[str, tuple[int, str]]:

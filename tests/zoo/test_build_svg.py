@@ -43,14 +43,10 @@ def test_the_command_writes_a_file(capsys, tmp_path: Path) -> None:
     drawing = svg(spec("gemma3"), "Gemma 3 270M", theme="light", subtitle=hub, callouts=about, heading=heading)
     assert file.read_text(encoding="utf-8") == drawing + "\n"
     assert run(capsys, "gemma3", "--svg", "-") == (file.read_text(encoding="utf-8"), "")
-
-
-@pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".pdf", b"%PDF-")])
-def test_the_suffix_chooses_the_format(capsys, tmp_path: Path, suffix: str, start: bytes) -> None:
     pytest.importorskip("vl_convert")
-    file = tmp_path / f"a{suffix}"
+    file = tmp_path / "a.png"
     assert run(capsys, "qwen3", "--svg", str(file), "--theme", "dark") == ("", "")
-    assert file.read_bytes().startswith(start)
+    assert file.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_command_draws_a_theme_and_costs(capsys) -> None:
@@ -77,16 +73,16 @@ def test_the_command_draws_swapped_and_tiny_models(capsys) -> None:
     assert err == "dropped: window 128, biases, sinks\n"
 
 
-@pytest.mark.parametrize(
-    ("args", "heading"),
-    [
-        (("gpt2",), ""),  # the first
-        (("gpt2", "--swap", "norm=RMSNorm"), "Swapped"),
-        (("qwen3", "--swap", "GQA(head_dim=64)"), "Swapped: nothing but sizes"),
-        (("olmo2-32b",), "New compared with Llama 3"),
-        (("olmo2-32b", "--tiny"), ""),
-    ],
-)
+HEADINGS = {
+    ("gpt2",): "",  # the first
+    ("gpt2", "--swap", "norm=RMSNorm"): "Swapped",
+    ("qwen3", "--swap", "GQA(head_dim=64)"): "Swapped: nothing but sizes",
+    ("olmo2-32b",): "New compared with Llama 3",
+    ("olmo2-32b", "--tiny"): "",
+}
+
+
+@pytest.mark.parametrize(("args", "heading"), HEADINGS.items())
 def test_the_figure_says_what_is_new(capsys, args: tuple[str, ...], heading: str) -> None:
     out, _ = run(capsys, *args, "--svg", "-")
     found = [text for text in texts(ElementTree.fromstring(out)) if text.startswith(("New compared", "Swapped"))]
@@ -117,7 +113,7 @@ def test_a_wrong_call_is_a_one_line_error(capsys, args: list[str], code: int, sa
 
 
 def test_titles_are_spelled_as_published() -> None:
-    """The letters and digits of a preset's name, spelled as its family or its hub id spells them."""
+    """A title has the letters and digits of its preset's name, spelled as its family or its hub id spells them."""
     for name in names():
         shown = "".join(filter(str.isalnum, title(name).lower()))
         assert shown == "".join(filter(str.isalnum, name))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoo.costs import BLOCK, CacheSpec, Chunk, Full, Reach, State, Window, linear_flops
+from zoo.costs import BLOCK, CacheSpec, Chunk, Full, Reach, State, Window
 
 LENGTHS = st.integers(0, 40)
 REACHES = st.one_of(st.just(Full()), st.builds(Window, st.integers(1, 50)), st.builds(Chunk, st.integers(1, 50)))
@@ -51,6 +50,7 @@ def test_blocks_hold_every_visible_pair_once(past: int, new: int, reach: Reach) 
     for start, stop, first in reach.blocks(held, new):
         assert start == end < stop
         assert first == 0 or first >= held
+        assert held == 0 or isinstance(reach, Chunk) or stop - start <= BLOCK
         keys = [past - held + i for i in range(first, held + stop)]  # in a ring in another order
         for query in (past + start, past + stop - 1):
             assert all(k in keys for k in range(max(0, query - 800), query + 1) if reach.sees(query, k))
@@ -58,23 +58,11 @@ def test_blocks_hold_every_visible_pair_once(past: int, new: int, reach: Reach) 
     assert end == new
 
 
-@given(new=st.integers(1, 1200), window=st.integers(1, 700))
-def test_the_blocks_of_a_window_are_short(new: int, window: int) -> None:
-    blocks = list(Window(window).blocks(window, new))
-    assert all(stop - start <= BLOCK for start, stop, _ in blocks)
-
-
 @given(window=st.integers(1, 2000), new=st.integers(1, 20_000))
 def test_a_long_pass_costs_what_its_windows_cost(window: int, new: int) -> None:
     """Not the square: at most twice the pairs that are seen, and what the first window leaves unseen."""
     reach = Window(window)
     assert reach.dense_pairs(0, new) <= 2 * reach.pairs(0, new) + window * min(new, window)
-
-
-@given(past=LENGTHS, parts=st.lists(st.integers(0, 12), max_size=5), reach=REACHES)
-def test_pairs_add_up_over_passes(past: int, parts: list[int], reach: Reach) -> None:
-    passes = sum(reach.pairs(past + sum(parts[:i]), part) for i, part in enumerate(parts))
-    assert passes == reach.pairs(past, sum(parts))
 
 
 def test_a_cache_spec_counts_elements_and_tokens() -> None:
@@ -93,9 +81,3 @@ def test_states_are_counted_in_their_own_dtype_and_never_grow() -> None:
     both = CacheSpec((("k", (2, 8)),), Window(16), states)
     assert both.growth(2) == (both.state_bytes(2) + 16 * 16 * 2, 0)
     assert CacheSpec((("k", (2, 8)),), state=states).growth(2) == (alone.state_bytes(2), 32)
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 5)])
-def test_a_product_costs_two_flops_a_multiply_add(shape: tuple[int, int, int]) -> None:
-    tokens, fan_in, fan_out = shape
-    assert linear_flops(tokens, fan_in, fan_out) == sum(2 for _ in range(tokens * fan_in * fan_out))

@@ -1,4 +1,4 @@
-"""Blocks state facts: descriptions, tables and differences are made of them, also for a block that nobody has seen."""
+"""Descriptions and differences are made of the facts that blocks state, also for a block that nobody has seen."""
 
 from __future__ import annotations
 
@@ -8,37 +8,21 @@ import pytest
 
 import zoo
 from tests.presets import over
+from tests.unseen import Unseen
 from zoo import GLU, GQA, RMSNorm
 from zoo.blocks.positions import LogTemperature
 from zoo.facts import Fact
 from zoo.registry import Spec, options, stated
 from zoo.swaps.differences import structure_differences
-from zoo.swaps.grammar import apply_swaps
 
 
 @dataclass(frozen=True)
-class _Described(zoo.blocks.FeedForward):
+class _Described(Unseen, zoo.blocks.FeedForward):
     """A feed-forward with a description and no facts of its own."""
 
     hidden: int
     sharp: bool = False
     slope: float = 1.0
-
-    def build(self, dim: int):
-        raise NotImplementedError
-
-    def params(self, dim: int) -> int:
-        return dim
-
-    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
-        return dim * new
-
-    @property
-    def width(self) -> int:
-        return self.hidden
-
-    def with_width(self, width: int):
-        return replace(self, hidden=width)
 
     def describe(self) -> str:
         return f"odd, of {self.hidden} things"
@@ -62,7 +46,7 @@ def test_a_kind_without_words_is_refused() -> None:
 
 @over(zoo.names())
 def test_facts_of_every_block_are_its_description(name: str) -> None:
-    """No fact is stated twice, and every text of it is in the description of a mixer or a norm."""
+    """No fact is stated twice, and the description of a mixer or a norm contains the text of every fact."""
     for node in set(zoo.spec(name).walk()):
         keys = [fact.key for fact in node.facts()]
         assert len(set(keys)) == len(keys)
@@ -103,10 +87,3 @@ def test_filters_find_those_that_have_a_feature(feature: str) -> None:
     has, lacks = FILTERS[feature]
     assert feature in features(zoo.spec(has))
     assert feature not in features(zoo.spec(lacks))
-
-
-def test_a_swap_that_drops_a_feature_names_it_as_its_block_does() -> None:
-    _, dropped = apply_swaps(
-        zoo.spec("gpt-oss-20b"), ["attn=MLA(kv_rank=64, q_rank=none, nope_dim=8, rope_dim=8, v_dim=8)"]
-    )
-    assert {"sinks", "biases", "window 128"} <= set(dropped)

@@ -37,6 +37,12 @@ def in_one_process(*args: str | Path) -> None:
         assert exit_code(app, "python -m zoo.train", list(map(str, args))) == 0
 
 
+def wait_for_checkpoints(out: Path, count: int) -> None:
+    deadline = time.monotonic() + SECONDS
+    while len(checkpoints(out / "checkpoints")) < count and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def assert_same_log(one: Path, other: Path) -> None:
     expected, found = (read_log(out / "log.jsonl") for out in (one, other))
     assert [row["step"] for row in found] == [row["step"] for row in expected] == list(range(21))
@@ -74,11 +80,8 @@ def test_two_processes_write_the_run_of_one(family, text, tmp_path) -> None:
 def test_ctrl_c_ends_all_and_one_process_goes_on(text, tmp_path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     long = "--tiny --context 16 --batch 2 --tokens 3200 --eval-every 10".split()  # 100 steps
-    process = start("qwen3", *long, "--text", text, "--out", cut)
-    for _ in range(10 * SECONDS):
-        time.sleep(0.1)
-        if len(checkpoints(cut / "checkpoints")) > 1:
-            break
+    process = start("zoo.train", "qwen3", *long, "--text", text, "--out", cut)
+    wait_for_checkpoints(cut, 2)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=SECONDS)
     assert process.returncode != 0
@@ -103,7 +106,7 @@ def test_two_processes_go_on_with_the_run_of_one(text, tmp_path) -> None:
     (last,) = (path for path in checkpoints(two / "checkpoints") if path.name.endswith("20"))
     last.rename(tmp_path / "last")
     (two / "model").rename(tmp_path / "model")
-    process = start("--out", two, "--resume")
+    process = start("zoo.train", "--out", two, "--resume")
     _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, err
     assert "resumed after step 16 of 20" in err
@@ -125,7 +128,7 @@ def test_two_processes_go_on_with_the_run_of_one(text, tmp_path) -> None:
     ],
 )
 def test_an_error_is_reported_once(text, tmp_path, args, says) -> None:
-    process = start("qwen3", *args, "--text", text, "--out", tmp_path / "run")
+    process = start("zoo.train", "qwen3", *args, "--text", text, "--out", tmp_path / "run")
     out, err = process.communicate(timeout=SECONDS)
     assert process.returncode != 0
     assert out == ""
@@ -137,18 +140,9 @@ def test_an_error_is_reported_once(text, tmp_path, args, says) -> None:
 @pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_other(text, tmp_path) -> None:
     out = tmp_path / "run"
-    process = start(
-        "zoo.train",
-        "qwen3",
-        *"--tiny --context 16 --batch 2 --tokens 1M --eval-every 5 --text".split(),
-        text,
-        "--out",
-        out,
-    )
-    for _ in range(10 * SECONDS):
-        time.sleep(0.1)
-        if checkpoints(out / "checkpoints"):
-            break
+    long = "--tiny --context 16 --batch 2 --tokens 1M --eval-every 5".split()
+    process = start("zoo.train", "qwen3", *long, "--text", text, "--out", out)
+    wait_for_checkpoints(out, 1)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     if not children.is_file():
         process.kill()

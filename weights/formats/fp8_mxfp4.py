@@ -55,20 +55,19 @@ class PackedFormat(ABC):
     def blocks(self, dim: int) -> int:
         """Returns the number of rows along a dimension of the unpacked tensor that share a scale."""
 
-    def parts(self, part: Part, tensor: StoredTensor) -> tuple[Part, Part]:
-        """Returns the parts of codes and scales for a part of an unpacked tensor. Raises MalformedError for a part that
-        divides elements with a common scale."""
+    def parts(self, part: Part, tensor: StoredTensor, codes: Shape) -> tuple[Part, Part]:
+        """Returns the parts of codes, whose shape is `codes`, and of scales for a part of an unpacked tensor. Raises
+        MalformedError for a part that divides elements with a common scale."""
         block, size = self.blocks(part.dim), tensor.shape[part.dim]
         for rows in part.ranges:
             if rows.start % block or (rows.stop % block and rows.stop != size):
                 where = f"{tensor.name}: rows {rows.start} to {rows.stop - 1} along dimension {part.dim}"
                 raise MalformedError(f"{where} are not whole blocks of {block} that share a scale")
-        scales = Part(part.dim, tuple(range(rows.start // block, -(-rows.stop // block)) for rows in part.ranges))
-        return self.coded(part), scales
 
-    def coded(self, part: Part) -> Part:
-        """Returns the part of the codes for a part of the unpacked tensor."""
-        return part
+        def divided(by: int) -> Part:
+            return Part(part.dim, tuple(range(rows.start // by, -(-rows.stop // by)) for rows in part.ranges))
+
+        return divided(size // codes[part.dim]), divided(block)
 
     @abstractmethod
     def unpack(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
@@ -163,7 +162,7 @@ class MXFP4(PackedFormat):
 
     description = "mxfp4, a scale for each 32"
     codes = "_blocks"
-    scales = ("_scales",)
+    scales: ClassVar[tuple[str, ...]] = ("_scales",)
     dtype = torch.uint8
     scale_dtypes = frozenset({torch.uint8})
 
@@ -185,10 +184,6 @@ class MXFP4(PackedFormat):
     def blocks(self, dim: int) -> int:
         return MXFP4_BLOCK if dim == 2 else 1
 
-    def coded(self, part: Part) -> Part:
-        block = self.blocks(part.dim)
-        return Part(part.dim, tuple(range(rows.start // block, rows.stop // block) for rows in part.ranges))
-
     def unpack(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
         """Unpacks one expert at a time. Products are exact in float32, and in bfloat16, which has the same
         exponents."""
@@ -204,7 +199,7 @@ class MXFP4(PackedFormat):
         return result.flatten(-2)
 
 
-class FP4(PackedFormat):
+class FP4(MXFP4):
     """Matrices in 4-bit floats with a power of two for each 32 elements of a row, as DeepSeek-V4's experts were
     released.
 
@@ -226,20 +221,13 @@ class FP4(PackedFormat):
     def scales_shape(self, codes: Shape) -> Shape:
         return codes[0], 2 * codes[1] // MXFP4_BLOCK
 
-    def nbytes(self, shape: Shape) -> int:
-        return MXFP4().nbytes(shape)
-
     def blocks(self, dim: int) -> int:
         return MXFP4_BLOCK if dim == 1 else 1
-
-    def coded(self, part: Part) -> Part:
-        halves = 2 if part.dim == 1 else 1
-        return Part(part.dim, tuple(range(rows.start // halves, rows.stop // halves) for rows in part.ranges))
 
     def unpack(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
         """Unpacks the matrix like one expert in MXFP4, with the same codes and exponents."""
         packed = codes.contiguous().view(torch.uint8).unflatten(1, (-1, MXFP4_BLOCK // 2))
-        return MXFP4().unpack(packed[None], scales.contiguous().view(torch.uint8)[None], dtype)[0]
+        return super().unpack(packed[None], scales.contiguous().view(torch.uint8)[None], dtype)[0]
 
 
 FORMATS: dict[str, PackedFormat] = {"fp8": FP8(), "mxfp4": MXFP4()}  # quant_method -> the format, if it is read

@@ -16,8 +16,8 @@ from einops import rearrange
 from torch import Tensor
 
 from zoo.blocks import SharedKV
-from zoo.blocks.gated_delta_net import GatedDeltaNet
-from zoo.hf.checkpoint_layout import GATE_UP, GLU_NAMES, FusedQKV, Rearranged, Rename, Rules, Skipped
+from zoo.blocks.delta_rule import GatedDeltaNet
+from zoo.hf.checkpoint_layout import GLU_NAMES, Rename, Rules, Skipped, fused_qkv, stacked_gate_up
 
 Undo = Callable[[Tensor, Any], Tensor]  # a tensor, and the mixer of its layer
 
@@ -89,7 +89,7 @@ TILED = (
 EXPERTS: Rules = (
     *(Rename(f"ffn.block.experts.{part}", f"ffn_{part}_exps.weight") for part in GLU_NAMES),
     *(Rename(f"ffn.block.experts.{part}_bias", f"ffn_{part}_exps.bias") for part in GLU_NAMES),
-    Rearranged(GATE_UP, "ffn_gate_up_exps.weight", "e (gate_up hidden) dim -> gate_up e hidden dim"),
+    stacked_gate_up("ffn_gate_up_exps.weight"),
 )
 SINKS: Rules = (Rename("attn.block.sinks", "attn_sinks.weight"),)
 PREDICTION: Rules = (Skipped("blk.{layers}.*", "the multi-token prediction layer"),)
@@ -97,7 +97,7 @@ QKVZ: Rules = tuple(Rename(f"attn.block.{x}", f"attn_{x}", mixer=GatedDeltaNet) 
 SHARED_EXPERT: Rules = tuple(Rename(f"ffn.block.shared.{x}", f"ffn_{x}_shexp") for x in ("gate", "up"))
 # GPT-2's matrices are transposed, which makes them like those of other architectures.
 GPT2: Rules = (
-    FusedQKV(("attn.block.q", "attn.block.k", "attn.block.v"), "attn_qkv"),
+    fused_qkv("attn_qkv"),
     Rename("attn.block.o", "attn_output"),
     *(Rename(f"ffn.block.{part}", f"ffn_{part}") for part in ("up", "down")),
 )
@@ -107,11 +107,7 @@ GEMMA4: Rules = (
     Rename("ffn.block.routed.router.norm.weight", "ffn_gate_inp.scale"),
     Rename("ffn.block.routed.router.expert_scale", "ffn_down_exps.scale"),
     Rename("ffn.block.routed.experts.down", "ffn_down_exps.weight"),
-    Rearranged(
-        ("ffn.block.routed.experts.gate", "ffn.block.routed.experts.up"),
-        "ffn_gate_up_exps.weight",
-        "e (gate_up hidden) dim -> gate_up e hidden dim",
-    ),
+    stacked_gate_up("ffn_gate_up_exps.weight", "ffn.block.routed.experts"),
     *(
         Skipped(f"blk.{{i}}.attn_{name}.weight", "keys and values that are not used", mixer=SharedKV)
         for name in ("k", "v", "k_norm")

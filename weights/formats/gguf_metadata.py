@@ -16,7 +16,7 @@ from torch import Tensor
 from weights.formats.gguf_layout import ARCHITECTURES
 from zoo.architectures import families
 from zoo.blocks import GQA, MLA, Indexer, LinearScaling, LogTemperature, LongRoPE, MoE, YarnScaling
-from zoo.blocks.gated_delta_net import GatedDeltaNet
+from zoo.blocks.delta_rule import GatedDeltaNet
 from zoo.blocks.mamba2 import Mamba2
 from zoo.blocks.positions import ProportionalRoPE
 from zoo.blocks.rope_scaling import Llama3Scaling

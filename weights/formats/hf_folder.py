@@ -133,8 +133,9 @@ class HFFolder(Source):
         if stored.name not in self._packed:
             return part.of(self._mapped(stored.name)).to(device, dtype)
         packing, scales_name = self._packed[stored.name]
-        codes, scales = packing.parts(part, stored)
-        own_codes, own_scales = codes.of(self._mapped(stored.name)), scales.of(self._mapped(scales_name))
+        whole = self._mapped(stored.name)
+        codes, scales = packing.parts(part, stored, tuple(whole.shape))
+        own_codes, own_scales = codes.of(whole), scales.of(self._mapped(scales_name))
         return packing.unpack(own_codes.to(device), own_scales.to(device), dtype or torch.float32)
 
     def _read_headers(self) -> None:

@@ -84,12 +84,6 @@ def as_stored() -> Iterator[None]:
             mode.enabled = True
 
 
-def rms_error(value: Tensor, exact: Tensor) -> float:
-    """Returns the root mean square of a tensor's error, relative to that of the `exact` values in float64."""
-    difference = value.detach().double() - exact
-    return float(difference.square().mean().sqrt() / exact.square().mean().sqrt())
-
-
 _SELECTING = frozenset({torch.topk, Tensor.topk, torch.sort, Tensor.sort})
 
 

@@ -38,7 +38,7 @@ from weights.reference.model import (
 from zoo.core.cache import Cache
 from zoo.core.forward_context import ForwardContext
 from zoo.model.decoder import Decoder
-from zoo.model.initialisation import fill_buffers
+from zoo.model.module import fill_buffers
 from zoo.model.parallel import Ranks
 
 DECODED_TOKENS = 4  # at the end of a prompt, one by one through the cache

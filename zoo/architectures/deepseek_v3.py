@@ -18,12 +18,18 @@ from zoo.hf.write_config import (
 )
 from zoo.model.decoder import Decoder
 
+
+def split(attn):
+    """Returns the rows of a head before the rotary ones, the rotary ones, and those behind."""
+    return attn.nope_dim, attn.rope_dim, 0
+
+
 WEIGHTS = (
     Rename("attn.block.q.down", "self_attn.q_a_proj"),
     Rename("attn.block.q.norm", "self_attn.q_a_layernorm"),
-    PairedRows("attn.block.q.up", "self_attn.q_b_proj", "nope_dim", "rope_dim"),
-    PairedRows("attn.block.q", "self_attn.q_proj", "nope_dim", "rope_dim"),
-    PairedRows("attn.block.kv_down", "self_attn.kv_a_proj_with_mqa", "kv_rank", "rope_dim"),
+    PairedRows("attn.block.q.up", "self_attn.q_b_proj", split),
+    PairedRows("attn.block.q", "self_attn.q_proj", split),
+    PairedRows("attn.block.kv_down", "self_attn.kv_a_proj_with_mqa", lambda attn: (attn.kv_rank, attn.rope_dim, 0)),
     Rename("attn.block.kv_norm", "self_attn.kv_a_layernorm"),
     Rename("attn.block.kv_up", "self_attn.kv_b_proj"),
     Rename("ffn.block.router.correction", "mlp.gate.e_score_correction_bias"),

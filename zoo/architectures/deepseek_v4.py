@@ -11,6 +11,7 @@ reference, the indexer's Hadamard matrix and fp8 are left out, and multi-token p
 from dataclasses import replace
 from typing import Any
 
+from zoo.architectures.deepseek_v3 import split
 from zoo.blocks import (
     GLU,
     ClampedSwiGLU,
@@ -28,9 +29,8 @@ from zoo.blocks import (
     YarnScaling,
 )
 from zoo.hf.checkpoint_layout import (
-    GLU_NAMES,
+    NUMBERED,
     LayerPrefix,
-    PairedColumns,
     PairedRows,
     ReadAs,
     Rename,
@@ -41,14 +41,15 @@ from zoo.hf.config import MAX_LAYERS, About, Config, Size, reads
 from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first, scaling_fields
 from zoo.model.decoder import Decoder
 
-# The checkpoint rotates the last elements of a head, with elements 2j and 2j + 1 as a pair.
-SPLIT, INDEX_SPLIT = ("nope_dim", "rope_dim"), ("index_nope_dim", "rope_dim")
+
+def _index_split(attn):
+    return attn.index_nope_dim, attn.rope_dim, 0
 
 
-def _compressor(module, name, split):
-    """Yields the tensor mappings of a compressor whose entries have this `split`."""
-    yield from (PairedRows(f"{module}.{own}", f"{name}.{other}", *split) for own, other in POOLING.items())
-    yield PairedColumns(f"{module}.position_bias", f"{name}.ape", *split)
+def _compressor(module, name, widths):
+    """Yields the tensor mappings of a compressor whose entries have these `widths`."""
+    yield from (PairedRows(f"{module}.{own}", f"{name}.{other}", widths) for own, other in POOLING.items())
+    yield PairedRows(f"{module}.position_bias", f"{name}.ape", widths, axis=-1)
 
 
 POOLING = dict(kv="wkv", gate="wgate", norm="norm")
@@ -77,23 +78,23 @@ WEIGHTS = (
     Rename("ffn.pre", "ffn_norm"),
     Rename("attn.block.q.down", "attn.wq_a"),
     Rename("attn.block.q.norm", "attn.q_norm"),
-    PairedRows("attn.block.q.up", "attn.wq_b", *SPLIT),
-    PairedRows("attn.block.kv", "attn.wkv", *SPLIT),
-    PairedRows("attn.block.kv_norm", "attn.kv_norm", *SPLIT),
-    PairedRows("attn.block.kv_norm", "attn.norm", *SPLIT),
+    PairedRows("attn.block.q.up", "attn.wq_b", split),
+    PairedRows("attn.block.kv", "attn.wkv", split),
+    PairedRows("attn.block.kv_norm", "attn.kv_norm", split),
+    PairedRows("attn.block.kv_norm", "attn.norm", split),
     Rename("attn.block.sinks", "attn.attn_sink"),
-    PairedColumns("attn.block.o_groups", "attn.wo_a", *SPLIT),
+    PairedRows("attn.block.o_groups", "attn.wo_a", split, axis=-1),
     Rename("attn.block.o", "attn.wo_b"),
-    *_compressor("attn.block.compressor", "attn.compressor", SPLIT),
-    *_compressor("attn.block.indexer.compressor", "attn.indexer.compressor", INDEX_SPLIT),
-    PairedRows("attn.block.indexer.q", "attn.indexer.wq_b", *INDEX_SPLIT),
+    *_compressor("attn.block.compressor", "attn.compressor", split),
+    *_compressor("attn.block.indexer.compressor", "attn.indexer.compressor", _index_split),
+    PairedRows("attn.block.indexer.q", "attn.indexer.wq_b", _index_split),
     Rename("attn.block.indexer.head_weights", "attn.indexer.weights_proj"),
     Rename("ffn.block.router", "ffn.gate"),
     Rename("ffn.block.router.correction", "ffn.gate.bias"),
     Rename("ffn.block.router.table", "ffn.gate.tid2eid"),
     *(
         rule
-        for own, name in zip(GLU_NAMES, ("w1", "w3", "w2"), strict=True)
+        for own, name in NUMBERED.items()
         for rule in (
             Stacked(f"ffn.block.experts.{own}", f"ffn.experts.{{e}}.{name}.weight"),
             Rename(f"ffn.block.shared.{own}", f"ffn.shared_experts.{name}"),
@@ -239,8 +240,6 @@ def to_hf(spec: Decoder) -> ConfigFields:
     hashed = (first(layer, HashTopK) is not None for layer in spec.layers)
     config["mlp_layer_types"] = [HASHED if is_hashed else SCORED for is_hashed in hashed]
     config["compress_rates"] = RATES | {_kind(each): each.compressor.every for each in attn if each.compressor}
-    for name in ("rope_theta", "rope_scaling"):
-        config.pop(name, None)
     for each in attn[::-1]:
         if not each.compressor and isinstance(each.rope, RoPE):
             config["rope_theta"] = float(each.rope.theta)

@@ -30,7 +30,7 @@ from zoo.blocks import (
     olmo,
     sandwich,
 )
-from zoo.hf.checkpoint_layout import GLU_NAMES, Rearranged, Rename, Skipped
+from zoo.hf.checkpoint_layout import GLU_NAMES, Rename, Skipped, stacked_gate_up
 from zoo.hf.config import About, Config, ModelType, Size, layer_types, reads
 from zoo.hf.fields import Fields
 from zoo.hf.write_config import ConfigFields, common_fields, fields_of, first
@@ -47,11 +47,7 @@ WEIGHTS = (
     Rename("ffn.block.routed.router", "router.proj"),
     Rename("ffn.block.routed.router.norm.weight", "router.scale"),
     Rename("ffn.block.routed.router.expert_scale", "router.per_expert_scale"),
-    Rearranged(
-        ("ffn.block.routed.experts.gate", "ffn.block.routed.experts.up"),
-        "experts.gate_up_proj",
-        "e (gate_up hidden) dim -> gate_up e hidden dim",
-    ),
+    stacked_gate_up("experts.gate_up_proj", "ffn.block.routed.experts"),
     Rename("ffn.block.routed.experts.down", "experts.down_proj"),
     Rename("per_layer.embed", "model.embed_tokens_per_layer"),
     Rename("per_layer.projection", "model.per_layer_model_projection"),
@@ -200,8 +196,6 @@ def to_hf(spec: Decoder) -> ConfigFields:
         config |= fields_of(routed, GLU, hidden="moe_intermediate_size")
         config |= fields_of(routed, NormedSoftmaxTopK, k="top_k_experts")
     config |= {"layer_types": layer_types(spec), "final_logit_softcapping": spec.logit_cap}
-    for name in ("rope_theta", "rope_scaling"):
-        config.pop(name, None)
     full, local = (_attention(spec, is_full) for is_full in (True, False))
     if either := local or full:
         config |= fields_of(

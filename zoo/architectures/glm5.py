@@ -9,17 +9,21 @@ from zoo.architectures import deepseek_v3
 from zoo.architectures.deepseek_v3_2 import OTHERS, read_sparse, sparse_attention
 from zoo.architectures.deepseek_v3_2 import to_hf as to_hf_v3_2
 from zoo.blocks import GLU, GroupedSigmoidTopK, MoE, RoPE, SparseMLA
-from zoo.hf.checkpoint_layout import PairedIndexRows, Rename
+from zoo.hf.checkpoint_layout import PairedRows, Rename
 from zoo.hf.config import About, Config, ModelType, Size, reads
 from zoo.hf.write_config import ConfigFields
 from zoo.model.decoder import Decoder, swap_layers
 
+
+def _index_split(attn):
+    return 0, attn.rope_dim, attn.indexer.head_dim - attn.rope_dim
+
+
 # The checkpoint rotates neighbouring rows as a pair in the indexer as well.
+PAIRED = dict(q="wq_b", k="wk", k_norm="k_norm")
 WEIGHTS = (
     *deepseek_v3.WEIGHTS,
-    PairedIndexRows("attn.block.indexer.q", "self_attn.indexer.wq_b", None, "rope_dim"),
-    PairedIndexRows("attn.block.indexer.k", "self_attn.indexer.wk", None, "rope_dim"),
-    PairedIndexRows("attn.block.indexer.k_norm", "self_attn.indexer.k_norm", None, "rope_dim"),
+    *(PairedRows(f"attn.block.indexer.{x}", f"self_attn.indexer.{y}", _index_split) for x, y in PAIRED.items()),
     Rename("attn.block.indexer.head_weights", "self_attn.indexer.weights_proj"),
 )
 FULL, SHARED = "full", "shared"  # layers with an indexer, and layers that reuse another layer's choice

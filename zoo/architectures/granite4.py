@@ -12,9 +12,9 @@ from typing import Any
 from zoo.blocks import GLU, GQA, Layer, MoE, NoPE, RMSNorm, RoPE, SoftmaxTopK
 from zoo.blocks.layer import Branch
 from zoo.blocks.mamba2 import Mamba2
-from zoo.hf.checkpoint_layout import GATE_UP, Rearranged, Rename
+from zoo.hf.checkpoint_layout import Rearranged, Rename, stacked_gate_up
 from zoo.hf.config import About, Config, ModelType, Size, reads
-from zoo.hf.write_config import HEADS, ConfigFields, common_fields, fields_of, first
+from zoo.hf.write_config import HEADS, ConfigFields, common_fields, fields_of, first, rope_fields
 from zoo.model.decoder import Decoder
 
 PACKED = "(gate_up hidden) dim -> gate_up hidden dim"
@@ -23,7 +23,7 @@ WEIGHTS = (
     *(Rename(f"attn.block.{ours}", f"mamba.{theirs}") for ours, theirs in (("input", "in_proj"), ("conv", "conv1d"))),
     Rename("attn.block.o", "mamba.out_proj", mixer=Mamba2),
     Rename("ffn.block.router", "block_sparse_moe.router.layer"),
-    Rearranged(GATE_UP, "block_sparse_moe.input_linear.weight", "e (gate_up hidden) dim -> gate_up e hidden dim"),
+    stacked_gate_up("block_sparse_moe.input_linear.weight"),
     Rename("ffn.block.experts.down", "block_sparse_moe.output_linear.weight"),
     Rearranged(("ffn.block.shared.gate", "ffn.block.shared.up"), "shared_mlp.input_linear", PACKED),
     Rename("ffn.block.shared.down", "shared_mlp.output_linear"),
@@ -111,7 +111,7 @@ def _feed_forward(config):
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    mamba, moe, config = first(spec, Mamba2), first(spec, MoE), common_fields(spec)
+    mamba, moe, config = first(spec, Mamba2), first(spec, MoE), common_fields(spec) | rope_fields(spec)
     config["layer_types"] = ["mamba" if isinstance(layer.mixer, Mamba2) else "attention" for layer in spec.layers]
     config["position_embedding_type"] = "rope" if first(spec, RoPE) else "nope"
     config |= {field: float(getattr(spec, name)) for name, field in MULTIPLIERS.items()}

@@ -3,8 +3,8 @@ not grow, to one of latent attention, which has no positions: order comes from t
 
 from zoo.architectures.deepseek_v3 import ATTENTION
 from zoo.blocks import GLU, MLA, GroupedSigmoidTopK, Layer, MoE, NoPE, RMSNorm, pre
-from zoo.blocks.kimi_delta_attention import KDA
-from zoo.hf.checkpoint_layout import GLU_NAMES, Rearranged, Rename, Stacked
+from zoo.blocks.delta_rule import KDA
+from zoo.hf.checkpoint_layout import GLU_NAMES, NUMBERED, Rearranged, Rename, Stacked
 from zoo.hf.config import About, Config, ModelType, Remote, Size, layer_types, reads
 from zoo.hf.write_config import ConfigFields, common_fields, fields_of, layers_before_experts, mixture_fields
 from zoo.model.decoder import Decoder
@@ -22,9 +22,7 @@ WEIGHTS = (
     Rename("ffn.block.router.correction", f"{MIXTURE}gate.e_score_correction_bias"),
     *(Rename(f"ffn.block.shared.{name}", f"{MIXTURE}shared_experts.{name}_proj") for name in GLU_NAMES),
     *(Rename(f"ffn.block.{name}", f"{part}{name}_proj") for part in ("mlp.", MIXTURE) for name in GLU_NAMES),
-    Stacked("ffn.block.experts.gate", f"{MIXTURE}experts.{{e}}.w1.weight"),
-    Stacked("ffn.block.experts.up", f"{MIXTURE}experts.{{e}}.w3.weight"),
-    Stacked("ffn.block.experts.down", f"{MIXTURE}experts.{{e}}.w2.weight"),
+    *(Stacked(f"ffn.block.experts.{name}", f"{MIXTURE}experts.{{e}}.{w}.weight") for name, w in NUMBERED.items()),
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from zoo.blocks import GLU, GQA, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, pre
 from zoo.blocks.short_conv import ShortConv
-from zoo.hf.checkpoint_layout import Rename, Stacked
+from zoo.hf.checkpoint_layout import NUMBERED, Rename, Stacked
 from zoo.hf.config import About, Config, ModelType, Size, reads
 from zoo.hf.write_config import (
     HEADS,
@@ -21,10 +21,10 @@ from zoo.hf.write_config import (
     first,
     layers_before_experts,
     mixture_fields,
+    rope_fields,
 )
 from zoo.model.decoder import Decoder
 
-NAMES = {"gate": "w1", "up": "w3", "down": "w2"}
 WEIGHTS = (
     Rename("norm", "model.embedding_norm"),
     Rename("attn.pre", "operator_norm"),
@@ -34,13 +34,10 @@ WEIGHTS = (
     Rename("attn.block.o", "conv.out_proj", mixer=ShortConv),
     Rename("attn.block.o", "self_attn.out_proj"),
     *(Rename(f"attn.block.{name}_norm", f"self_attn.{name}_layernorm") for name in "qk"),
-    *(Rename(f"ffn.block.{ours}", f"feed_forward.{theirs}") for ours, theirs in NAMES.items()),
+    *(Rename(f"ffn.block.{name}", f"feed_forward.{w}") for name, w in NUMBERED.items()),
     Rename("ffn.block.router", "feed_forward.gate"),
     Rename("ffn.block.router.correction", "feed_forward.expert_bias"),
-    *(
-        Stacked(f"ffn.block.experts.{ours}", f"feed_forward.experts.{{e}}.{theirs}.weight")
-        for ours, theirs in NAMES.items()
-    ),
+    *(Stacked(f"ffn.block.experts.{name}", f"feed_forward.experts.{{e}}.{w}.weight") for name, w in NUMBERED.items()),
 )
 
 
@@ -126,7 +123,7 @@ def _experts(config, layers):
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    config = common_fields(spec, eps="norm_eps") | fields_of(spec, GQA, **HEADS)
+    config = common_fields(spec, eps="norm_eps") | rope_fields(spec) | fields_of(spec, GQA, **HEADS)
     config |= fields_of(spec, ShortConv, conv="conv_L_cache")
     config["layer_types"] = [
         "conv" if isinstance(layer.mixer, ShortConv) else "full_attention" for layer in spec.layers

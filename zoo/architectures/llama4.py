@@ -11,8 +11,7 @@ from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first, mi
 from zoo.model.decoder import Decoder
 
 WEIGHTS = (
-    PairedRows("attn.block.q", "self_attn.q_proj", None, "head_dim"),
-    PairedRows("attn.block.k", "self_attn.k_proj", None, "head_dim"),
+    *(PairedRows(f"attn.block.{x}", f"self_attn.{x}_proj", lambda attn: (0, attn.head_dim, 0)) for x in "qk"),
     Rename("ffn.block.router", "feed_forward.router"),
     *(Rename(f"ffn.block.{name}", f"feed_forward.{name}_proj") for name in GLU_NAMES),
     *(Rename(f"ffn.block.shared.{name}", f"feed_forward.shared_expert.{name}_proj") for name in GLU_NAMES),

@@ -6,19 +6,14 @@ The reference divides the chosen weights by their sum alone; the 1e-20 that is a
 Trust: medium. The config is that of M2.5, of the same shape; `quantization_config` and `auto_map` are from memory.
 """
 
+from zoo.architectures import mixtral
 from zoo.blocks import GLU, GQA, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, pre
-from zoo.hf.checkpoint_layout import Rename, Stacked
+from zoo.hf.checkpoint_layout import Rename
 from zoo.hf.config import PARTIAL, About, Config, ModelType, Remote, Size, reads
 from zoo.hf.write_config import ConfigFields, dense_fields, fields_of, first
 from zoo.model.decoder import Decoder
 
-WEIGHTS = (
-    Rename("ffn.block.router", "block_sparse_moe.gate"),
-    Rename("ffn.block.router.correction", "block_sparse_moe.e_score_correction_bias"),
-    Stacked("ffn.block.experts.gate", "block_sparse_moe.experts.{e}.w1.weight"),
-    Stacked("ffn.block.experts.up", "block_sparse_moe.experts.{e}.w3.weight"),
-    Stacked("ffn.block.experts.down", "block_sparse_moe.experts.{e}.w2.weight"),
-)
+WEIGHTS = (*mixtral.WEIGHTS, Rename("ffn.block.router.correction", "block_sparse_moe.e_score_correction_bias"))
 
 
 def decoder(*, layers, heads, kv_heads, head_dim, hidden, experts, k, rope, eps=1e-6, **rest) -> Decoder:

@@ -9,14 +9,14 @@ from zoo.architectures import deepseek_v3
 from zoo.architectures.deepseek_v3 import ROUTER, attention, decoder, read_attention, read_shape
 from zoo.architectures.mistral3 import WRAPPER
 from zoo.blocks import GLU, MLA, GroupedSoftmaxTopK, LogTemperature, MoE, RoPE, YarnScaling, yarn_gain
-from zoo.hf.checkpoint_layout import GATE_UP, Rearranged, Rename
+from zoo.hf.checkpoint_layout import Rename, stacked_gate_up
 from zoo.hf.config import PARTIAL, About, Config, Size, reads
 from zoo.hf.write_config import ConfigFields, fields_of, first, temperature_fields
 from zoo.model.decoder import Decoder
 
 WEIGHTS = (
     *deepseek_v3.WEIGHTS,
-    Rearranged(GATE_UP, "mlp.experts.gate_up_proj", "e (gate_up hidden) dim -> gate_up e hidden dim"),
+    stacked_gate_up("mlp.experts.gate_up_proj"),
     Rename("ffn.block.experts.down", "mlp.experts.down_proj"),
 )
 YARN = dict(rope_type="yarn", rope_theta=1e4, factor=128.0, original_max_position_embeddings=8192)

@@ -2,16 +2,14 @@
 which a token visits two, their weights a softmax over the two chosen logits (section 2.1)."""
 
 from zoo.blocks import GLU, GQA, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, pre
-from zoo.hf.checkpoint_layout import Rename, Stacked
+from zoo.hf.checkpoint_layout import NUMBERED, Rename, Stacked
 from zoo.hf.config import About, Config, Size, reads
 from zoo.hf.write_config import ConfigFields, dense_fields, fields_of
 from zoo.model.decoder import Decoder
 
 WEIGHTS = (
     Rename("ffn.block.router", "block_sparse_moe.gate"),
-    Stacked("ffn.block.experts.gate", "block_sparse_moe.experts.{e}.w1.weight"),
-    Stacked("ffn.block.experts.up", "block_sparse_moe.experts.{e}.w3.weight"),
-    Stacked("ffn.block.experts.down", "block_sparse_moe.experts.{e}.w2.weight"),
+    *(Stacked(f"ffn.block.experts.{x}", f"block_sparse_moe.experts.{{e}}.{w}.weight") for x, w in NUMBERED.items()),
 )
 
 

@@ -5,13 +5,13 @@ each rotary frequency, and how the weights are stored: queries, keys and values 
 from zoo.architectures import mistral3
 from zoo.architectures.mistral3 import decoder
 from zoo.blocks import LongRoPE, RoPE, longrope_gain
-from zoo.hf.checkpoint_layout import FusedQKV, Rearranged
+from zoo.hf.checkpoint_layout import Rearranged, fused_qkv
 from zoo.hf.config import ORIGINAL, PARTIAL, About, Config, ModelType, Remote, Size, reads
 from zoo.hf.write_config import ConfigFields, fields_of, first, first_rope
 from zoo.model.decoder import Decoder
 
 WEIGHTS = (
-    FusedQKV(("attn.block.q", "attn.block.k", "attn.block.v"), "self_attn.qkv_proj"),
+    fused_qkv("self_attn.qkv_proj"),
     Rearranged(("ffn.block.gate", "ffn.block.up"), "mlp.gate_up_proj", "(gate_up hidden) dim -> gate_up hidden dim"),
 )
 KIND = ModelType("phi3", remote=Remote("phi3", "Phi3", publishers=("microsoft",)))
@@ -60,57 +60,12 @@ def _usual_gain(context: int | None, original: int) -> float | None:
 
 _14B = dict(dim=5120, layers=40, heads=40, kv_heads=10, hidden=17_920, rope=RoPE(2.5e5), vocab=100_352, context=16_384)
 # Divisors of the frequencies of Phi-4-mini's 48 rotated pairs beyond 4,096 tokens; up to 4,096 they are not divided.
-_LONG = (
-    1.0,
-    1.118320672,
-    1.250641126,
-    1.398617824,
-    1.564103225,
-    1.74916897,
-    1.956131817,
-    2.187582649,
-    2.446418898,
-    2.735880826,
-    3.059592084,
-    3.421605075,
-    3.826451687,
-    4.279200023,
-    4.785517845,
-    5.351743533,
-    5.984965424,
-    6.693110555,
-    7.485043894,
-    8.370679318,
-    9.36110372,
-    10.4687158,
-    11.70738129,
-    13.09260651,
-    14.64173252,
-    16.37415215,
-    18.31155283,
-    20.47818807,
-    22.90118105,
-    25.61086418,
-    28.64115884,
-    32.03,
-    32.1,
-    32.13,
-    32.23,
-    32.6,
-    32.61,
-    32.64,
-    32.66,
-    32.7,
-    32.71,
-    32.93,
-    32.97,
-    33.28,
-    33.49,
-    33.5,
-    44.16,
-    47.77,
+# The first 32 are a geometric series, published with ten digits.
+_SERIES = (float(f"{32.03 ** (i / 31):.10g}") for i in range(32))
+_LAST = (32.1, 32.13, 32.23, 32.6, 32.61, 32.64, 32.66, 32.7, 32.71, 32.93, 32.97, 33.28, 33.49, 33.5, 44.16, 47.77)
+_LONGROPE = LongRoPE(
+    short=(1.0,) * 48, long=(*_SERIES, *_LAST), original=4096, gain=longrope_gain(131_072 / 4096, 4096)
 )
-_LONGROPE = LongRoPE(short=(1.0,) * 48, long=_LONG, original=4096, gain=longrope_gain(131_072 / 4096, 4096))
 _MINI = dict(dim=3072, layers=32, heads=24, kv_heads=8, hidden=8192, vocab=200_064, context=131_072, tied=True)
 ABOUT = About(
     "Phi-4", "Abdin et al. 2024", came_from="llama3", licence="MIT", report="https://arxiv.org/abs/2412.08905"

@@ -3,7 +3,7 @@ with a gate on its output, which rotates a quarter of each head; norms that mult
 shared one with a gate of its own."""
 
 from zoo.blocks import GLU, GQA, Gated, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, pre
-from zoo.blocks.gated_delta_net import GatedDeltaNet
+from zoo.blocks.delta_rule import GatedDeltaNet
 from zoo.hf.checkpoint_layout import GLU_NAMES, PackedRows, Rename, Skipped
 from zoo.hf.config import About, Config, ModelType, Size, layer_types, reads
 from zoo.hf.write_config import ConfigFields, dense_fields, fields_of

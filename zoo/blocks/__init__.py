@@ -8,11 +8,10 @@ from pkgutil import iter_modules
 
 from zoo.blocks.compressed_attention import *
 from zoo.blocks.compressor import *
+from zoo.blocks.delta_rule import *
 from zoo.blocks.feed_forward import *
-from zoo.blocks.gated_delta_net import *
 from zoo.blocks.gqa import *
 from zoo.blocks.hyper_connections import *
-from zoo.blocks.kimi_delta_attention import *
 from zoo.blocks.layer import *
 from zoo.blocks.mamba2 import *
 from zoo.blocks.mla import *

@@ -49,6 +49,7 @@ class CompressedAttention(TableMixer):
     rope: Position
     compressor: Compressor | None = None
 
+    cache_width: ClassVar = "head_dim"
     divides: ClassVar = {"heads": Divide.EVENLY, "groups": Divide.EVENLY}
 
     def check(self) -> None:

@@ -196,7 +196,6 @@ class _EntryIndexer(nn.Module):
     ) -> None:
         super().__init__()
         self.spec, self.rope, self.rope_dim = spec, rope, rope_dim
-        self.every = compressor.every  # tokens per key
         self.compressor = compressor.build(dim, spec.head_dim, norm, rope, rope_dim, "index entries")
         self.q = Linear(q_rank, spec.heads * spec.head_dim, bias=False)
         self.head_weights = Linear(dim, spec.heads, bias=False)

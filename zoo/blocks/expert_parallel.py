@@ -71,18 +71,13 @@ class _ExpertParallelMoE(MoE):
         ids = Exchange("all-to-all", self.router.k, in_float32=True, shared=True)
         return counts, ids, rows, rows, Exchange("all-reduce", dim)
 
-    @property
-    def _share(self) -> float:
-        """This rank's fraction of the experts, and of the tokens."""
-        return self.experts / self.routed
-
     def build(self, dim: int) -> nn.Module:
         return _ExpertParallel(self, dim)
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         """Returns the FLOPs of one rank by part. Tokens are spread evenly over ranks and experts."""
         whole = super().flop_breakdown(dim, past, new, causal)
-        return {**whole, "routed": round(whole["routed"] * self._share)}
+        return {**whole, "routed": round(whole["routed"] * self.experts / self.routed)}
 
 
 class _ExpertParallel(MoEModule):

@@ -63,6 +63,7 @@ class GQA(TableMixer):
         "SWA": Alias(lambda attn: attn.window is not None, {"chunk": lambda values: None}, needs={"window": 512}),
     }
 
+    cache_width: ClassVar = "head_dim"
     divides: ClassVar = {"heads": Divide.EVENLY, "kv_heads": Divide.REPEATED}
 
     def check(self) -> None:
@@ -260,7 +261,7 @@ class SharedKV(GQA):
     def check(self) -> None:
         super().check()
         own = self.v_norm is not None or self.keys_as_values
-        self.require(not own, "v_norm and keys_as_values are of the layer that hands keys and values on")
+        self.require(not own, "v_norm and keys_as_values belong to the layer that hands keys and values on")
 
     def build(self, dim: int) -> nn.Module:
         return _SharedKV(self, self.parts(dim))

@@ -292,7 +292,7 @@ def run_layer(layer: nn.Module, x: Tensor, ctx: ForwardContext, cache: LayerCach
     be specific to its length. A layer that is recomputed for the backward pass would also append to it twice.
     """
     if ctx.routing is not None or ctx.handed_on is not None:
-        ctx = ctx.collecting()
+        ctx = replace(ctx, routing=None if ctx.routing is None else [], handed_on=None if ctx.handed_on is None else {})
     return LayerOutput(layer(x, ctx, cache), ctx.routing, ctx.handed_on)
 
 

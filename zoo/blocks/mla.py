@@ -40,6 +40,7 @@ class MLA(TableMixer):
     scale: float | None = None
     temperature: Temperature | None = None
 
+    cache_width: ClassVar = "kv_rank"
     divides: ClassVar = {"heads": Divide.EVENLY}
 
     def check(self) -> None:
@@ -135,9 +136,8 @@ class MLAModule(PartsModule):
 
     def attend(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
         """q (b, h, t, d), latent (b, 1, s, r + rope_dim) -> (b, h, t, v)."""
-        up, new = self.kv_up.weight.unflatten(0, (self.spec.heads, -1)), q_nope.shape[2]
-        absorb = self.spec.absorbs(latent.shape[2] - new, new)
-        return latent_attention(q_nope, q_rope, latent, up, mask, self.scale, self.kv_up, absorb)
+        up = self.kv_up.weight.unflatten(0, (self.spec.heads, -1))
+        return latent_attention(q_nope, q_rope, latent, up, mask, self.scale, self.kv_up)
 
     def expand(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """(b, 1, s, r + rope_dim) -> keys and values of all heads, (b, h, s, nope_dim + rope_dim) and (b, h, s, v)."""

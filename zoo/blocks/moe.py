@@ -108,8 +108,8 @@ class MoE(FeedForward):
         stacked: dict[str, Cut | FirstRankOnly] = {}
         for name, cut in own.items():
             assert isinstance(cut, Cut)
-            stacked[name] = cut.stacked()
-            stacked[f"{name}_bias"] = cut.stacked() if cut.dim == 0 else FirstRankOnly()
+            stacked[name] = inside = replace(cut, dim=cut.dim + 1)  # a stack has the experts first
+            stacked[f"{name}_bias"] = inside if cut.dim == 0 else FirstRankOnly()
         return shared | prefixed("experts", stacked)
 
     def facts(self) -> tuple[Fact, ...]:

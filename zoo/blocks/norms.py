@@ -48,7 +48,7 @@ class RMSNorm(Norm):
     means: ClassVar = 1
 
     def check(self) -> None:
-        self.require(self.weight or not self.unit_offset, "unit_offset is of a weight, and there is none")
+        self.require(self.weight or not self.unit_offset, "unit_offset needs a weight")
 
     def build(self, dim: int) -> nn.Module:
         return _RMSNorm(self, dim)

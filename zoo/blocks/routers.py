@@ -40,9 +40,11 @@ class Router(Spec, abstract=True):
     """Chooses `k` experts for each token, and their weights. Of equal scores, the earlier wins, as in `top_k`."""
 
     k: int
+    bias: bool = False  # logits have a learned bias
     role = "router"
     scales_input: ClassVar[bool] = False  # weights multiply an expert's input, not its output (Llama 4)
     has_correction: ClassVar[bool] = False  # its module has a `correction`, which balances the experts' load
+    is_exact: ClassVar[bool] = False  # multiplies in at least float32, whatever the model's dtype
     reads_tokens: ClassVar[bool] = False  # needs the token ids in the context
 
     def build(self, dim: int, experts: int) -> nn.Module:
@@ -51,7 +53,7 @@ class Router(Spec, abstract=True):
 
     def params(self, dim: int, experts: int) -> int:
         """The number of parameters."""
-        return linear_params(dim, experts, bias=self.has_correction)
+        return linear_params(dim, experts, bias=self.bias or self.has_correction)
 
     @property
     def table_rows(self) -> int | None:
@@ -89,13 +91,18 @@ class Router(Spec, abstract=True):
         return torch.allclose(low, high)
 
 
-class LinearRouter(nn.Module):
-    """The module of a router with logits that are a linear map of x."""
+class LinearRouter(Float32Parameters):
+    """The module of a router with logits that are a linear map of x. A learned `correction` per expert, if the spec has
+    one, is added to the scores for the choice only."""
 
     def __init__(self, spec: Router, dim: int, experts: int) -> None:
         super().__init__()
         self.spec: Any = spec
         self.weight = nn.Parameter(torch.empty(experts, dim))
+        self.bias = nn.Parameter(torch.empty(experts)) if spec.bias else None
+        if spec.has_correction:
+            self.correction = nn.Parameter(empty(experts), requires_grad=False)
+            self.in_float32 = ("correction",)  # its steps are finer than bfloat16's
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
         logits = self.logits(x)
@@ -107,11 +114,12 @@ class LinearRouter(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """x (..., dim) -> logits (..., experts), in at least float32."""
-        return upcast(linear(x, self.weight))
+        x, weight = (upcast(x), upcast(self.weight)) if self.spec.is_exact else (x, self.weight)
+        return upcast(linear(x, weight, self.bias))
 
     def ranking(self, scores: Tensor) -> Tensor:
         """Scores (..., experts) -> values (..., experts), of which the highest k choose the experts."""
-        return scores
+        return scores + self.correction if self.spec.has_correction else scores
 
     def choose(self, scores: Tensor, ctx: ForwardContext | None) -> Tensor:
         """Scores (..., experts) -> expert ids (..., k)."""
@@ -129,26 +137,6 @@ def routers_of(module: nn.Module) -> list[Any]:
     return [each for each in module.modules() if isinstance(getattr(each, "spec", None), Router)]
 
 
-class Float32Router(LinearRouter):
-    """A router that multiplies in at least float32, whatever the model's dtype."""
-
-    def logits(self, x: Tensor) -> Tensor:
-        return upcast(linear(upcast(x), upcast(self.weight)))
-
-
-class CorrectedRouter(Float32Router, Float32Parameters):
-    """A router with a learned correction per expert, which is added to the scores for the choice only."""
-
-    in_float32 = ("correction",)  # its steps are finer than bfloat16's
-
-    def __init__(self, spec: Router, dim: int, experts: int) -> None:
-        super().__init__(spec, dim, experts)
-        self.correction = nn.Parameter(empty(experts), requires_grad=False)
-
-    def ranking(self, scores: Tensor) -> Tensor:
-        return scores + self.correction
-
-
 @dataclass(frozen=True)
 class SoftmaxTopK(Router):
     """Chooses the k experts with the highest softmax probability. `renormalise` divides by the sum of the k
@@ -159,12 +147,6 @@ class SoftmaxTopK(Router):
     renormalise: bool = True
     bias: bool = False
 
-    def build(self, dim: int, experts: int) -> nn.Module:
-        return _SoftmaxTopK(self, dim, experts)
-
-    def params(self, dim: int, experts: int) -> int:
-        return linear_params(dim, experts, self.bias)
-
     def scores(self, logits: Tensor) -> Tensor:
         return logits if self.renormalise else logits.softmax(-1)
 
@@ -174,15 +156,6 @@ class SoftmaxTopK(Router):
     def facts(self) -> tuple[Fact, ...]:
         kind, raw = Fact("kind", self.k, phrase="softmax top-{} router"), Fact("renormalise", phrase="not renormalised")
         return self.in_use(kind, raw, Fact("bias", phrase="router bias"))
-
-
-class _SoftmaxTopK(LinearRouter):
-    def __init__(self, spec: SoftmaxTopK, dim: int, experts: int) -> None:
-        super().__init__(spec, dim, experts)
-        self.bias = nn.Parameter(torch.empty(experts)) if spec.bias else None
-
-    def logits(self, x: Tensor) -> Tensor:
-        return upcast(linear(x, self.weight, self.bias))
 
 
 @dataclass(frozen=True)
@@ -217,7 +190,7 @@ class _NormedSoftmaxTopK(LinearRouter):
         self.identity = {"expert_scale": 1.0}
 
     def logits(self, x: Tensor) -> Tensor:
-        return upcast(linear(self.norm(x) * x.shape[-1] ** -0.5, self.weight))
+        return super().logits(self.norm(x) * x.shape[-1] ** -0.5)
 
     def weigh(self, top: Tensor, chosen: Tensor) -> Tensor:
         return super().weigh(top, chosen) * self.expert_scale[chosen]
@@ -307,10 +280,7 @@ class GroupedSigmoidTopK(GroupedTopK):
     """
 
     function = "sigmoid"
-    has_correction = True
-
-    def build(self, dim: int, experts: int) -> nn.Module:
-        return CorrectedRouter(self, dim, experts)
+    has_correction = is_exact = True
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
@@ -329,6 +299,8 @@ class GroupedSoftmaxTopK(GroupedTopK):
 class _SqrtSoftplus(ShareTopK, abstract=True):
     """A router with scores sqrt(softplus(logit)), in float32 whatever the model's dtype."""
 
+    is_exact = True
+
     def scores(self, logits: Tensor) -> Tensor:
         return F.softplus(logits).sqrt()
 
@@ -342,9 +314,6 @@ class SqrtSoftplusTopK(_SqrtSoftplus):
     scale: float
 
     has_correction = True
-
-    def build(self, dim: int, experts: int) -> nn.Module:
-        return CorrectedRouter(self, dim, experts)
 
     def facts(self) -> tuple[Fact, ...]:
         kind = Fact("kind", self.k, phrase="sqrt-softplus top-{} router")
@@ -378,7 +347,7 @@ class HashTopK(_SqrtSoftplus):
         return kind, Fact("scale", self.scale, phrase="sqrt-softplus weights x{:g}")
 
 
-class _HashTopK(Float32Router):
+class _HashTopK(LinearRouter):
     """A hash router. A fresh table assigns k experts to each token in turn: all get equally many tokens."""
 
     stored_buffers = ("table",)  # buffers that a checkpoint holds

@@ -169,7 +169,6 @@ class SparseMLA(MLA):
 
 class _Indexer(PartsModule):
     residual_outputs = ()
-    every = 1  # tokens that a key stands for
 
     def __init__(self, spec: Indexer, dim: int, q_rank: int, rope: Position, rope_dim: int) -> None:
         super().__init__(spec, spec.parts(dim, q_rank))
@@ -182,13 +181,8 @@ class _Indexer(PartsModule):
         return self.rope.rotate(self.k_norm(self.k(x)).unsqueeze(1), ctx.tables[self.rope, self.rope_dim])
 
     @torch.no_grad()
-    def forward(
-        self, x: Tensor, q_latent: Tensor, ctx: ForwardContext, keys: Tensor, used: bool = True
-    ) -> Index | None:
-        """x (b, t, dim), q_latent (b, t, q_rank), stored keys (b, 1, s, d) -> scores for token selection; None
-        unless `used`."""
-        if not used:
-            return None
+    def forward(self, x: Tensor, q_latent: Tensor, ctx: ForwardContext, keys: Tensor) -> Index:
+        """x (b, t, dim), q_latent (b, t, q_rank), stored keys (b, 1, s, d) -> scores for token selection."""
         q = self.q(q_latent).unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
         q = self.rope.rotate(q, ctx.tables[self.rope, self.rope_dim]).transpose(1, 2)  # the first elements
         return Index(q, self.head_weights(x), keys, self.spec.k)
@@ -215,10 +209,10 @@ class _SparseMLA(MLAModule):
             chosen = ctx.shared[self.spec.choice]
         else:
             latent, index_keys, mask = cache.append(ctx, self.compress(x, ctx), self.indexer.keys(x, ctx))
-            is_all = chooses_all(x.shape[1], latent.shape[2], self.spec.indexer.k, mask)
-            index = self.indexer(x, q_latent, ctx, index_keys, used=not is_all)
-            past = latent.shape[2] - x.shape[1]
-            chosen = None if index is None else choose_keys(index, past, mask=mask)
+            chosen = None
+            if not chooses_all(x.shape[1], latent.shape[2], self.spec.indexer.k, mask):
+                index = self.indexer(x, q_latent, ctx, index_keys)
+                chosen = choose_keys(index, latent.shape[2] - x.shape[1], mask=mask)
             ctx.hand_on(self.spec.choice, chosen)
         if chosen is None:
             out = self.attend(q_nope, q_rope, latent, mask)

@@ -8,7 +8,7 @@ mistake nor look like one.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class Float32Parameters(nn.Module):
     them to float64.
     """
 
-    in_float32: ClassVar[Sequence[str]] = ()
+    in_float32: Sequence[str] = ()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = {name: self.get_parameter(name).detach() for name in self.in_float32}

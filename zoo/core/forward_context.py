@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -131,15 +131,6 @@ class ForwardContext:
     handed_on: dict[Hashable, Any] | None = None
     layer_input: Tensor | None = None
     tokens: Tensor | None = None
-
-    def collecting(self) -> ForwardContext:
-        """Returns a copy of this context for one layer, with an empty `routing` list and an empty `handed_on` dict.
-        Either stays None if it was None."""
-        return replace(
-            self,
-            routing=None if self.routing is None else [],
-            handed_on=None if self.handed_on is None else {},
-        )
 
     def hand_on(self, key: Hashable, value: Any) -> None:
         """Gives tensors, or None, to later layers, under a key that the mixer's spec lists in `hands_on`."""

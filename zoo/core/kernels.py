@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from zoo.core.inductor import constant
 from zoo.errors import MalformedError, NotAvailable, unknown
 from zoo.new_files import write_file
 from zoo.units import dtype_name
@@ -83,8 +84,10 @@ class KernelChoices:
 Request = str | Path | Mapping[str, str] | KernelChoices | None
 
 
+@constant
 def is_replaced(operation: str, dtype: torch.dtype) -> bool:
-    """Whether a kernel other than torch's own call computes an operation in a dtype."""
+    """Whether a kernel other than torch's own call computes an operation in a dtype. The compiler evaluates it while
+    tracing and bakes in the result."""
     return (operation, dtype) in active().replaced
 
 

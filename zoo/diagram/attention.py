@@ -1,9 +1,11 @@
 """Drawings of the inside of attention, in the order of computation: queries, keys and values, their norms and rotation,
 the contents of the cache, the visible tokens, the output."""
 
+from dataclasses import replace
+
 from zoo.blocks import GQA, MLA, CompressedAttention, NoPE, SparseMLA
 from zoo.diagram.canvas import LINE, SMALL, typeset, wrap_text
-from zoo.diagram.region import BADGE, MASK, PAD, Bar, Lanes, Region, chips, heads, kind, mask, title
+from zoo.diagram.region import BADGE, MASK, PAD, Bar, Lanes, Region, chips, heads, kind, mask, output, title
 from zoo.registry import Mixer, stated
 
 OF_SCORES = ("reach", "sinks", "cap")  # parts whose call-outs stand at the softmax
@@ -20,12 +22,12 @@ def grouped_query_attention(block: GQA, region: Region) -> float:
     without_box = {key: text for key, text in said.items() if text and key not in ("kind", "heads")}
 
     def taken(*keys: str) -> list[str]:
-        """The texts of these facts, of those that the block states. They then have a box."""
+        """Returns the texts of those facts that the block states, and records that they have a box."""
         return [without_box.pop(key) for key in keys if key in without_box]
 
     own = _heads_of_columns(lanes, block)
     taken("keys_as_values", "window", "chunk", "reach", "scale")
-    normed = 1 if "k" in own else 0  # the last column that a norm and the rotation are of
+    normed = 1 if "k" in own else 0  # the last column that is normed and rotated
     norms = [Bar(0, normed, text, "chip-norm", "norm") for text in taken("qk_norm")]
     norms += [Bar(2, 2, text, "chip-norm", "v norm") for text in taken("v_norm")]
     if norms:
@@ -39,7 +41,7 @@ def grouped_query_attention(block: GQA, region: Region) -> float:
     _attend(lanes, block, 2, [*([_scale(block.scale)] if block.scale else []), *taken("cap", "sinks")])
     for text in taken("gate"):
         lanes.stage(Bar(0, 2, text, "chip", "gate"), badges=("gate",))
-    _output(lanes, 2, block.heads * block.value_dim, region.dim)
+    output(lanes, 2, block.heads * block.value_dim)
     options = [(text, "option") for text in without_box.values()]
     return chips(region.at(lanes.y + 8), options) if options else lanes.y
 
@@ -54,7 +56,7 @@ def _heads_of_columns(lanes: Lanes, block: GQA) -> set[str]:
         css_class = "faint" if letter in own else "ink"
         place = f"{region.place}.{letter}"
         region.canvas.text(x + width / 2, region.y + 9, shown, SMALL, width, css_class, "middle", place=place)
-        box = Region(region.canvas, x, region.y + 14, width, region.dim, region.place)
+        box = replace(region, x=x, y=region.y + 14, width=width)
         number, css_class = (block.heads, "queries") if letter == "q" else (block.kv_heads, "keys")
         lanes.taken(column, column, heads(box, number, block.kv_heads, css_class))
     return own
@@ -65,34 +67,28 @@ def latent_attention(block: MLA, region: Region) -> float:
     widths = f"each {block.nope_dim:,} + {block.rope_dim:,} rotary, values {block.v_dim:,}"
     y = title(region, kind(block), (f"{block.heads:,} heads", "heads"), (widths, "widths"))
     lanes = Lanes(region.at(y), (1.5, 1, 1.5))
-    queries = f"queries {block.heads:,} × {block.nope_dim + block.rope_dim:,}"
-    latent = f"latent of keys, values {block.kv_rank:,}"
-    key = Bar(1, 1, f"key {block.rope_dim:,}", "inner", "key")
+    queries = Bar(0, 0, f"queries {block.heads:,} × {block.nope_dim + block.rope_dim:,}", "inner", "queries")
+    source = Bar(0, 0, f"latent of queries {block.q_rank:,}", "inner", "queries.from") if block.q_rank else queries
+    latent = Bar(2, 2, f"latent of keys, values {block.kv_rank:,}", "inner", "latent")
+    lanes.stage(source, Bar(1, 1, f"key {block.rope_dim:,}", "inner", "key"), latent)
+    norms = [Bar(i, i, type(block.norm).__name__, "chip-norm", "norm") for i in ((0, 2) if block.q_rank else (2,))]
+    lanes.stage(*norms, badges=("qk_norm",) if block.q_rank else ())
     if block.q_rank:
-        source = f"latent of queries {block.q_rank:,}"
-        lanes.stage(Bar(0, 0, source, "inner", "queries.from"), key, Bar(2, 2, latent, "inner", "latent"))
-        norm = [Bar(i, i, type(block.norm).__name__, "chip-norm", "norm") for i in (0, 2)]
-        lanes.stage(*norm, badges=("qk_norm",))
-        lanes.stage(Bar(0, 0, queries, "inner", "queries"))
-    else:
-        lanes.stage(Bar(0, 0, queries, "inner", "queries"), key, Bar(2, 2, latent, "inner", "latent"))
-        lanes.stage(Bar(2, 2, type(block.norm).__name__, "chip-norm", "norm"))
+        lanes.stage(queries)
     lanes.stage(_position_bar(block, 0, 1), badges=("rope",))
     if block.temperature:
         lanes.stage(Bar(0, 1, typeset(block.temperature.describe()), "chip", "temperature"), badges=("temperature",))
     lanes.stage(Bar(1, 2, f"KV cache: {block.cache_spec().elements():,} per token", "latent", "cache"))
     expanded = f"keys {block.heads:,} × {block.nope_dim:,}, values {block.heads:,} × {block.v_dim:,}"
     lanes.stage(Bar(2, 2, expanded, "inner", "expanded"))
+    seen = ""
     if isinstance(block, SparseMLA):
-        chosen = f"{block.indexer.k:,} tokens chosen by "
-        chosen += (
-            "an earlier layer's indexer" if block.shares_choice else f"an indexer of {block.indexer.heads:,} heads"
-        )
+        k, own = block.indexer.k, f"an indexer of {block.indexer.heads:,} heads"
+        chosen = f"{k:,} tokens chosen by " + ("an earlier layer's indexer" if block.shares_choice else own)
         lanes.stage(Bar(0, 2, chosen, "chip-window", "chosen"), badges=("indexer",))
-    chosen = f"sees the {block.indexer.k:,} chosen tokens" if isinstance(block, SparseMLA) else ""
-    _attend(lanes, block, 2, [_scale(block.scale)] if block.scale else [], chosen)
-    _output(lanes, 2, block.heads * block.v_dim, region.dim)
-    return lanes.y
+        seen = f"sees the {k:,} chosen tokens"
+    _attend(lanes, block, 2, [_scale(block.scale)] if block.scale else [], seen)
+    return output(lanes, 2, block.heads * block.v_dim)
 
 
 def compressed_attention(block: CompressedAttention, region: Region) -> float:
@@ -147,16 +143,11 @@ def _attend(lanes: Lanes, block: Mixer, last: int, scores: list[str], chosen: st
     lines = wrap_text(", ".join(scores), free)
     height = max(MASK + 10, LINE * (len(lines) + 2) + 2 * PAD)
     x, top = lanes.box(0, last, height)
-    at = Region(region.canvas, x + 6, top + (height - MASK) / 2, width, region.dim, region.place, region.badges)
-    mask(at, cache.reach)
-    at.badge(OF_SCORES, x + width - BADGE - 4, top + height / 2)
-    text = Region(region.canvas, x + MASK + 16, 0, free, region.dim, region.place)
+    mask(replace(region, x=x + 6, y=top + (height - MASK) / 2), cache.reach)
+    region.badge(OF_SCORES, x + width - BADGE - 4, top + height / 2)
+    text = replace(region, x=x + MASK + 16, width=free)
     y = top + (height - LINE * (len(lines) + 2)) / 2 + 11.5
     region.canvas.text(text.x, y, "softmax of q · k, times v", SMALL, text.width, "faint")
     text.at(y + LINE).line(seen, "window", css_class="strong")
     css_class = region.canvas.with_fact("ink", f"{region.place}.scores", ", ".join(scores)) if scores else "ink"
     region.canvas.lines(text.x, y + 2 * LINE, lines, text.width, css_class)
-
-
-def _output(lanes: Lanes, last: int, inner: int, dim: int) -> None:
-    lanes.stage(Bar(0, last, f"output {inner:,} → {dim:,}", "inner", "output"))

@@ -2,11 +2,11 @@
 or the differences from another block that is drawn in full."""
 
 from collections.abc import Iterator
-from copy import copy
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from zoo.blocks import Layer
+from zoo.blocks.layer import Placement
 from zoo.diagram.canvas import Canvas
 from zoo.diagram.insides import inside
 from zoo.diagram.looks import Look
@@ -61,6 +61,15 @@ class Kind(NamedTuple):
     look: Look
 
 
+class Spot(NamedTuple):
+    """A branch of the kind of layer at `position`, which `layers` layers have."""
+
+    position: int
+    role: str
+    branch: Placement
+    layers: int
+
+
 class Drawn(NamedTuple):
     """The form of a block's blow-up: in full, or by its differences from a block that is drawn in full."""
 
@@ -71,28 +80,26 @@ class Drawn(NamedTuple):
 Places = dict[tuple[str, Block], Drawn]  # by a branch's role and its block
 
 
+@dataclass
 class BlowUps:
     """The blow-ups of one drawing. `badges` are the numbers of call-outs about blocks that most layers have and about
     parts that occur once. `elsewhere` are the numbers about the inside of other blocks. `where` sets the place of each
-    block's blow-up; None: it is computed."""
+    block's blow-up; if it is empty, they are computed."""
 
-    def __init__(
-        self,
-        canvas: Canvas,
-        layout: Layout,
-        costs: Costs,
-        kinds: list[Kind],
-        badges: Badges,
-        elsewhere: Badges,
-        with_costs: bool,
-        where: Places | None = None,
-    ) -> None:
-        self.canvas, self.layout, self.costs, self.kinds = canvas, layout, costs, kinds
-        self.badges, self.elsewhere, self.with_costs = badges, elsewhere, with_costs
-        self.spec = costs.spec
-        self.inner = range(0)  # indices of the statements in the last blow-up
-        roles = dict.fromkeys(role for each in kinds for role, _ in each.layer.branches())
-        self.where = where or {key: drawn for role in roles for key, drawn in self._places(role)}
+    canvas: Canvas
+    layout: Layout
+    costs: Costs
+    kinds: list[Kind]
+    badges: Badges
+    elsewhere: Badges
+    with_costs: bool
+    where: Places = field(default_factory=dict)
+    inner = range(0)  # indices of the statements in the last blow-up
+
+    def __post_init__(self) -> None:
+        self.spec = self.costs.spec
+        roles = dict.fromkeys(role for each in self.kinds for role, _ in each.layer.branches())
+        self.where = self.where or {key: drawn for role in roles for key, drawn in self._places(role)}
 
     def _places(self, role: str) -> Iterator[tuple[tuple[str, Block], Drawn]]:
         """Yields the place of each blow-up of a role: the kind of layer to which most layers with this block belong. A
@@ -129,23 +136,24 @@ class BlowUps:
         inside(block, Region(scratch, 0, 0, self.layout.inner_width, self.spec.dim, role))
         return list(scratch.facts)
 
-    def is_blown_up(self, position: int, role: str, block: Block) -> bool:
-        """Whether a block is blown up in this kind of layer."""
-        return self.where[role, block].position == position
+    def is_blown_up(self, spot: Spot) -> bool:
+        """Whether a branch's block is blown up in this kind of layer."""
+        return self.where[spot.role, spot.branch.block].position == spot.position
 
-    def contents(self, x: float, y: float, position: int, role: str, block: Block, layers: int) -> float:
+    def contents(self, x: float, y: float, spot: Spot) -> float:
         """Draws the contents of a blow-up: the inside of its block or its differences from another, and its costs.
         Returns the y below them."""
+        role, block = spot.role, spot.branch.block
         canvas, drawn, first = self.canvas, self.where[role, block], len(self.canvas.statements)
         canvas.facts[f"{role}.block", repr(block)] = None
-        badges = self.badges if self.is_main(position, role) else self.elsewhere
+        badges = self.badges if self.is_main(spot) else self.elsewhere
         region = Region(canvas, x, y, self.layout.inner_width, self.spec.dim, role, badges)
         bottom = inside(block, region) if drawn.like is None else self._variant(region, role, block, drawn)
         self.inner = range(first, len(canvas.statements))
         if not self.with_costs:
             return bottom
         canvas.path(f"M{x} {bottom + 8:g}h{region.width:g}", "rule")
-        return self.costs.cells(canvas, x, bottom + 13, region.width, self.costs.of(block, layers))
+        return self.costs.cells(canvas, x, bottom + 13, region.width, self.costs.of(block, spot.layers))
 
     def _variant(self, region: Region, role: str, block: Block, drawn: Drawn) -> float:
         """Draws a block by its differences from a block that is drawn in full. Returns the y below it."""
@@ -164,14 +172,7 @@ class BlowUps:
         y = title(at, kind(block), (f"as in the layers {below}, but", ""))
         return max(chips(at.at(y), changes), region.y + (MASK if reach else 0))
 
-    def measuring(self) -> Self:
-        """Returns a copy of the blow-ups on another canvas, to measure their heights."""
-        twin = copy(self)
-        twin.canvas = Canvas(0, "", "")
-        twin.badges, twin.elsewhere = Badges(dict(self.badges.numbers)), Badges(dict(self.elsewhere.numbers))
-        return twin
-
-    def is_main(self, position: int, role: str) -> bool:
+    def is_main(self, spot: Spot) -> bool:
         """Whether this kind of layer holds the blow-up of the role's most frequent block."""
-        first = next(drawn for (each, _), drawn in self.where.items() if each == role)
-        return first.position == position
+        first = next(drawn for (role, _), drawn in self.where.items() if role == spot.role)
+        return first.position == spot.position

@@ -1,4 +1,4 @@
-"""A small SVG canvas: shapes and text, the width of a text, and the parts that are stacked into a drawing.
+"""A small SVG canvas: shapes and text, the width of a text, the parts that are stacked into a drawing, and its file.
 
 Text and shapes that state something about a model are drawn with a `place`; the pairs (place, text) are the `facts` of
 the drawing. Elements whose facts another model does not have in the same place can be marked.
@@ -9,13 +9,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from math import ceil
+from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from zoo.diagram.palette import FILE_FONT, Theme, attributes, css
+from zoo.errors import UsageError, require_package
 
 SMALL, LINE = 11.5, 15.0  # font size of text without a size of its own, and the pitch of its lines
+PNG_SCALE = 2.0  # pixels per unit of a drawing
+HEADER = 3  # elements of a document before its shapes: title, desc and style
 
 # Advance widths of DejaVu Sans in hundredths of the font size: the widest face among the usual system fonts.
 _ADVANCES = {
@@ -120,9 +124,8 @@ def structure(text: str) -> str:
 
 
 class Canvas:
-    """An <svg> of this `width` that is being drawn: in `fragment`s below one another, or in one piece with its `height`
-    set.
-    CSS classes are the names in zoo.diagram.palette.RULES."""
+    """An <svg> of this `width` that is being drawn: in fragments below one another, each closed by `end_fragment`, or
+    in one piece with its `height` set. CSS classes are the names in zoo.diagram.palette.RULES."""
 
     def __init__(self, width: float, title: str, description: str) -> None:
         self.root = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "class": "zoo-diagram", "role": "img"})
@@ -135,15 +138,13 @@ class Canvas:
         self._parent = self.root
         self._fragments: list[tuple[Element, float]] = []
 
-    @contextmanager
-    def fragment(self) -> Iterator[list[float]]:
-        """Opens a part of the drawing, drawn from y = 0 down and placed below the earlier parts. Append its height to
-        the list."""
-        height: list[float] = []
-        self._parent = SubElement(self.root, "g")
-        yield height
-        self._fragments.append((self._parent, float(ceil(height[-1]))))
-        self._parent = self.root
+    def end_fragment(self, height: float) -> None:
+        """Makes a fragment of everything drawn since the last one, from y = 0 down to `height`. It is placed below the
+        earlier fragments."""
+        group, start = Element("g"), HEADER + len(self._fragments)
+        group.extend(self.root[start:])
+        self.root[start:] = [group]
+        self._fragments.append((group, float(ceil(height))))
 
     def fragments(self) -> list[Fragment]:
         """Returns the parts drawn so far, from the top, with classes for a page's style sheet."""
@@ -160,7 +161,7 @@ class Canvas:
         size = {"width": _n(self.width), "height": _n(self.height)}
         if self._fragments:
             corners = {"rx": "10"} if theme == "auto" else {}  # a file has no transparent corners
-            self.root.insert(3, Element("rect", {"class": "paper"} | corners | size))
+            self.root.insert(HEADER, Element("rect", {"class": "paper"} | corners | size))
         for label in self.root[:2]:
             label.set("id", f"{prefix}{label.tag}")
         view = {"viewBox": f"0 0 {size['width']} {size['height']}"}
@@ -287,3 +288,20 @@ def _n(number: float) -> str:
 def stretch(rect: Element, bottom: float) -> None:
     """Makes a rectangle end at `bottom`."""
     rect.set("height", _n(bottom - float(rect.get("y", 0))))
+
+
+def encode(drawing: str, path: Path) -> bytes:
+    """Returns the content of the file `path` for a drawing with literal colours (theme "light" or "dark"). PNG has two
+    pixels per unit. Raises UsageError for another suffix, and NotAvailable if the package that draws PNG and PDF is
+    missing."""
+    suffix = path.suffix.lower()
+    if suffix == ".svg":
+        return f"{drawing}\n".encode()
+    if suffix not in (".png", ".pdf"):
+        raise UsageError(f"{path} must end in .svg, .png or .pdf")
+    require_package("vl_convert", "gallery")
+    import vl_convert
+
+    if suffix == ".png":
+        return bytes(vl_convert.svg_to_png(drawing, scale=PNG_SCALE))
+    return bytes(vl_convert.svg_to_pdf(drawing))

@@ -11,12 +11,11 @@ from zoo.blocks import Layer
 from zoo.blocks.layer import Placement
 from zoo.diagram.blow_ups import LAYOUTS, BlowUps, Drawn, Kind, Layout, Places
 from zoo.diagram.canvas import LINE, SMALL, Canvas, Facts, Fragment, text_width, typeset, wrap_text
-from zoo.diagram.flow import branch_name
 from zoo.diagram.looks import draw_pattern, draw_strip, look
 from zoo.diagram.palette import Theme
 from zoo.diagram.parts import Cost, Costs
 from zoo.diagram.region import BADGE, Badges, draw_badge
-from zoo.diagram.rows import Rows
+from zoo.diagram.rows import Rows, branch_name
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import fold, labels
@@ -110,10 +109,7 @@ def marked_elements(
 def callouts(differences: Iterable[Difference]) -> list[Callout]:
     """Returns differences of structure as call-outs."""
     return [
-        (
-            f"{found.part}.{found.detail}" if found.detail else found.part,
-            found.sentence[:1].upper() + found.sentence[1:],
-        )
+        (".".join(filter(None, (found.part, found.detail))), found.sentence[:1].upper() + found.sentence[1:])
         for found in differences
     ]
 
@@ -138,7 +134,7 @@ def fragments(
     """
     options = Options(layout=layout)
     canvas, costs = Canvas(LAYOUTS[layout].width, "", ""), Costs(spec, options.context, options.dtype)
-    draw(Rows(BlowUps(canvas, LAYOUTS[layout], costs, [], Badges({}), Badges({}), with_costs=False, where=where)))
+    draw(Rows(BlowUps(canvas, LAYOUTS[layout], costs, [], Badges({}), Badges({}), False, where or {})))
     return canvas.fragments()
 
 
@@ -180,24 +176,20 @@ def _draw_with(
     pattern = folded([names[layer] for layer in spec.layers])
     layout = LAYOUTS[options.layout]
     canvas = Canvas(layout.width, title, _description(spec, names, pattern, options))
-    badges, elsewhere = Badges.of(main), Badges.of(others)
+    badges, elsewhere = Badges(dict(main)), Badges(dict(others))
     costs = Costs(spec, options.context, options.dtype)
-    with canvas.fragment() as height:
-        y = _draw_title(canvas, layout, title, options.subtitle)
-        height.append(_draw_figures(canvas, layout, spec, options, y + 8))
-    with canvas.fragment() as height:
-        height.append(_draw_layers(canvas, layout, spec, pattern, badges))
+    y = _draw_title(canvas, layout, title, options.subtitle)
+    canvas.end_fragment(_draw_figures(canvas, layout, spec, options, y + 8))
+    canvas.end_fragment(_draw_layers(canvas, layout, spec, pattern, badges))
     rows = Rows(BlowUps(canvas, layout, costs, kinds, badges, elsewhere, options.costs))
     before_layers(rows)
     for position in range(len(kinds)):
         rows.layer(position)
     after_layers(rows)
     if options.callouts or options.heading:
-        with canvas.fragment() as height:
-            height.append(_draw_callouts(canvas, layout, options))
-    with canvas.fragment() as height:
-        height.append(_draw_notes(canvas, layout, options, compared))
-    return canvas, badges.left() | elsewhere.left()
+        canvas.end_fragment(_draw_callouts(canvas, layout, options))
+    canvas.end_fragment(_draw_notes(canvas, layout, options, compared))
+    return canvas, {*badges.left, *elsewhere.left}
 
 
 def _printable(text: str) -> str:

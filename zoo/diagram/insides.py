@@ -1,6 +1,7 @@
 """Drawings of the inside of a block. `inside` has a function for each known kind. For another kind it draws the name,
 the description and the states."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import singledispatch
 
@@ -21,8 +22,7 @@ from zoo.blocks import (
 from zoo.costs import State
 from zoo.diagram.attention import compressed_attention, grouped_query_attention, latent_attention
 from zoo.diagram.canvas import LINE, SMALL, typeset, wrap_text
-from zoo.diagram.recurrence import delta_rule, short_convolution, state_space
-from zoo.diagram.region import ARROW, Bar, Lanes, Region, chips, example_choice, experts, kind, title
+from zoo.diagram.region import ARROW, Bar, Lanes, Region, chips, example_choice, experts, heads, kind, output, title
 from zoo.registry import Mixer, Spec, stated
 
 FUNNEL = 24.0  # height of a linear map between two widths
@@ -36,7 +36,7 @@ def inside(block: Spec, region: Region) -> float:
 
 
 def _described(region: Region, block: Spec) -> float:
-    """A block's kind and its description; returns the y below them."""
+    """Draws a block's kind and its description. Returns the y below them."""
     y = title(region, kind(block)) + 6
     description = typeset(block.describe())
     css_class = region.canvas.with_fact("ink", f"{region.place}.description", block.describe())
@@ -65,10 +65,6 @@ def _state_bar(column: int, state: State) -> Bar:
 inside.register(GQA)(grouped_query_attention)
 inside.register(MLA)(latent_attention)
 inside.register(CompressedAttention)(compressed_attention)
-inside.register(GatedDeltaNet)(delta_rule)
-inside.register(KDA)(delta_rule)
-inside.register(Mamba2)(state_space)
-inside.register(ShortConv)(short_convolution)
 
 
 @inside.register
@@ -152,17 +148,91 @@ def _experts(lanes: Lanes, block: MoE) -> float:
 def _expert_widths(block: MoE, dim: int) -> list[tuple[str, str]]:
     """Returns descriptions of an expert, and of the shared expert if it differs, each as (text, fact)."""
     inner = block.latent or dim
-    lines = [(f"each expert: {_name(block.expert)}, {_widths(block.expert, inner)}", "expert")]
+    lines = [(f"each expert: {_kind(block.expert)}, {_widths(block.expert, inner)}", "expert")]
     shared = block.shared
     if shared and (shared != block.expert or inner != dim):
-        lines.append((f"shared: {_name(shared)}, {_widths(shared, dim)}", "shared expert"))
+        lines.append((f"shared: {_kind(shared)}, {_widths(shared, dim)}", "shared expert"))
     return lines
 
 
-def _name(block: FeedForward) -> str:
-    """Returns the kind of a feed-forward, without its width: SwiGLU, gated SwiGLU, MLP with squared ReLU."""
+def _kind(block: Spec) -> str:
+    """Returns the kind that a block states, without its sizes: gated SwiGLU, MLP with squared ReLU."""
     return typeset(str(stated(block)["kind"]))
 
 
 def _widths(block: FeedForward, dim: int) -> str:
     return f"{dim:,} → {block.width:,} → {dim:,}"
+
+
+# Mixers that keep a state.
+
+Column = tuple[str, int, str]  # label, number of heads (0: none), their class
+
+
+@inside.register
+def _(block: GatedDeltaNet | KDA, region: Region) -> float:
+    """Draws queries, keys, values, and a token's update of the state."""
+    if isinstance(block, KDA):
+        key_heads, value_heads, widths = block.heads, block.heads, f"each {block.head_dim:,} wide"
+        decay, gate, state = "by channel", "sigmoid", (block.heads, block.head_dim, block.head_dim)
+    else:
+        key_heads, value_heads, decay, gate = block.key_heads, block.value_heads, "by head", "silu"
+        widths = f"keys {block.key_dim:,} wide, values {block.value_dim:,}"
+        state = (block.value_heads, block.key_dim, block.value_dim)
+    shared = f" on {key_heads:,} key heads" if key_heads < value_heads else ""
+    y = title(region, _kind(block), (f"{value_heads:,} heads{shared}", "heads"), (widths, "widths"))
+    columns = ("queries", key_heads, "queries"), ("keys", key_heads, "keys"), ("values", value_heads, "keys")
+    lanes = _columns(region.at(y), (*columns, ("decay, β", 0, decay)), (1, 1, 1.1, 1.3))
+    lanes.stage(Bar(0, 2, f"convolution over {block.conv:,} tokens", "latent", "conv"))
+    lanes.stage(Bar(0, 1, "L2-normalised", "chip-norm", "lengths"))
+    _state(lanes, 3, state, "decays, then writes v at k with strength β")
+    norm = f"{type(block.norm).__name__}, × {gate} of a gate"
+    lanes.stage(Bar(0, 3, norm, "chip-norm", "norm"))
+    return output(lanes, 3, state[0] * state[2])
+
+
+@inside.register
+def _(block: Mamba2, region: Region) -> float:
+    """Draws a token's input (x), write (B) and read (C) vectors of the state, and its time step."""
+    groups = (f"in {block.groups:,} groups", "groups") if block.groups > 1 else ("B and C shared by all", "groups")
+    widths = f"each {block.head_dim:,} wide"
+    y = title(region, _kind(block), (f"{block.heads:,} heads", "heads"), (widths, "widths"), groups)
+    columns = ("x", block.heads, "keys"), ("B", block.groups, "keys"), ("C", block.groups, "queries")
+    lanes = _columns(region.at(y), (*columns, ("time step", 0, "by head")), (1.6, 0.8, 0.8, 1))
+    lanes.stage(Bar(0, 2, f"convolution over {block.conv:,} tokens", "latent", "conv"))
+    if block.min_step:
+        lanes.stage(Bar(3, 3, f"at least {block.min_step:g}", "chip", "min step"))
+    _state(lanes, 3, (block.heads, block.head_dim, block.state), "decays by the time step, adds x at B, is read at C")
+    lanes.stage(Bar(0, 3, "plus D x, × silu of a gate, RMSNorm", "chip-norm", "norm"))
+    return output(lanes, 3, block.heads * block.head_dim)
+
+
+@inside.register
+def _(block: ShortConv, region: Region) -> float:
+    """Draws a convolution between two gates."""
+    y = title(region, "Short convolution", (f"{block.channels:,} channels", "channels"))
+    lanes = Lanes(region.at(y), (1, 1, 1))
+    lanes.stage(*(Bar(i, i, name, "inner", "projections") for i, name in enumerate(("u", "B", "C"))))
+    lanes.stage(Bar(0, 1, "B u", "chip", "gate before"))
+    lanes.stage(Bar(0, 1, f"convolution over {block.conv:,} tokens", "latent", "conv"))
+    lanes.stage(Bar(0, 2, "× C", "chip", "gate after"))
+    return output(lanes, 2, block.channels)
+
+
+def _columns(region: Region, columns: Sequence[Column], shares: Sequence[float]) -> Lanes:
+    """Draws a label for each column, and below it a box for each head, or words."""
+    lanes = Lanes(region, shares)
+    for i, (label, number, what) in enumerate(columns):
+        x, width = lanes.columns[i]
+        region.canvas.text(x + width / 2, region.y + 9, label, SMALL, width, "ink", "middle")
+        if number:
+            lanes.taken(i, i, heads(replace(region, x=x, y=region.y + 14, width=width), number, number, what))
+        else:
+            region.canvas.text(x + width / 2, region.y + 24, what, SMALL, width, "faint", "middle")
+            lanes.taken(i, i, region.y + 28)
+    return lanes
+
+
+def _state(lanes: Lanes, last: int, shape: tuple[int, int, int], change: str) -> None:
+    sizes = " × ".join(f"{size:,}" for size in shape)
+    lanes.stage(Bar(0, last, f"state {sizes}: {change}", "latent", "state"), badges=("state",))

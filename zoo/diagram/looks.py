@@ -56,11 +56,6 @@ def _reach(layer: Layer, spec: Decoder) -> str:
     return "reach-nope" if has_none else "reach-full"
 
 
-def draw_look(canvas: Canvas, x: float, y: float, width: float, height: float, layer: Look) -> None:
-    """Draws a bar in two tones, attention above and feed-forward below."""
-    _draw_bars(canvas, y, height, [(x, width, layer)])
-
-
 def draw_strip(canvas: Canvas, spec: Decoder, x: float, y: float, width: float, height: float) -> None:
     """Draws all layers from the first to the last. If they are too many for gaps, equal neighbours are one bar."""
     pitch = width / len(spec.layers)
@@ -69,11 +64,12 @@ def draw_strip(canvas: Canvas, spec: Decoder, x: float, y: float, width: float, 
     for run in [[each] for each in looks] if gap else [list(run) for _, run in groupby(looks)]:
         bars.append((x, len(run) * pitch - gap, run[0]))
         x += len(run) * pitch
-    _draw_bars(canvas, y, height, bars)
+    draw_looks(canvas, y, height, bars)
 
 
-def _draw_bars(canvas: Canvas, y: float, height: float, bars: Sequence[tuple[float, float, Look]]) -> None:
-    """Draws bars, each given by its left edge, width and look. Bars of one colour are one path."""
+def draw_looks(canvas: Canvas, y: float, height: float, bars: Sequence[tuple[float, float, Look]]) -> None:
+    """Draws bars in two tones, attention above and feed-forward below, each given by its left edge, width and look.
+    Bars of one colour are one path."""
     upper = round(height * 0.6)
     boxes: dict[str, list[tuple[float, float, float, float]]] = {}
     for x, width, layer in bars:

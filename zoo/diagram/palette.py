@@ -6,10 +6,9 @@ often neither variables nor selectors.
 """
 
 import re
-from collections.abc import Iterable
 from functools import cache
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 from zoo.costs import Chunk, Full, Reach, Window
 
@@ -111,60 +110,40 @@ _COLOUR = re.compile(r"@([\w-]+)")
 
 
 def palette() -> dict[str, tuple[str, str]]:
-    """Name of a colour -> its (light, dark) form: PALETTE, and the colours of kinds of Reach that are added later."""
-    return _palette(*_kinds())
-
-
-def _kinds() -> Iterable[Any]:
-    return Reach.kinds.values()
-
-
-@cache
-def _palette(*kinds: Any) -> dict[str, tuple[str, str]]:
-    return PALETTE | {f"reach-{kind.name}": kind.colours for kind in kinds}
+    """Returns name of a colour -> its (light, dark) form: PALETTE, and the colours of kinds of Reach added later."""
+    return PALETTE | {f"reach-{kind.name}": kind.colours for kind in Reach.kinds.values()}
 
 
 def rules() -> dict[str, str]:
-    """Style class -> its declarations: RULES, and those of the looks of layers."""
-    return _rules(*_kinds())
-
-
-@cache
-def _rules(*kinds: Any) -> dict[str, str]:
-    looks = (name for name in _palette(*kinds) if name.startswith(("reach-", "ffn-")) and name != "ffn-edge")
+    """Returns style class -> its declarations: RULES, and those of the looks of layers."""
+    looks = (name for name in palette() if name.startswith(("reach-", "ffn-")) and name != "ffn-edge")
     return RULES | {name: f"fill:@{name}" for name in looks}
 
 
 def colours(dark: bool = False) -> str:
-    """CSS declarations of the light or the dark theme's variables, for a page that lets its reader choose one."""
+    """Returns CSS declarations of the light or the dark theme's variables, for a page whose reader chooses one."""
     return ";".join(f"--zoo-{name}:{pair[dark]}" for name, pair in palette().items())
 
 
 def css() -> str:
-    """The style sheet, the same for every diagram. Declarations have the light colour, and again the variable, for
-    programs that support style sheets and no variables."""
-    return _css(*_kinds())
-
-
-@cache
-def _css(*kinds: Any) -> str:
-    selectors = {f".{name}": rule for name, rule in _rules(*kinds).items()}
+    """Returns the style sheet, the same for every diagram. Declarations have the light colour, and again the variable,
+    for programs that support style sheets and no variables."""
+    selectors = {f".{name}": rule for name, rule in rules().items()}
     selectors |= {f"{tag}.{mark}": rule for (tag, mark), rule in MARKS.items()}
     dark = f"@media(prefers-color-scheme:dark){{:where(.zoo-diagram){{{colours(dark=True)}}}}}"
     base = f".zoo-diagram{{font-family:{FONT}}}.zoo-diagram text{{font-variant-numeric:tabular-nums}}"
     sheet = [f":where(.zoo-diagram){{{colours()}}}", dark, base]
     for selector, rule in selectors.items():
-        light = _literal(rule, dark=False).split(";")
-        variable = _COLOUR.sub(r"var(--zoo-\1)", rule).split(";")
-        both = dict.fromkeys(chain.from_iterable(zip(light, variable, strict=True)))
+        light, variable = _literal(rule, dark=False), _COLOUR.sub(r"var(--zoo-\1)", rule)
+        both = dict.fromkeys(chain.from_iterable(zip(light.split(";"), variable.split(";"), strict=True)))
         sheet.append(f".zoo-diagram {selector}{{{';'.join(both)}}}")
     return "\n".join(sheet)
 
 
+@cache
 def attributes(tag: str, css_classes: str, dark: bool) -> dict[str, str]:
     """Returns the style of an element of these classes, as presentation attributes with literal colours."""
-    classes = css_classes.split()
-    known = rules()
+    known, classes = rules(), css_classes.split()
     found = [known[name] for name in classes if name in known]
     found += [MARKS[tag, name] for name in classes if (tag, name) in MARKS]
     declarations = (each.partition(":") for rule in found for each in _literal(rule, dark).split(";"))
@@ -172,4 +151,5 @@ def attributes(tag: str, css_classes: str, dark: bool) -> dict[str, str]:
 
 
 def _literal(rule: str, dark: bool) -> str:
-    return _COLOUR.sub(lambda found: palette()[found[1]][dark], rule)
+    known = palette()
+    return _COLOUR.sub(lambda found: known[found[1]][dark], rule)

@@ -46,19 +46,10 @@ class Costs:
         self.spec, self.context, self.dtype = spec, context, dtype
 
     @cached_property
-    def params(self) -> int:
-        """The model's parameters."""
-        return self.spec.params()
-
-    @cached_property
-    def flops(self) -> int:
-        """The model's FLOPs for one new token."""
-        return self.spec.flops(self.context - 1, 1)
-
-    @cached_property
-    def kv(self) -> int:
-        """The model's cache in bytes."""
-        return self.spec.kv_bytes(self.context, dtype=self.dtype)
+    def totals(self) -> tuple[int, int, int]:
+        """The model's parameters, bytes of cache, and FLOPs for one new token."""
+        cache = self.spec.kv_bytes(self.context, dtype=self.dtype)
+        return self.spec.params(), cache, self.spec.flops(self.context - 1, 1)
 
     def of(self, block: Block, layers: int) -> Cost:
         """Returns the total cost of a block, a branch or a whole layer over `layers` layers."""
@@ -82,22 +73,16 @@ class Costs:
         with details below. Returns the y below them."""
         kept = cost.state + cost.kv * (self.context if cost.limit is None else min(cost.limit, self.context))
         kept += round(cost.entries * self.context)
-        share = cost.flops / self.flops
-        cells = (  # class of the bar, whether there is any, share, figure, its label, details
-            (
-                "params",
-                cost.params,
-                cost.params / self.params,
-                format_count(cost.params),
-                "parameters",
-                _param_details(cost),
-            ),
-            ("kv", kept, kept / (self.kv or 1), _cache_figure(cost), _cache_unit(cost), _cache_details(cost)),
-            ("flops", cost.flops, share, _percent(share), "of FLOPs", self._flop_details(cost)),
+        params, cache, flops = self.totals
+        scores = [f"scores {_percent(cost.scores / flops)}"] if cost.scores else []
+        cells = (  # class of the bar, its share, figure, label, details
+            ("params", cost.params / params, format_count(cost.params), "parameters", _param_details(cost)),
+            ("kv", kept / (cache or 1), _cache_figure(cost), _cache_unit(cost), _cache_details(cost)),
+            ("flops", cost.flops / flops, _percent(cost.flops / flops), "of FLOPs", scores),
         )
         step, lowest = (width + 14) / len(cells), y + CELL
-        for i, (css_class, some, share, figure, what, details) in enumerate(cells):
-            if not some:
+        for i, (css_class, share, figure, what, details) in enumerate(cells):
+            if not share:
                 continue
             left, room = x + i * step, step - 14
             in_line = text_width(f"{figure} {what}", SMALL) <= room
@@ -108,9 +93,6 @@ class Costs:
             lines = [line for text in below for line in wrap_text(text, room)]
             lowest = max(lowest, canvas.lines(left, y + CELL + 7, lines, room, "faint") - 7)
         return lowest
-
-    def _flop_details(self, cost: Cost) -> list[str]:
-        return [f"scores {_percent(cost.scores / self.flops)}"] if cost.scores else []
 
 
 def _param_details(cost: Cost) -> list[str]:

@@ -3,12 +3,12 @@ boxes of heads, grids of experts, chips. Each shape fills its `Region` from the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from math import gcd
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from zoo.blocks import Router
 from zoo.costs import Reach
@@ -46,7 +46,7 @@ class Region:
 
     def badges_width(self, names: Sequence[str]) -> float:
         """Returns the width of the numbers of call-outs about these parts."""
-        numbers = [number for name in names for number in (self.badges.numbers.get(name, []) if self.badges else [])]
+        numbers = self.badges.about(names) if self.badges else []
         return len(numbers) * 2.2 * BADGE + 3 if numbers else 0.0
 
     def badge(self, names: Sequence[str], x: float, y: float) -> None:
@@ -57,23 +57,18 @@ class Region:
 
 @dataclass(frozen=True)
 class Badges:
-    """Numbers of call-outs, by the name of their part."""
+    """Numbers of call-outs that have not been drawn yet, each with the name of its part."""
 
-    numbers: dict[str, list[int]]
+    left: dict[int, str]
 
-    @classmethod
-    def of(cls, parts: Mapping[int, str]) -> Self:
-        """Returns the badges for a mapping from each number to its part."""
-        return cls({part: [n for n, other in parts.items() if other == part] for part in parts.values()})
-
-    def left(self) -> set[int]:
-        """The numbers that have not been drawn yet."""
-        return {number for numbers in self.numbers.values() for number in numbers}
+    def about(self, names: Sequence[str]) -> list[int]:
+        """Returns the numbers about some parts, the largest first."""
+        return sorted((number for number, part in self.left.items() if part in names), reverse=True)
 
     def draw(self, canvas: Canvas, names: Sequence[str], x: float, y: float) -> None:
         """Draws the numbers of some parts in circles side by side, the last around (x, y), each number once."""
-        numbers = [number for name in names for number in self.numbers.pop(name, [])]
-        for i, number in enumerate(sorted(numbers, reverse=True)):
+        for i, number in enumerate(self.about(names)):
+            del self.left[number]
             draw_badge(canvas, number, x - i * 2.2 * BADGE, y)
 
 
@@ -139,10 +134,9 @@ class Lanes:
             self.reserve(bar.first, bar.last, top)
             canvas.rect(x, top, width, height, canvas.with_fact(bar.css_class, place, bar.text), 5)
             draw_lines(self.region, x, top, width, lines, bar.fact, bar.text)
-            self._end(bar.first, bar.last, top + height)
+            self.taken(bar.first, bar.last, top + height)
             if bar is bars[0]:
                 self.region.badge(badges, x + width - BADGE - 3, top + height / 2)
-        self.y = max(start for start in self.starts if start is not None)
 
     def box(self, first: int, last: int, height: float) -> tuple[float, float]:
         """Draws an empty box across some columns, below their earlier boxes. Returns its left edge and its top."""
@@ -156,11 +150,8 @@ class Lanes:
 
     def taken(self, first: int, last: int, bottom: float) -> None:
         """Records that some columns have been drawn down to `bottom`."""
-        self._end(first, last, bottom)
-        self.y = max(self.y, bottom)
-
-    def _end(self, first: int, last: int, bottom: float) -> None:
         self.starts[first : last + 1] = [bottom] * (last + 1 - first)
+        self.y = max(self.y, bottom)
 
 
 def draw_lines(region: Region, x: float, top: float, width: float, lines: Sequence[str], fact: str, text: str) -> None:
@@ -192,7 +183,7 @@ def title(region: Region, name: str, *details: tuple[str, str], fact: str = "kin
 
 
 def mask(region: Region, reach: Reach) -> None:
-    """The tokens (columns) that each token (row) sees: a reach with a limit is drawn as one of three tokens."""
+    """Draws the tokens (columns) that each token (row) sees, a limited reach as if its limit were three tokens."""
     canvas, cells = region.canvas, 8
     side = (MASK - 2) / cells
     css_class = canvas.with_fact("unseen", f"{region.place}.reach", reach.describe())
@@ -285,3 +276,9 @@ def chips(region: Region, texts: Sequence[tuple[str, str]]) -> float:
 def kind(block: Spec) -> str:
     """Returns the usual name of a block."""
     return block.names()[0]
+
+
+def output(lanes: Lanes, last: int, inner: int) -> float:
+    """Draws the output map of a block, over the columns up to `last`. Returns the y below it."""
+    lanes.stage(Bar(0, last, f"output {inner:,} → {lanes.region.dim:,}", "inner", "output"))
+    return lanes.y

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -153,55 +153,59 @@ def _axes(side: str) -> list[list[str]]:
     return [group.strip("()").split() for group in re.findall(r"\([^)]*\)|\S+", side)]
 
 
-class FusedQKV(Rule):
-    """One stored tensor with the rows of the queries, then those of the keys, then those of the values."""
-
-    def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
-        assert layer is not None
-        assert isinstance(layer.mixer, GQA)
-        heads, groups, width = layer.mixer.heads, layer.mixer.kv_heads, layer.mixer.head_dim
-        return stored[0].split([heads * width, groups * width, groups * layer.mixer.value_dim])
-
-    def write(self, parameters: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
-        return [torch.cat([parameter.detach() for parameter in parameters])]
-
-
 @dataclass(frozen=True)
 class PackedRows(Rule):
     """One stored tensor with the rows of all parameters, one group of heads after the other.
 
-    The mixer's field `groups` holds the number of groups. `sections` returns, for a mixer, the number of rows in each
-    section of each parameter, over all groups. A parameter holds one section of all groups, then the next. A group of
-    the stored tensor holds its share of every section.
+    The mixer's field `groups` holds the number of groups (None: one). `sections` returns, for a mixer, the number of
+    rows in each section of each parameter, over all groups. A parameter holds one section of all groups, then the next.
+    A group of the stored tensor holds its share of every section.
     """
 
-    groups: str
+    groups: str | None
     sections: Callable[[Any], tuple[tuple[int, ...], ...]]
 
-    def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+    def _shape(self, layer: Layer | None) -> tuple[int, tuple[tuple[int, ...], ...]]:
+        """Returns the number of groups, and the rows in each section of each parameter."""
         assert layer is not None
-        groups, sections = getattr(layer.mixer, self.groups), self.sections(layer.mixer)
+        return getattr(layer.mixer, self.groups) if self.groups else 1, self.sections(layer.mixer)
+
+    def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
+        groups, sections = self._shape(layer)
         shares = [rows // groups for each in sections for rows in each]
         pieces = iter(stored[0].unflatten(0, (groups, -1)).split(shares, dim=1))
-        return [torch.cat([next(pieces).flatten(0, 1) for _ in each]) for each in sections]
+        parameters = ([next(pieces).flatten(0, 1) for _ in each] for each in sections)
+        # One section of one group stays a view of the file.
+        return [torch.cat(each) if len(each) > 1 else each[0] for each in parameters]
 
     def write(self, parameters: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
-        assert layer is not None
-        groups, sections = getattr(layer.mixer, self.groups), self.sections(layer.mixer)
+        groups, sections = self._shape(layer)
         pairs = zip(parameters, sections, strict=True)
         pieces = [piece.unflatten(0, (groups, -1)) for rows, each in pairs for piece in rows.detach().split(each)]
         return [torch.cat(pieces, dim=1).flatten(0, 1)]
 
 
+def fused_qkv(checkpoint_name: str) -> PackedRows:
+    """Returns the rule for one stored tensor with the rows of the queries, then of the keys, then of the values."""
+    names = ("attn.block.q", "attn.block.k", "attn.block.v")
+    return PackedRows(names, checkpoint_name, None, _qkv_rows)
+
+
+def _qkv_rows(attn: GQA) -> tuple[tuple[int, ...], ...]:
+    return (attn.heads * attn.head_dim,), (attn.kv_heads * attn.head_dim,), (attn.kv_heads * attn.value_dim,)
+
+
 @dataclass(frozen=True)
 class PairedRows(Rule):
-    """The rows of each head are `plain` ones (None: none), then `rotary` ones, counted by the mixer's fields of these
-    names. The checkpoint rotates rows 2j and 2j + 1 as a pair, the module rows j and j + half."""
+    """The checkpoint rotates rows 2j and 2j + 1 of each head as a pair, the module rows j and j + half.
 
-    plain: str | None
-    rotary: str
+    `widths` returns, for a mixer, the number of a head's rows before the rotary ones, of the rotary ones, and of those
+    behind. With `axis` -1 the columns are paired: of a matrix that multiplies the output of heads, or of a bias on
+    their elements.
+    """
 
-    axis: ClassVar[int] = 0
+    widths: Callable[[Any], tuple[int, int, int]]
+    axis: int = field(default=0, kw_only=True)
 
     def read(self, stored: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
         rows = stored[0]
@@ -214,36 +218,17 @@ class PairedRows(Rule):
     def _order(self, rows: int, layer: Layer | None) -> Tensor:
         """Returns the checkpoint's row for each row of the parameter, (rows,)."""
         assert layer is not None
-        first, rotary, last = self._widths(layer.mixer)
-        heads = rearrange(torch.arange(rows), "(h rows) -> h rows", rows=first + rotary + last)
-        before, moved, after = heads.split([first, rotary, last], dim=1)
+        widths = self.widths(layer.mixer)
+        before, moved, after = torch.arange(rows).view(-1, sum(widths)).split(widths, dim=1)
         return torch.cat([before, rearrange(moved, "h (pair side) -> h (side pair)", side=2), after], dim=1).flatten()
-
-    def _widths(self, mixer: Any) -> tuple[int, int, int]:
-        """Returns the number of a head's rows before the rotary ones, of the rotary ones, and of those behind."""
-        return getattr(mixer, self.plain) if self.plain else 0, getattr(mixer, self.rotary), 0
-
-
-class PairedColumns(PairedRows):
-    """The columns of each head are paired as in `PairedRows`: of a matrix that multiplies the output of heads, or of a
-    bias on their elements."""
-
-    axis = -1
 
     def stored_rows(
         self, parameter: int, dim: int, rows: Tensor, shape: Sequence[int], layer: Layer | None
     ) -> tuple[int, Tensor]:
+        if not self.axis:
+            return super().stored_rows(parameter, dim, rows, shape, layer)
         assert dim < len(shape) - 1, "columns are moved inside heads"
         return dim, rows
-
-
-@dataclass(frozen=True)
-class PairedIndexRows(PairedRows):
-    """In each head of the mixer's indexer, the first `rotary` rows are paired, and the others follow."""
-
-    def _widths(self, mixer: Any) -> tuple[int, int, int]:
-        rotary = getattr(mixer, self.rotary)
-        return 0, rotary, mixer.indexer.head_dim - rotary
 
 
 @dataclass(frozen=True)
@@ -289,6 +274,15 @@ Rules = tuple[Rule | Skipped | LayerPrefix | ReadAs, ...]
 
 GATE_UP = ("ffn.block.experts.gate", "ffn.block.experts.up")
 GLU_NAMES = ("gate", "up", "down")
+NUMBERED = dict(gate="w1", up="w3", down="w2")  # the names of a GLU's matrices in many releases
+
+
+def stacked_gate_up(checkpoint_name: str, experts: str = "ffn.block.experts") -> Rearranged:
+    """Returns the rule for one tensor of all experts, each with the rows of gate and then those of up."""
+    names = (f"{experts}.gate", f"{experts}.up")
+    return Rearranged(names, checkpoint_name, "e (gate_up hidden) dim -> gate_up e hidden dim")
+
+
 COMMON: Rules = (
     LayerPrefix("model.layers."),
     Rename("embed", "model.embed_tokens"),
@@ -305,7 +299,7 @@ COMMON: Rules = (
     Rename("ffn.block.router", "mlp.gate"),
     # One tensor per expert in released files; one for all experts in files that transformers 5 writes of its modules.
     *(Stacked(f"ffn.block.experts.{name}", f"mlp.experts.{{e}}.{name}_proj.weight") for name in GLU_NAMES),
-    Rearranged(GATE_UP, "mlp.experts.gate_up_proj", "e (gate_up hidden) dim -> gate_up e hidden dim"),
+    stacked_gate_up("mlp.experts.gate_up_proj"),
     Rename("ffn.block.experts.down", "mlp.experts.down_proj"),
     # Multimodal wrappers: only the text part is loaded.
     Skipped("vision_tower.*", "the vision tower"),

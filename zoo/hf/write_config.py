@@ -48,8 +48,8 @@ def _floats(kind: type[Spec]) -> frozenset[str]:
 
 
 def common_fields(spec: Decoder, eps: str = EPS, **names: str) -> ConfigFields:
-    """Returns the fields that every config has, except those of its blocks: the inverse of `Config.common` (with the
-    same `names`) and `Config.rope`."""
+    """Returns the fields that every config has, except those of its blocks: the inverse of `Config.common` with the
+    same `names`."""
     names = COMMON | names
     common = {
         names["vocab"]: spec.vocab,
@@ -58,13 +58,14 @@ def common_fields(spec: Decoder, eps: str = EPS, **names: str) -> ConfigFields:
         eps: float(spec.norm.eps),
         "tie_word_embeddings": spec.tied,
     }
-    return common | ({names["context"]: spec.context} if spec.context else {}) | rope_fields(spec)
+    return common | ({names["context"]: spec.context} if spec.context else {})
 
 
 def dense_fields(spec: Decoder) -> ConfigFields:
-    """Returns `common_fields`, and the fields of grouped-query attention and a dense feed-forward: the inverse of
-    `Config.dense`."""
-    return common_fields(spec) | fields_of(spec, GQA, **HEADS) | fields_of(spec, GLU, hidden="intermediate_size")
+    """Returns `common_fields`, and the fields of grouped-query attention, its positions and a dense feed-forward: the
+    inverse of `Config.dense`."""
+    blocks = fields_of(spec, GQA, **HEADS) | fields_of(spec, GLU, hidden="intermediate_size")
+    return common_fields(spec) | rope_fields(spec) | blocks
 
 
 def mixture_fields(spec: Decoder, experts: str, hidden: str, shared: str | None = None) -> ConfigFields:

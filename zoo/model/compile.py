@@ -19,7 +19,7 @@ from zoo.blocks.layer import LayerOutput, run_layer
 from zoo.core import inductor
 from zoo.core.cache import Cache
 from zoo.core.forward_context import ForwardContext, LayerCache
-from zoo.kernels import decide_for
+from zoo.kernel_choice import decide_for
 from zoo.model.guards import ModelGuard, has_hooks, has_opaque_parameters, is_as_built, parameter_facts
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.blocks.layer import ResidualBranch
-from zoo.core.devices import allocating
 from zoo.model.module import Model
+from zoo.model.module import fill_buffers as fill_buffers
 
 
 @torch.no_grad()
@@ -60,24 +60,6 @@ def drawn(module: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
                     start = start.to(torch.promote_types(value.dtype, torch.float32)) + (gains[weight] - 1.0)
                 value.copy_(start)
             yield (f"{path}.{name}" if path else name), value
-
-
-def fill_buffers(model: Model, device: str | torch.device = "cpu", every: bool = False) -> None:
-    """Gives buffers that no checkpoint holds their values in a fresh model: buffers without memory, or `every` such
-    buffer. The fresh parameters are allocated but not written, so they take no memory."""
-    spec, parts = model.spec, [*zip(model.spec.layers, model.layers, strict=True), (model.spec.norm, model.norm)]
-    for block, module in parts:
-        wanted = [
-            (parent, name, f"{path}.{name}".lstrip("."))
-            for path, parent in module.named_modules()
-            for name, buffer in parent.named_buffers(recurse=False)
-            if (buffer.is_meta or every) and name not in getattr(parent, "stored_buffers", ())
-        ]
-        if wanted:
-            with allocating("cpu", model.embed.weight.dtype):
-                fresh = block.build(spec.dim)
-            for parent, name, path in wanted:
-                setattr(parent, name, fresh.get_buffer(path).to(device))
 
 
 def _residual_scales(module: nn.Module) -> dict[Tensor, float]:

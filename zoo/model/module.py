@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.blocks.layer import run_layer
 from zoo.core.cache import Cache, NoCache, prepare_forward
+from zoo.core.devices import allocating
 from zoo.core.forward_context import ForwardContext, LayerCache, recordings
 from zoo.core.ops.linear import Linear, linear
 from zoo.errors import UsageError
@@ -321,6 +322,24 @@ class Model(nn.Module):
         """Returns all tokens of `stream` at once, (batch, new). The arguments are those of `stream`."""
         options = temperature, top_k, top_p, seed, stop, cache, inputs_embeds
         return torch.stack(list(self.stream(tokens, max_new_tokens, *options)), dim=1)
+
+
+def fill_buffers(model: Model, device: str | torch.device = "cpu", every: bool = False) -> None:
+    """Gives buffers that no checkpoint holds their values in a fresh model: buffers without memory, or `every` such
+    buffer. The fresh parameters are allocated but not written, so they take no memory."""
+    spec, parts = model.spec, [*zip(model.spec.layers, model.layers, strict=True), (model.spec.norm, model.norm)]
+    for block, module in parts:
+        wanted = [
+            (parent, name, f"{path}.{name}".lstrip("."))
+            for path, parent in module.named_modules()
+            for name, buffer in parent.named_buffers(recurse=False)
+            if (buffer.is_meta or every) and name not in getattr(parent, "stored_buffers", ())
+        ]
+        if wanted:
+            with allocating("cpu", model.embed.weight.dtype):
+                fresh = block.build(spec.dim)
+            for parent, name, path in wanted:
+                setattr(parent, name, fresh.get_buffer(path).to(device))
 
 
 def _can_replay(functions: ForwardFunctions, given: Tensor, cache: Cache) -> bool:

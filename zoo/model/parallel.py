@@ -19,10 +19,10 @@ from zoo.blocks.expert_parallel import expert_parallel, has_whole_experts
 from zoo.core.collectives import Group, gathered_columns, read_by_all, summed
 from zoo.core.devices import allocating
 from zoo.errors import UsageError
-from zoo.kernels import decide_for
+from zoo.kernel_choice import decide_for
 from zoo.model.decoder import Decoder
-from zoo.model.initialisation import drawn, fill_buffers
-from zoo.model.module import Model
+from zoo.model.initialisation import drawn
+from zoo.model.module import Model, fill_buffers
 from zoo.registry import Spec
 from zoo.sharding import Cuts, Divide, FirstRankOnly, cut_of
 

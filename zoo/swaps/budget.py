@@ -15,39 +15,34 @@ Cost = Callable[[Decoder], int]
 STEPS = 64  # steps of the common factor between two neighbouring widths of the widest block
 
 
-def solve_widths(spec: Decoder, wanted: int, cost: Cost) -> Decoder:
+def solve_widths(spec: Decoder, wanted: int, cost: Cost, mixed: bool = False) -> Decoder:
     """Returns `spec` with every feed-forward width multiplied by one factor, so that its cost is nearest to `wanted`.
 
-    Different widths keep their ratio up to rounding. Raises SpecError if the spec has no feed-forward width.
+    Different widths keep their ratio up to rounding. With `mixed`, a result that misses by more than TOLERANCE is
+    replaced by a spec of two widths: the first layers are a step wider. Raises SpecError if the spec has no
+    feed-forward width.
     """
-    return min(_around(spec, wanted, cost), key=lambda each: abs(cost(each) - wanted))
 
+    def gap(each: Decoder) -> int:
+        return abs(cost(each) - wanted)
 
-def mix_widths(spec: Decoder, wanted: int, cost: Cost) -> Decoder:
-    """Returns `solve_widths`, or if that misses by more than TOLERANCE, a spec of two widths: the first layers are a
-    step wider."""
     low, high = _around(spec, wanted, cost)
-    nearest = min(low, high, key=lambda each: abs(cost(each) - wanted))
-    if abs(cost(nearest) - wanted) <= TOLERANCE * wanted:
+    nearest = min(low, high, key=gap)
+    if not mixed or gap(nearest) <= TOLERANCE * wanted:
         return nearest
-    mixed = (replace(low, layers=high.layers[:n] + low.layers[n:]) for n in range(len(low.layers) + 1))
-    return min(mixed, key=lambda each: abs(cost(each) - wanted))
-
-
-def narrowest(spec: Decoder) -> Decoder:
-    """Returns `spec` with the smallest feed-forward widths."""
-    return with_widths(spec, 0)
+    return min((replace(low, layers=high.layers[:n] + low.layers[n:]) for n in range(len(low.layers) + 1)), key=gap)
 
 
 def with_widths(spec: Decoder, factor: float) -> Decoder:
-    """`spec` with every feed-forward width times `factor`, rounded, at least 1."""
+    """Returns `spec` with every feed-forward width multiplied by `factor`, rounded, at least 1."""
     narrowest = min((layer.dense_width for layer in spec.layers if layer.dense_width), default=1)
     layers = {layer: _scaled_layer(layer, factor, narrowest) for layer in dict.fromkeys(spec.layers)}
     return replace(spec, layers=tuple(layers[layer] for layer in spec.layers))
 
 
 def _scaled_layer(layer: Layer, factor: float, narrowest: int) -> Layer:
-    """A layer with its feed-forward widths times `factor`; a multiple of the `narrowest` dense one stays one."""
+    """Returns a layer with its feed-forward widths multiplied by `factor`. A multiple of the `narrowest` dense width
+    stays a multiple of it."""
     dense = layer.dense_width
     if dense and dense % narrowest == 0:
         return layer.with_width(dense // narrowest * max(1, round(narrowest * factor)))

@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from zoo.blocks.layer import Layer
-from zoo.costs import CacheSpec
 from zoo.facts import Fact
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec, field_names, options, stated
@@ -102,10 +101,6 @@ class Aspect(NamedTuple):
         """Returns the first phrase with this key."""
         return next(phrase for phrase in self.phrases if phrase is not None and phrase.key == key)
 
-    def text(self, key: Hashable) -> str:
-        """Returns the text of the first phrase with this key."""
-        return self.phrase(key).text
-
     def frequency(self, key: Hashable) -> tuple[int, int]:
         """Returns (layers with such a phrase, layers), counted in one period of a pattern or in all layers."""
         keys = [None if phrase is None else phrase.key for phrase in self.phrases]
@@ -121,7 +116,7 @@ class Aspect(NamedTuple):
         """Returns the phrases with these keys, each with its layers unless all layers have it that can."""
         parts = []
         for key in keys:
-            text, layers = self.text(key), self.layers(key)
+            text, layers = self.phrase(key).text, self.layers(key)
             if set(self.keys) == {key}:
                 parts.append(f"{self.every} {text}".strip())
             elif self.is_option:
@@ -170,9 +165,9 @@ def _sentence(mine: Aspect, theirs: Aspect | None) -> str:
         return f"{mine.statement([rarest])} instead of {theirs.layers(rarest) if x[rarest] < 1 else 'some'}"
     if not new:
         verb = " ".join(filter(None, (theirs.some[0], theirs.noun)))
-        return f"no layers that {verb} {' or '.join(map(theirs.text, gone))}"
+        return f"no layers that {verb} {' or '.join(theirs.phrase(key).text for key in gone)}"
     several = len(y) > 1 and not mine.is_option
-    before = [f"{theirs.layers(key)} {theirs.text(key)}" if several else theirs.text(key) for key in gone]
+    before = [f"{theirs.layers(key)} " * several + theirs.phrase(key).text for key in gone]
     return mine.statement(new) + (f" instead of {' or '.join(before)}" if before else "")
 
 
@@ -266,14 +261,10 @@ def _reach(layer: Layer) -> Phrase | None:
     if layer.mixer is None or _keeps_a_state(layer):
         return None
     cache, chosen = layer.cache_spec(), next((node for node in layer.walk() if node.role == "indexer"), None)
-    seen = [_tokens(cache), *dict.fromkeys(f"an entry for every {each.every:,}" for each in cache.entries)]
+    seen = [cache.reach.clause(), *dict.fromkeys(f"an entry for every {each.every:,}" for each in cache.entries)]
     if chosen and "k" in stated(chosen):
         seen[-1] += f" (an indexer chooses {stated(chosen)['k'].values[0]:,})"
     return in_words(" and ".join(seen))
-
-
-def _tokens(cache: CacheSpec) -> str:
-    return cache.reach.clause()
 
 
 def _position(layer: Layer, spec: Decoder) -> Phrase | None:

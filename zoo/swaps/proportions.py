@@ -16,7 +16,7 @@ from zoo.swaps.tiny import MIN_STEP
 
 EXPERTS = 16
 WINDOWS_IN_CONTEXT = 8  # a window is at least context / 8
-ENTRIES_IN_CONTEXT = 16  # blocks that are compressed to an entry, at least
+ENTRIES_IN_CONTEXT = 16  # fewest entries of a context: each stands for several tokens
 MAX_WIDTH = 1.5  # heads * head_dim / dim: wider attention leaves a small model too little feed-forward
 MIN_HEAD_DIM, MAX_HEAD_DIM = 8, 256
 MIN_INDEX_HEADS = 16  # after relu, one in 2^heads tokens has only zero scores, so that its choice is arbitrary
@@ -46,18 +46,22 @@ class Proportions:
         return replace(placed, dim=self.dim, layers=layers, embed_scale=embed_scale, per_layer=per_layer)
 
     def scale(self, part: Any) -> Any:
-        """Returns a part at this width, and every part in it."""
+        """Returns a part, with every part in it, at this width."""
         return part.map(self.scale, **part.resized(self))
 
     def share(self, width: int) -> int:
-        """A width in the ratio that it has to the model's."""
+        """Returns a width that keeps its ratio to the model's."""
         return max(1, round(width * self.dim / self.full.dim))
 
-    def grouped_heads(self, attn: Any) -> Fields:
-        """heads, kv_heads and head_dim of grouped-query attention, and the scale of its scores.
+    def heads(self, width: int, unit: int) -> int:
+        """Returns the number of heads, each `unit` wide, for heads that are together `width` wide in the full model."""
+        return max(1, round(self.dim * min(width / self.full.dim, MAX_WIDTH) / unit))
 
-        Of attention with as many heads as the model's first, and other KV heads or widths, they are in the ratios to
-        the first's: one config field says how many heads all layers have.
+    def grouped_heads(self, attn: Any) -> Fields:
+        """Returns heads, kv_heads and head_dim of grouped-query attention, and the scale of its scores.
+
+        Layers that have as many heads as the first, but other KV heads or widths, keep their ratios to the first: in a
+        config, one field gives the number of heads of all layers.
         """
         held = vars(attn)
         every = (vars(part) for layer in self.full.layers for part in layer.walk() if hasattr(part, "kv_heads"))
@@ -73,22 +77,21 @@ class Proportions:
         return _with_scale(held, new | {"kv_heads": kv_heads, "head_dim": head_dim})
 
     def latent_heads(self, attn: Any) -> Fields:
-        """heads, their widths, the latents' ranks and the scale of the scores. Every width is relative to nope_dim; a
-        rank is at most `dim`, above which a latent compresses nothing."""
+        """Returns heads, their widths, the latents' ranks and the scale of the scores. Every width keeps its ratio to
+        nope_dim. A rank is at most `dim`: a wider latent would compress nothing."""
         held, unit = vars(attn), head_width(self.dim)
-        width = self.dim * min(attn.heads * attn.v_dim / self.full.dim, MAX_WIDTH)
         new = {name: max(1, round(held[name] * unit / attn.nope_dim)) for name in ("v_dim", "nope_dim")}
         for name in ("q_rank", "kv_rank"):
             if held[name]:
                 new[name] = min(self.dim, max(1, round(held[name] * unit / attn.nope_dim)))
         new["rope_dim"] = 2 * max(1, round(attn.rope_dim * unit / attn.nope_dim / 2))
-        return _with_scale(held, new | {"heads": max(1, round(width / new["v_dim"]))})
+        return _with_scale(held, new | {"heads": self.heads(attn.heads * attn.v_dim, new["v_dim"])})
 
     def heads_of_one_key(self, attn: Any) -> Fields:
-        """Heads that share one key and value, and their ranks: as wide relative to each other. Several heads still
-        share a group."""
+        """Returns heads that share one key and value, and their ranks. Widths keep their ratios, and several heads
+        still share a group."""
         unit = head_width(self.dim)
-        heads = max(1, round(self.dim * min(attn.heads * attn.head_dim / self.full.dim, MAX_WIDTH) / unit))
+        heads = self.heads(attn.heads * attn.head_dim, unit)
         groups = _groups(attn, heads)
         share = attn.o_rank * attn.groups / (attn.heads * attn.head_dim)
         return {
@@ -101,8 +104,8 @@ class Proportions:
         }
 
     def state_space_heads(self, block: Any) -> Fields:
-        """heads, head_dim, groups and state of a state-space block: heads that together are a multiple of the model's
-        width stay one, several still share a group, and a state is as large relative to a head."""
+        """Returns heads, head_dim, groups and state of a state-space block. The width of all heads stays a multiple of
+        the model's width, several heads still share a group, and a state keeps its ratio to a head."""
         times, unit = block.heads * block.head_dim / self.full.dim, head_width(self.dim)
         if times == int(times):
             widths = [width for width in range(1, int(times) * self.dim + 1) if int(times) * self.dim % width == 0]
@@ -116,39 +119,36 @@ class Proportions:
         return {"heads": heads, "head_dim": head_dim, "groups": groups, "state": state, "min_step": least}
 
     def key_and_value_heads(self, block: Any) -> Fields:
-        """Heads of a recurrence and their widths: as many values share a key as in the full model."""
+        """Returns the heads of a recurrence and their widths. As many value heads share a key head as before."""
         unit, shared = head_width(self.dim), block.value_heads // block.key_heads
-        width = self.dim * min(block.value_heads * block.value_dim / self.full.dim, MAX_WIDTH)
-        keys = max(1, round(width / (shared * unit)))
+        keys = self.heads(block.value_heads * block.value_dim, shared * unit)
         key_dim = max(1, round(block.key_dim * unit / block.value_dim))
         return {"key_heads": keys, "value_heads": shared * keys, "key_dim": key_dim, "value_dim": unit}
 
     def plain_heads(self, block: Any) -> Fields:
-        """heads and head_dim of a recurrence whose keys and values are equally wide."""
-        width = self.dim * min(block.heads * block.head_dim / self.full.dim, MAX_WIDTH)
-        return {"heads": max(1, round(width / head_width(self.dim))), "head_dim": head_width(self.dim)}
+        """Returns heads and head_dim of a recurrence whose keys and values are equally wide."""
+        unit = head_width(self.dim)
+        return {"heads": self.heads(block.heads * block.head_dim, unit), "head_dim": unit}
 
     def indexer(self, indexer: Any, attn: Any, new: Fields) -> Any:
-        """An indexer beside attention's `new` heads, in the ratios to them that it has in `attn`; its k is a window's
-        number of tokens."""
+        """Returns an indexer that keeps its ratios to the heads of `attn`, which become `new`. Its k scales as a window
+        does."""
         width = max(1, round(indexer.head_dim * new["rope_dim"] / attn.rope_dim))
-        heads = max(MIN_INDEX_HEADS, round(indexer.heads * new["heads"] / attn.heads))
-        return replace(indexer, heads=heads, head_dim=width, k=self.window(indexer.k))
+        return _index_heads(indexer, attn, new, head_dim=width, k=self.window(indexer.k))
 
     def compressor(self, compressor: Any, attn: Any, new: Fields) -> Any:
-        """A compressor beside attention's `new` heads, of which a context has several blocks."""
+        """Returns a compressor for the `new` heads of `attn`, with at least ENTRIES_IN_CONTEXT entries in a context."""
         every = max(2, min(compressor.every, self.context // ENTRIES_IN_CONTEXT))
         indexer = compressor.indexer
         if indexer is not None:
             width = max(round(indexer.head_dim * new["head_dim"] / attn.head_dim), new["rope_dim"])
-            heads = max(MIN_INDEX_HEADS, round(indexer.heads * new["heads"] / attn.heads))
             k = max(1, self.window(indexer.k * compressor.every) // every)
-            indexer = replace(indexer, heads=heads, head_dim=width, k=k)
+            indexer = _index_heads(indexer, attn, new, head_dim=width, k=k)
         return replace(compressor, every=every, indexer=indexer)
 
     def experts(self, moe: Any) -> Fields:
-        """Fewer experts, and a router for them. Experts are as much wider as a token visits fewer: the width that a
-        token visits keeps its ratio to a dense feed-forward."""
+        """Returns fewer experts, and a router for them. A token visits fewer experts, which are wider in return: the
+        width that it visits keeps its ratio to a dense feed-forward."""
         experts = min(EXPERTS, moe.experts)
         router = moe.router.among(experts, moe.experts, self.vocab)
         shared = moe.shared.width / moe.expert.width if moe.shared else 0
@@ -158,15 +158,13 @@ class Proportions:
         return {"experts": experts, "router": router, **small}
 
     def window(self, window: int) -> int:
-        """Tokens: the window's share of the context, and at least an eighth."""
+        """Returns the window's share of the context, at least an eighth of it, in tokens."""
         share = window / (self.full.context or window * WINDOWS_IN_CONTEXT)
         return min(self.context, max(round(share * self.context), ceil(self.context / WINDOWS_IN_CONTEXT)))
 
     def theta(self, rope: Any) -> float:
-        """The base, in proportion to the tokens that the layers of this RoPE attend to; three digits.
-
-        The longest wavelength keeps its ratio to them. Before its context was extended, a model attended to fewer.
-        """
+        """Returns RoPE's base, rounded to three digits: its longest wavelength keeps its ratio to the tokens that the
+        layers of this RoPE attend to. For a model whose context was extended, these are the tokens before that."""
         windows = self._windows.get(rope, {None})
         if None in windows:
             trained: float | None = self.full.context
@@ -179,8 +177,8 @@ class Proportions:
 
     @cached_property
     def _windows(self) -> dict[Spec, set[Any]]:
-        """RoPE -> the windows of the layers that use it. None stands for a layer without a window, or one that sees
-        beyond it."""
+        """Maps each RoPE to the windows of the layers that use it. None stands for a layer that sees more than a
+        window."""
         found: dict[Spec, set[Any]] = {}
         for layer in dict.fromkeys(self.full.layers):
             for part in layer.walk():
@@ -216,8 +214,13 @@ def grouped_heads(held: Fields, full_dim: int, dim: int) -> Fields:
     return {"heads": few * queries, "kv_heads": few, "head_dim": rounded}
 
 
+def _index_heads(indexer: Any, attn: Any, new: Fields, **sizes: int) -> Any:
+    """Returns an indexer with these `sizes`, whose number of heads keeps its ratio to that of `attn`."""
+    return replace(indexer, heads=max(MIN_INDEX_HEADS, round(indexer.heads * new["heads"] / attn.heads)), **sizes)
+
+
 def _groups(block: Any, heads: int) -> int:
-    """Groups that divide so many heads, at most the block's; several heads still share one."""
+    """Returns a number of groups that divides `heads`, at most the block's. Several heads still share a group."""
     most = max(1, heads // 2) if block.groups < block.heads else heads
     return next(number for number in range(min(block.groups, most), 0, -1) if heads % number == 0)
 

@@ -40,7 +40,7 @@ def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...], keeps_k
             value = _evaluated(value, kind, name, near)
             values[name] = rebuild(value, previous, near) if isinstance(value, BlockCall) else value
     peers = [vars(node) for spec in near for node in spec.walk() if node.role == kind.role]
-    peers += map(vars, near)  # of the model its vocabulary
+    peers += map(vars, near)  # fields of the model itself, such as its vocabulary
     for name in required_fields(kind) - values.keys():
         values |= next(({name: held[name]} for held in peers if name in held and accepts(kind, name, held[name])), {})
     missing = [name for name in names if name in required_fields(kind) and name not in values]
@@ -146,7 +146,7 @@ def _first(kind: type[Spec] | tuple[type[Spec], ...], near: tuple[Spec, ...]) ->
 
 
 def dropped_features(old: Spec, new: Spec) -> Iterator[str]:
-    """The optional fields in use in `old` that no block in `new` has: "sinks", "window 128", ..."""
+    """Yields the optional fields in use in `old` that no block in `new` has: "sinks", "window 128", ..."""
     kept = {name for node in new.walk() for name in field_names(type(node))}
     for node in old.walk():
         facts = stated(node)

@@ -4,18 +4,21 @@ Every model has the same depth, about the same width and, through its feed-forwa
 sizes keep their proportions: the layer pattern, heads, latents, windows, RoPE's base (zoo.swaps.proportions).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import cycle, islice
 from math import log2
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from zoo.errors import SpecError, UsageError
 from zoo.model.decoder import Decoder
-from zoo.swaps.budget import TOLERANCE, mix_widths, narrowest, solve_widths
-from zoo.swaps.layer_plan import at_depth
+from zoo.registry import Mixer, Spec
+from zoo.swaps.budget import TOLERANCE, solve_widths, with_widths
 from zoo.swaps.proportions import Proportions, score_scale
 from zoo.units import format_count
 
+T = TypeVar("T")
 Match = Literal["params", "active", "flops", "kv"]
 UNITS: dict[str, str] = {"params": "parameters", "active": "active parameters", "flops": "FLOPs per token"}
 UNITS |= {"kv": "bytes of KV cache"}
@@ -68,7 +71,6 @@ def scaled(
     vocab: int = 256,
     context: int = 256,
     layers: int | None = None,
-    reference: Decoder | int | None = None,
 ) -> Scaled:
     """Returns the small form of a published `spec`, for a vocabulary of `vocab` tokens and sequences of `context`
     tokens.
@@ -77,145 +79,133 @@ def scaled(
     2 * vocab * dim (Kaplan et al. 2020, section 2.1). None: 6 layers, or the multiple of 6 with dim <= 64 * layers.
     Another width is chosen if the heads do not divide this one or attention would get more than the feed-forward. It is
     also chosen if no feed-forward width comes within 1 %. The feed-forward width is then solved for `params`
-    parameters, `params` active parameters, or FLOPs.
+    parameters, `params` active parameters, or for "flops" the plain decoder's forward FLOPs per token of a sequence.
 
-    `reference`, for "flops" and "kv": a model whose figure is met, or the figure itself. The figure is forward FLOPs
-    per token of a sequence of `context` tokens, or cache bytes of `context` tokens in bfloat16. None: the figure of the
-    plain decoder, whose cache has a quarter of its queries' width. For "kv", the width of KV heads or the latent's rank
-    gives the nearest cache, and the feed-forward then meets `params`.
+    For "kv", the cache of a sequence in bfloat16 is the plain decoder's, which has a quarter of its queries' width. The
+    width of KV heads or the latent's rank gives the nearest cache, and the feed-forward then meets `params`.
 
     Raises SpecError if the budget is too small for the depth and vocabulary, UsageError for a budget below 1.
     """
-    _check(params, match, vocab=vocab, context=context, layers=1 if layers is None else layers)
-    depth, width = _depth_and_width(params, vocab, layers)
+    target = _Target(params, match, vocab, context, layers)
+    depth, width = target.depth_and_width
     plan = replace(spec, vocab=vocab, layers=at_depth(spec.layers, depth))
-    target = _Target(params, match, context, _reference(reference, match, params, vocab, context, depth, width))
     met: list[Scaled] = []
     starved: list[Decoder] = []
     for sized in _sized(spec, plan, width, context):
         ready = target.with_cache(sized)
         if not target.leaves_half(ready):
             starved.append(ready)
-        elif (found := target.solve(ready, solve_widths)).meets:
+        elif (found := target.solve(ready)).meets:
             return found
         else:
             met.append(found)
-    met = met or [target.solve(each, solve_widths) for each in starved if target.affords(each)]
+    met = met or [target.solve(each) for each in starved if target.affords(each)]
     if not met:
         raise target.too_small(min(starved, key=target.least))
     nearest = min(met, key=lambda each: abs(each.budgets[-1].gap))
-    return nearest if nearest.meets else target.solve(nearest.spec, mix_widths)
+    return nearest if nearest.meets else target.solve(nearest.spec, mixed=True)
 
 
-def resolved(
-    spec: Decoder,
-    params: int = 200_000,
-    *,
-    match: Match = "params",
-    reference: Decoder | int | None = None,
-) -> Scaled:
+def resolved(spec: Decoder, params: int = 200_000, *, match: Match = "params") -> Scaled:
     """Solves the feed-forward width of a scaled spec again after a swap; for "kv", after the width of its KV heads.
 
     If one width misses by more than 1 %, the first layers are a step wider. Raises the errors of `scaled`.
     """
-    context = spec.context or 1
-    _check(params, match)
-    depth, width = _depth_and_width(params, spec.vocab, len(spec.layers))
-    target = _Target(params, match, context, _reference(reference, match, params, spec.vocab, context, depth, width))
+    target = _Target(params, match, spec.vocab, spec.context or 1, len(spec.layers))
     ready = target.with_cache(spec)
     if not target.affords(ready):
         raise target.too_small(ready)
-    return target.solve(ready, mix_widths)
+    return target.solve(ready, mixed=True)
 
 
 @dataclass(frozen=True)
 class _Target:
-    """A target: the figure to meet, and its value."""
+    """The figures to meet: those of a plain decoder with `params` parameters."""
 
     params: int
     match: Match
+    vocab: int
     context: int
-    reference: int
+    layers: int | None
+
+    def __post_init__(self) -> None:
+        if self.match not in UNITS:
+            raise UsageError(f"match={self.match!r} must be one of {', '.join(UNITS)}")
+        for name in ("params", "vocab", "context", "layers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name}={value} is below 1")
+
+    @cached_property
+    def depth_and_width(self) -> tuple[int, int]:
+        """The number of layers and dim of the plain decoder."""
+        depth, outside = self.layers or DEPTH, 2 * self.vocab
+        while True:
+            width = ((outside**2 + 4 * 12 * depth * self.params) ** 0.5 - outside) / (2 * 12 * depth)
+            if self.layers or width <= MAX_WIDTH_PER_LAYER * depth:
+                step = 16 if width >= 24 else 4
+                return depth, max(MIN_DIM, step * round(width / step))
+            depth += DEPTH
 
     @property
-    def solved_for(self) -> tuple[str, int]:
-        """The quantity that the feed-forward width is solved for, and its wanted value."""
-        return ("flops", self.reference) if self.match == "flops" else (self.match.replace("kv", "params"), self.params)
+    def cache(self) -> int:
+        """Bytes of the plain decoder's cache."""
+        depth, width = self.depth_and_width
+        return 2 * 2 * max(1, width // 4) * depth * self.context
+
+    @property
+    def unit(self) -> str:
+        """The unit of the figure that the feed-forward width is solved for."""
+        return UNITS["params" if self.match == "kv" else self.match]
+
+    @property
+    def wanted(self) -> int:
+        """The value of that figure."""
+        depth, width = self.depth_and_width
+        plain_flops = 2 * (self.params - self.vocab * width) + 2 * depth * self.context * width
+        return max(1, plain_flops) if self.match == "flops" else self.params
 
     def cost(self, spec: Decoder) -> int:
-        """Returns the spec's value of the quantity that the feed-forward width is solved for."""
-        return _COSTS[self.solved_for[0]](spec, self.context)
+        """Returns the spec's value of that figure."""
+        if self.match == "flops":
+            return round(spec.flops(0, self.context) / self.context)
+        return spec.active_params() if self.match == "active" else spec.params()
 
     def least(self, spec: Decoder) -> int:
         """Returns the least cost, with the smallest feed-forward widths."""
-        return self.cost(narrowest(spec))
+        return self.cost(with_widths(spec, 0))
 
     def affords(self, spec: Decoder) -> bool:
         """Whether the least cost is within the budget."""
-        return self.least(spec) <= self.solved_for[1] * (1 + TOLERANCE)
+        return self.least(spec) <= self.wanted * (1 + TOLERANCE)
 
     def leaves_half(self, spec: Decoder) -> bool:
         """Whether the feed-forward gets at least half of the layers' budget. Otherwise attention starves it."""
-        narrow = narrowest(spec)
+        narrow = with_widths(spec, 0)
         whole = self.cost(narrow)
         layers = self.cost(replace(narrow, layers=2 * narrow.layers)) - whole
-        return layers <= (self.solved_for[1] - (whole - layers)) / 2
+        return layers <= (self.wanted - (whole - layers)) / 2
 
     def with_cache(self, spec: Decoder) -> Decoder:
         """Returns `spec`, for "kv" with the width of KV heads or latents that meets the cache's budget."""
-        return _with_cache(spec, self.reference, self.context) if self.match == "kv" else spec
+        return _with_cache(spec, self.cache, self.context) if self.match == "kv" else spec
 
-    def solve(self, spec: Decoder, widths: Callable[[Decoder, int, Callable[[Decoder], int]], Decoder]) -> Scaled:
-        """Returns `spec` with the feed-forward widths that `widths` finds."""
-        match, wanted = self.solved_for
-        spec = widths(spec, wanted, self.cost)
-        met = Budget(UNITS[match], wanted, self.cost(spec))
+    def solve(self, spec: Decoder, mixed: bool = False) -> Scaled:
+        """Returns `spec` with the feed-forward widths that meet the budget."""
+        spec = solve_widths(spec, self.wanted, self.cost, mixed)
+        met = Budget(self.unit, self.wanted, self.cost(spec))
         if self.match != "kv":
             return Scaled(spec, self.match, (met,))
-        cache = Budget(f"{UNITS['kv']} for {self.context:,} tokens", self.reference, spec.kv_bytes(self.context))
+        cache = Budget(f"{UNITS['kv']} for {self.context:,} tokens", self.cache, spec.kv_bytes(self.context))
         return Scaled(spec, self.match, (cache, met))
 
     def too_small(self, spec: Decoder) -> SpecError:
         """Returns the error that names the least budget."""
-        match, wanted = self.solved_for
         least = self.least(spec)
         return SpecError(
-            f"{wanted:,} {UNITS[match]} are too few for {len(spec.layers)} layers, a vocabulary of {spec.vocab:,} and "
-            f"this attention: the least is {least:,} ({format_count(least)})"
+            f"{self.wanted:,} {self.unit} are too few for {len(spec.layers)} layers, a vocabulary of {spec.vocab:,} "
+            f"and this attention: the least is {least:,} ({format_count(least)})"
         )
-
-
-_COSTS: dict[str, Callable[[Decoder, int], int]] = {
-    "params": lambda spec, context: spec.params(),
-    "active": lambda spec, context: spec.active_params(),
-    "flops": lambda spec, context: round(spec.flops(0, context) / context),
-    "kv": lambda spec, context: spec.kv_bytes(context),
-}
-
-
-def _reference(
-    given: Decoder | int | None, match: Match, params: int, vocab: int, context: int, depth: int, width: int
-) -> int:
-    """Returns the figure to meet: the given one, or that of the plain decoder."""
-    if isinstance(given, Decoder):
-        return _COSTS[match](given, context)
-    if given is not None:
-        _check(params, match, reference=given)
-        return given
-    if match == "flops":
-        return max(1, 2 * (params - vocab * width) + 2 * depth * context * width)
-    return 2 * 2 * max(1, width // 4) * depth * context
-
-
-def _depth_and_width(params: int, vocab: int, layers: int | None) -> tuple[int, int]:
-    """Returns the number of layers and dim of a plain decoder with `params` parameters."""
-    depth, outside = layers or DEPTH, 2 * vocab
-    while True:
-        width = ((outside**2 + 4 * 12 * depth * params) ** 0.5 - outside) / (2 * 12 * depth)
-        if layers or width <= MAX_WIDTH_PER_LAYER * depth:
-            step = 16 if width >= 24 else 4
-            return depth, max(MIN_DIM, step * round(width / step))
-        depth += DEPTH
 
 
 def _sized(full: Decoder, plan: Decoder, width: int, context: int) -> Iterator[Decoder]:
@@ -249,7 +239,7 @@ def _with_cache(spec: Decoder, wanted: int, context: int) -> Decoder:
         layers = {layer: _kv_width(layer, factor) for layer in dict.fromkeys(spec.layers)}
         return replace(spec, layers=tuple(layers[layer] for layer in spec.layers))
 
-    widest = max(getattr(part, "kv_rank", 0) or getattr(part, "head_dim", 0) for part in spec.walk())
+    widest = max(map(_cache_width, spec.walk()))
     if not widest:
         raise SpecError("no KV heads and no latents here whose width could meet a cache")
     one, two = (at(factor).kv_bytes(context) for factor in (1, 2))
@@ -258,21 +248,55 @@ def _with_cache(spec: Decoder, wanted: int, context: int) -> Decoder:
     return min(near, key=lambda each: abs(each.kv_bytes(context) - wanted))
 
 
+def _cache_width(part: Spec) -> int:
+    """Returns the width that a part's cache grows with; 0 if it caches no tokens."""
+    return getattr(part, part.cache_width) if isinstance(part, Mixer) and part.cache_width else 0
+
+
 def _kv_width(part: Any, factor: float) -> Any:
     """Returns a part with its latent's rank, or the width of its heads, multiplied by `factor`."""
-    if hasattr(part, "kv_rank"):
-        return replace(part, kv_rank=max(1, round(part.kv_rank * factor)))
-    if hasattr(part, "kv_heads") or hasattr(part, "o_rank"):
-        least = getattr(part, "rope_dim", 2)
-        new: dict[str, Any] = {"head_dim": max(least, 2 * round(part.head_dim * factor / 2))}
-        scale = getattr(part, "scale", None)
-        return replace(part, **new, **({"scale": score_scale(vars(part), new)} if scale else {}))
-    return part.map(lambda child: _kv_width(child, factor))
+    if not _cache_width(part):
+        return part.map(lambda child: _kv_width(child, factor))
+    wide = _cache_width(part) * factor
+    if part.cache_width != "head_dim":
+        return replace(part, **{part.cache_width: max(1, round(wide))})
+    new: dict[str, Any] = {"head_dim": max(getattr(part, "rope_dim", 2), 2 * round(wide / 2))}
+    scale = getattr(part, "scale", None)
+    return replace(part, **new, **({"scale": score_scale(vars(part), new)} if scale else {}))
 
 
-def _check(params: int, match: str, **sizes: int) -> None:
-    if match not in UNITS:
-        raise UsageError(f"match={match!r} must be one of {', '.join(UNITS)}")
-    for name, value in {"params": params, **sizes}.items():
-        if value < 1:
-            raise UsageError(f"{name}={value} is below 1")
+def at_depth(layers: Sequence[T], depth: int) -> tuple[T, ...]:
+    """Returns `depth` layers in the pattern of `layers`: its leading layers in proportion (at least one), then its
+    period repeated. Every distinct kind of layer is present, as far as `depth` allows.
+
+    61 layers, the first 3 dense -> 6 layers, the first dense; 26 layers, each sixth full -> 6 layers, the last full.
+    """
+    lead, period = leading_and_period(layers)
+    leading, repeated = layers[:lead], layers[lead : lead + period]
+    few = max(len(set(leading)), round(lead * depth / len(layers))) if lead else 0
+    kept = min(few, lead, max(depth - len(set(repeated)), int(depth > 1)))
+    body = depth - kept
+    is_whole = lead > 0 and (len(layers) - lead) % period == 0  # the last layer ends a period, also at the new depth
+    start = -body % period if is_whole else 0
+    rest = _each_kind(repeated, body) if body < period else list(islice(cycle(repeated), start, start + body))
+    return (*_each_kind(leading, kept), *rest)
+
+
+def leading_and_period(layers: Sequence[T]) -> tuple[int, int]:
+    """Returns (leading layers, period), in layers: the shortest description of the list, and among equally short ones
+    that with the shortest period."""
+    found = []
+    for period in range(1, len(layers) + 1):
+        repeats = [layers[i] == layers[i + period] for i in range(len(layers) - period)]
+        lead = max((i + 1 for i, same in enumerate(repeats) if not same), default=0)
+        if lead + period <= len(layers):
+            found.append((lead + period, period))
+    length, period = min(found)
+    return length - period, period
+
+
+def _each_kind(layers: Sequence[T], number: int) -> list[T]:
+    """Returns `number` of `layers` in their order. The first layer of each kind takes precedence over the others."""
+    firsts = [i for i, layer in enumerate(layers) if layer not in layers[:i]]
+    others = [i for i in range(len(layers)) if i not in firsts]
+    return [layers[i] for i in sorted([*firsts, *others][:number])]

@@ -22,14 +22,14 @@ LOGIT_CAP = 8.0  # low enough to change toy logits, high enough that a toy model
 LOGITS_SCALING = 1.5  # low enough that toy logits reach 1
 MAX_LAYERS = 12
 FULL_SIZE = 4  # times the toy size: a value above it was meant for the full model
-WIDE_HEAD = 24  # head_dim where heads * head_dim is not dim: a model's narrowest heads; each wider kind is 8 wider
+WIDE_HEAD = 24  # head_dim of the narrowest heads where heads * head_dim is not dim; each wider kind has 8 more
 
 
 @cache
 def tiny(spec: Decoder) -> Decoder:
     """Returns `spec` at toy widths. It keeps the first layers up to the last new kind of layer, at least two. If these
     are more than MAX_LAYERS, repeated groups are dropped."""
-    last = max(map(spec.layers.index, set(spec.layers)))  # of the first layers of each kind
+    last = max(map(spec.layers.index, set(spec.layers)))  # index of the last new kind
     kept = _without_repeats(spec.layers[: max(last + 1, 2)])
     small = replace(spec, layers=kept, context=CONTEXT).with_vocab(VOCAB)
     embed_scale = DIM**0.5 if spec.embed_scale == spec.dim**0.5 else spec.embed_scale
@@ -67,7 +67,7 @@ def _without_repeats(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
 
 
 def _widened(layer: Layer, full: Layer, spec: Decoder) -> Layer:
-    """A tiny layer whose dense feed-forward is as many times as wide as the narrowest of the model as `full`'s is."""
+    """Returns the tiny `layer` of a `full` one. A dense feed-forward keeps the ratio of its width to the narrowest."""
     if full.dense_width is None or layer.dense_width is None:
         return layer
     times = round(full.dense_width / min(each.dense_width for each in set(spec.layers) if each.dense_width))

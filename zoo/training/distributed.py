@@ -26,8 +26,7 @@ from zoo import catalog
 from zoo.core.processes import rank, ranks
 from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
-from zoo.model.initialisation import fill_buffers
-from zoo.model.module import Model
+from zoo.model.module import Model, fill_buffers
 
 
 def require_ranks(model: Model, batch: int, accumulate: int) -> None:

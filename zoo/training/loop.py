@@ -186,7 +186,8 @@ class Trainer:
             piece_loss, piece_balance, piece_routing = self._backward(piece, scored)
             loss, balance = loss + piece_loss, balance + piece_balance
             routing.append(piece_routing)
-        norm = clip_grad_norm_(self._trained(), math.inf if config.clip is None else config.clip)
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        norm = clip_grad_norm_(trained, math.inf if config.clip is None else config.clip)
         loss, balance = processes.summed(torch.stack([loss, balance])).unbind()
         # the only place where the host waits for the device
         figures = torch.stack([loss, balance, distributed.whole(norm)]).tolist()
@@ -252,9 +253,6 @@ class Trainer:
         # Gradients are averaged over ranks, and this is a rank's share of a sum.
         ((loss + self.config.balance * balance) * processes.ranks()).backward()
         return loss.detach(), balance.detach(), [RouterOutput(o.logits.detach(), o.chosen) for o in routing]
-
-    def _trained(self) -> list[nn.Parameter]:
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
 def evaluate(model: nn.Module, batches: Iterable[Batch], bfloat16: bool = False) -> Evaluation:

@@ -68,12 +68,11 @@ def load_balancing_loss(routing: Sequence[RouterOutput]) -> Tensor:
     """
     if not routing:
         raise UsageError("no routing was recorded: the model has no experts, or ran outside recorded_routing()")
-    return torch.stack([_switch_loss(output) for output in routing]).mean()
-
-
-def _switch_loss(output: RouterOutput) -> Tensor:
-    probabilities = output.logits.flatten(0, -2).softmax(-1).mean(0)
-    return len(probabilities) * (output.counts() / output.chosen.numel() * probabilities).sum()
+    losses = []
+    for output in routing:
+        probabilities = output.logits.flatten(0, -2).softmax(-1).mean(0)
+        losses.append(len(probabilities) * (output.counts() / output.chosen.numel() * probabilities).sum())
+    return torch.stack(losses).mean()
 
 
 @torch.no_grad()

@@ -33,8 +33,8 @@ LOG, CHECKPOINTS = "log.jsonl", "checkpoints"
 CHECKPOINT_SECONDS = 600  # a run that evaluates rarely writes a checkpoint at least this often
 COMPARED = ("spec", "config", "data")  # facts in which a resumed run must agree
 MIN_TIMED, MAX_TIMED, TIMED_SHARE = 3, 20, 0.03  # steps that are timed, and the share of the time that they may take
-SIDES = (256, 512, 1024, 2048, 4096, 8192)  # sides of square matrices; the largest that takes at most
-MAX_PRODUCT_SECONDS = 0.05
+SIDES = (256, 512, 1024, 2048, 4096, 8192)  # sides of the square matrices that are multiplied, while a product of the
+MAX_PRODUCT_SECONDS = 0.05  # next side is expected to take at most this long
 PRODUCTS = 4  # timed products per size; the fastest counts
 PROBE_SIDE, PROBE_PRODUCTS = 256, 40  # products with which numbers of threads are compared: about 20 ms for each
 EVALUATIONS = 10  # default for a run, after the one before its first step
@@ -91,7 +91,9 @@ class Run:
                 row = self._step()
                 if row["step"] % (material.options.eval_every or 1) == 0 or row["step"] == steps:
                     row |= evaluation(trainer.model, material)
-                if "bits_per_byte" in row or processes.from_first(self._is_due):
+                if "bits_per_byte" in row or processes.from_first(
+                    lambda: perf_counter() - self._saved > CHECKPOINT_SECONDS
+                ):
                     log.flush()
                     self._write(row)
                 log.write(row)
@@ -105,10 +107,6 @@ class Run:
         tokens = self.trainer.config.tokens_per_step
         row = {"step": result.step, "tokens": result.step * tokens} | result._asdict()
         return row | {"seconds": self.seconds, "tokens_per_second": tokens / took}
-
-    def _is_due(self) -> bool:
-        """Whether the last checkpoint is too old."""
-        return perf_counter() - self._saved > CHECKPOINT_SECONDS
 
     def _write(self, row: Row) -> None:
         state = {

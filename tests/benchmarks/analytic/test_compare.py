@@ -16,7 +16,7 @@ from benchmarks.analytic import compare, roofline
 from benchmarks.analytic.compare import PAIRS
 from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.models import NamedSpec, one, swapped
-from benchmarks.output.documents import DOCS
+from benchmarks.output.report import DOCS
 from tests.presets import representatives
 from zoo.cli.runner import exit_code
 from zoo.swaps.grammar import apply_swap
@@ -146,7 +146,7 @@ def test_a_model_against_its_swapped_form(capsys: pytest.CaptureFixture[str]) ->
 def test_the_same_model_twice_differs_in_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("qwen3", "qwen3-0.6b") == 0
     out = capsys.readouterr().out
-    assert "Nothing." in out
+    assert "No field differs." in out
     assert "both alike at every context." in out
     assert call("qwen3", "qwen3-0.6b", "--json") == 0
     assert [row["table"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["crossing"]

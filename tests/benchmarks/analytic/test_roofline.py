@@ -1,10 +1,10 @@
-"""FLOPs by part against torch's own counter, and ceilings against figures worked out by hand."""
+"""FLOPs by part against torch's own counter; ceilings, and costs of one of several cards, against figures by hand."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -14,10 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from benchmarks.analytic import roofline
-from benchmarks.analytic.kv import InferenceConfig, cache_row
+from benchmarks.analytic.kv import InferenceConfig, cache_row, crossing_row, fit_row
 from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.analytic.params import param_row
 from benchmarks.analytic.roofline import FLOP_PARTS, PHASES, Device, flop_row, forward_pass
+from benchmarks.analytic.weight_forms import PLAIN
 from benchmarks.commands.flops import tables
 from benchmarks.commands.kv import cache as kv_table
 from benchmarks.output.show import three
@@ -30,6 +31,7 @@ from zoo.registry import Mixer
 
 BF16 = torch.bfloat16
 H100 = roofline.device("h100")
+EIGHT = InferenceConfig(tp=8)
 UNIT = Device("one of each", flops=1.0, bandwidth=1.0)
 
 
@@ -173,12 +175,6 @@ def test_devices_have_a_source_and_plausible_rates() -> None:
         roofline.device("h1000")
 
 
-def test_an_unpublished_model_is_a_row_like_any_other() -> None:
-    row = flop_row(NamedSpec("mine", zoo.spec("qwen3-8b")), "decode", 4096, InferenceConfig(), H100)
-    published, _ = rows("qwen3-8b")
-    assert row | {"model": "qwen3-8b", "hub": "Qwen/Qwen3-8B"} == published
-
-
 @pytest.mark.parametrize(
     ("value", "shown"),
     [(0, "0.00"), (0.9999, "1.00"), (0.01234, "0.0123"), (9.999, "10.0"), (99.96, "100"), (12_345, "12,345")],
@@ -224,3 +220,58 @@ def test_a_block_without_parts_of_its_own_is_counted_whole() -> None:
     assert cache["kv_bytes"] == 28 * 128 * 4096 * 2
     assert {cache[key] for key in ("usual_formula_kv_bytes", "usual_formula_error", "usual_formula")} == {None}
     assert "usual" not in kv_table([cache]).text(Format.table).splitlines()[2]
+
+
+def test_llama_70b_on_eight_cards_by_hand() -> None:
+    """Two sums over ranks a layer and one of the embedding, of 8,192 elements in 2 bytes; one row of logits."""
+    spec = zoo.spec("llama3.1-70b")
+    sums, logits = (2 * 80 + 1) * 8192 * 2, 128_256 * 2
+    sent = forward_pass(spec, "decode", 4096, EIGHT).sent_bytes
+    assert sent == 2 * 7 / 8 * sums + 7 / 8 * logits
+    row, whole = (flop_row(one("llama3.1-70b"), "decode", 4096, config, H100) for config in (EIGHT, InferenceConfig()))
+    assert row["flops"] * 8 == whole["flops"]
+    assert row["sending_seconds"] == pytest.approx(row["sent_bytes"] / 450e9, rel=1e-6)
+    assert row["seconds"] == pytest.approx(
+        (row["weight_bytes_read"] + row["kv_bytes"]) / 3.35e12 + row["sending_seconds"]
+    )
+    assert (whole["sent_bytes"], whole["sending_seconds"], whole["tp"], row["tp"]) == (0, 0, 1, 8)
+
+
+def test_what_fits_is_counted_on_each_card() -> None:
+    model = one("llama3.1-70b")
+    alone, divided = (fit_row(model, 80 * 10**9, config) for config in (InferenceConfig(), EIGHT))
+    assert alone["limit"] == "weights"
+    assert divided["limit"] == "context"
+    norms = (2 * 80 + 1) * 8192 * 2
+    assert divided["weight_bytes"] == (alone["weight_bytes"] - norms) // 8 + norms  # every rank has the norms
+    assert cache_row(model, 4096, EIGHT)["kv_bytes"] * 8 == cache_row(model, 4096, InferenceConfig())["kv_bytes"]
+
+
+def test_latents_are_not_divided() -> None:
+    """Every card keeps them; of Llama's eight KV heads it keeps one."""
+    latent, heads = one("deepseek-v3-671b"), one("llama3.1-8b")
+    assert cache_row(latent, 4096, EIGHT)["kv_bytes"] == cache_row(latent, 4096, InferenceConfig())["kv_bytes"]
+    assert crossing_row(latent, heads, InferenceConfig())["smaller"] == "deepseek-v3-671b"
+    assert crossing_row(latent, heads, EIGHT)["smaller"] == "llama3.1-8b"
+
+
+def test_more_sequences_send_more() -> None:
+    spec = zoo.spec("gpt-oss-120b")
+    single, many = (forward_pass(spec, "decode", 4096, replace(EIGHT, batch=batch)) for batch in (1, 16))
+    assert many.sent_bytes == 16 * single.sent_bytes
+    assert forward_pass(spec, "decode", 4096, InferenceConfig(cache=torch.float16)).sent_bytes == 0
+    narrow = replace(EIGHT, weights=PLAIN[torch.float8_e4m3fn])  # activations stay in 16 bits
+    assert forward_pass(spec, "decode", 4096, narrow).sent_bytes == single.sent_bytes
+
+
+def test_whole_experts_weigh_the_same_and_send_tokens() -> None:
+    """Of 8 experts a token, each card sends what its share of the tokens needs, there and back."""
+    whole = replace(EIGHT, ep=8)
+    model = one("deepseek-v3-671b")
+    by_width, by_expert = (fit_row(model, 10**12, config)["weight_bytes"] for config in (EIGHT, whole))
+    assert by_expert == by_width
+    sent = [forward_pass(model.spec, "prefill", 4096, config).sent_bytes for config in (EIGHT, whole)]
+    rows, ids, counts = 2 * 8 * 7168 * 2 * 4096 / 8, 8 * 4 * 4096 / 8, 2 * 8 * 4
+    assert sent[1] - sent[0] == pytest.approx(58 * 7 / 8 * (rows + ids + counts * 8 / 8), rel=1e-3)
+    with pytest.raises(UsageError, match="--ep 4 with --tp 8"):
+        replace(EIGHT, ep=4)

@@ -57,43 +57,32 @@ def test_static_measures_nothing(measured, capsys) -> None:
     assert "Tokens per second" not in capsys.readouterr().out
 
 
-def test_names_restrict_both_parts(measured, capsys) -> None:
+@pytest.mark.usefixtures("_eight_families")
+@pytest.mark.parametrize(
+    ("args", "costs", "measured_models"),
+    [
+        (["smollm3", "llama3-8b"], ["smollm3-3b", "llama3-8b"], ["smollm3", "llama3-8b"]),
+        # What is measured has the block: the smallest size of Qwen3 has no experts.
+        (
+            ["--with", "MoE"],
+            ["deepseek-v3-671b", "qwen3-30b-a3b", "gpt-oss-20b"],
+            ["deepseek-v3", "qwen3-30b-a3b", "gpt-oss"],
+        ),
+        (["olmo2-1b", "--swap", "GQA(window=64)"], ["olmo2-1b"] * 2, ["olmo2-1b"] * 2),
+    ],
+)
+def test_names_filters_and_swaps_choose_in_both_parts(args, costs, measured_models, measured, capsys) -> None:
     measured(None)
-    assert call("--json", "smollm3", "llama3-8b") == 0
+    assert call("--json", *args) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["complete"] is True
-    assert [(row["table"], row["model"]) for row in document["rows"]] == [
-        ("costs", "smollm3-3b"),
-        ("costs", "llama3-8b"),
-        ("throughput", "smollm3"),
-        ("throughput", "smollm3"),
-        ("throughput", "llama3-8b"),
-        ("throughput", "llama3-8b"),
+    found = [(row["table"], row["model"], row.get("test")) for row in document["rows"]]
+    assert found == [
+        *(("costs", name, None) for name in costs),
+        *(("throughput", name, test) for name in measured_models for test in ("pp256", "tg32")),
     ]
-
-
-@pytest.mark.usefixtures("_eight_families")
-def test_filters_restrict_both_parts(measured, capsys) -> None:
-    """What is measured has the block: the smallest size of Qwen3 has no experts."""
-    measured(None)
-    assert call("--json", "--with", "MoE") == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    shown = {table: [row["model"] for row in rows if row["table"] == table] for table in ("costs", "throughput")}
-    assert shown["costs"] == ["deepseek-v3-671b", "qwen3-30b-a3b", "gpt-oss-20b"]
-    assert shown["throughput"][::2] == ["deepseek-v3", "qwen3-30b-a3b", "gpt-oss"]
-    assert all(row["experts_hit_predicted"] for row in rows if row["table"] == "throughput")
-
-
-def test_a_swapped_model_is_measured_too(measured, capsys) -> None:
-    measured(None)
-    assert call("--json", "qwen3", "--swap", "GQA(window=64)") == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [(row["model"], row["swap"], row["test"]) for row in rows if row["table"] == "throughput"] == [
-        ("qwen3", None, "pp256"),
-        ("qwen3", None, "tg32"),
-        ("qwen3", "GQA(window=64)", "pp256"),
-        ("qwen3", "GQA(window=64)", "tg32"),
-    ]
+    swaps = [row["swap"] for row in document["rows"]]
+    assert swaps == ([None, args[-1], None, None, args[-1], args[-1]] if "--swap" in args else [None] * len(swaps))
 
 
 @pytest.mark.parametrize("models", [0, 2])

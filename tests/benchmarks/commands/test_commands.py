@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import zoo
 from benchmarks.__main__ import app
 from benchmarks.commands import verbs
 from benchmarks.commands.gallery import read_measured
+from benchmarks.measure import blocks, variants
+from tests.benchmarks.fakes import time_alike
 from tests.benchmarks.schema import validate
 from tests.presets import representatives
 from zoo.architectures import families
@@ -63,9 +66,7 @@ def test_a_swapped_model_is_a_row_like_any_other(call: Callable[..., str]) -> No
 
 
 def test_every_verb_is_tested_here() -> None:
-    """compare needs two models, so that what follows is called for it below; load needs files: test_load.py; gallery
-    writes them; learn trains: test_learn.py. What is measured needs a fake clock: test_throughput_command.py, of blocks
-    test_measured_commands.py."""
+    """Others have tests of their own: compare needs two models, blocks and throughput a fake clock, and load files."""
     assert verbs().keys() - CALLS.keys() == {"compare", "load", "throughput", "blocks", "gallery", "learn"}
 
 
@@ -89,18 +90,6 @@ def test_tables_fit_80_columns(call: Callable[..., str], more: tuple[str, ...]) 
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_markdown_tables_have_equal_rows(call: Callable[..., str]) -> None:
-    for block in call("--format", "md", *SOME).split("\n\n"):
-        if block.startswith("|"):
-            assert len({line.count("|") for line in block.splitlines()}) == 1
-
-
-def test_json_follows_the_schema(call: Callable[..., str]) -> None:
-    document = json.loads(call("--json", *SOME))
-    validate(document)
-    assert document["rows"]
-
-
 def models(text: str) -> list[str]:
     """The models of a document's rows, each once."""
     return list(dict.fromkeys(row["model"] for row in json.loads(text)["rows"]))
@@ -115,14 +104,9 @@ def test_every_family_is_shown_by_its_best_known_size_in_order_of_release(call: 
 
 @pytest.mark.usefixtures("_eight_families")
 def test_rows_are_chosen_by_month_and_by_block(call: Callable[..., str]) -> None:
-    assert models(call("--json", "--since", "2025-06")) == ["smollm3-3b", "gemma3-270m", "gpt-oss-20b"]
-    assert models(call("--json", "--with", "mla")) == ["deepseek-v3-671b"]
-    assert models(call("--json", "--with=MoE", "--with", "QK-norm")) == ["qwen3-30b-a3b"]
-    args = ["--with", "moe", "--since", "2025-01", "--all-sizes"]
-    assert models(call("--json", *args)) == ["qwen3-30b-a3b", "qwen3-235b-a22b", "gpt-oss-20b", "gpt-oss-120b"]
-    out = call("--with", "moe")
-    assert all(f"\n{name} " in out for name in ("deepseek-v3-671b", "qwen3-30b-a3b", "gpt-oss-20b"))
-    assert "smollm3" not in out
+    args = ["--with", "moe", "--with=QK-norm", "--since", "2025-01"]
+    assert models(call("--json", *args)) == ["qwen3-30b-a3b"]
+    assert models(call("--json", *args, "--all-sizes")) == ["qwen3-30b-a3b", "qwen3-235b-a22b"]
 
 
 def test_named_models_are_shown_whatever_they_are(call: Callable[..., str]) -> None:
@@ -130,30 +114,49 @@ def test_named_models_are_shown_whatever_they_are(call: Callable[..., str]) -> N
     assert models(call("--json", "gpt-oss")) == ["gpt-oss-20b", "gpt-oss-120b"]
 
 
-def test_jsonl_is_the_same_document_line_by_line(call: Callable[..., str]) -> None:
-    head, *rows = map(json.loads, call("--format", "jsonl", *SOME).splitlines())
-    assert rows == json.loads(call("--json", *SOME))["rows"]
-    validate({**head, "rows": rows})
-
-
-def test_csv_has_the_scalars_of_every_row(call: Callable[..., str]) -> None:
-    rows = list(csv.DictReader(io.StringIO(call("--format", "csv", *SOME))))
-    document = json.loads(call("--json", *SOME))["rows"]
-    assert len(rows) == len(document)
-    for written, row in zip(rows, document, strict=True):
-        chosen = {"model": row["model"]} | row.get("values", {})  # `table` has the chosen columns alone
-        expected = (
-            chosen if "values" in row else {key: value for key, value in row.items() if not isinstance(value, list)}
-        )
-        assert {key: value for key, value in written.items() if value} == {
-            key: str(value) for key, value in expected.items() if value is not None
-        }
-
-
-def test_out_writes_what_the_terminal_would_show(call: Callable[..., str], tmp_path: Path) -> None:
-    shown = call("--json", "qwen3-8b")
-    assert call("--json", "qwen3-8b", "--out", str(tmp_path / "out.json")) == ""
+def test_every_format_holds_the_same_rows(call: Callable[..., str], tmp_path: Path) -> None:
+    """CSV has their scalars, Markdown equal lines, a file what the terminal would show."""
+    shown = call("--json", *SOME)
+    document = json.loads(shown)
+    validate(document)
+    assert call("--json", *SOME, "--out", str(tmp_path / "out.json")) == ""
     assert (tmp_path / "out.json").read_text(encoding="utf-8") == shown
+    _, *lines = map(json.loads, call("--format", "jsonl", *SOME).splitlines())
+    assert lines == document["rows"] != []
+    written = list(csv.DictReader(io.StringIO(call("--format", "csv", *SOME))))
+    for found, row in zip(written, document["rows"], strict=True):
+        row = {"model": row["model"]} | row["values"] if "values" in row else row  # the chosen columns of `table` alone
+        scalars = {key: str(value) for key, value in row.items() if value is not None and not isinstance(value, list)}
+        assert {key: value for key, value in found.items() if value} == scalars
+    tables = [block for block in call("--format", "md", *SOME).split("\n\n") if block.startswith("|")]
+    assert all(len({line.count("|") for line in block.splitlines()}) == 1 for block in tables)
+
+
+MLA = "--variants mla --tiny"
+MEASURED = [
+    f"{MLA} --context 1k --context 5 --repeat 5",
+    f"{MLA} --context 40 --dtype bf16 --swap MLA(q_rank=none)",
+    "--variants sparse --tiny --context 40 --prefill --repeat 1",
+    "--dim 256 --tokens 8 --context 600 --repeat 1",
+]
+
+
+@pytest.mark.parametrize("args", MEASURED)
+def test_measured_blocks_fit_and_follow_the_schema(
+    args: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time_alike(monkeypatch, variants, blocks)
+    assert exit_code(app, "python -m benchmarks", ["blocks", *args.split()]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert max(map(len, out.splitlines())) <= 80
+    assert re.search(r"Medians of .* tak(e|ing) turns.*\nkernels\b.*: ", out.replace("\n  ", " "), re.DOTALL)
+    assert exit_code(app, "python -m benchmarks", ["blocks", *args.split(), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    validate(document)
+    assert document["complete"] is True
+    assert {"isa", "kernels", "kernels_set"} <= document["machine"].keys()
+    assert all((row.get("decode_s") or row["attention_s"]) == 1.0 for row in document["rows"])
 
 
 @pytest.mark.parametrize(("version", "age"), [(SCHEMA_VERSION - 1, "an older"), (SCHEMA_VERSION + 1, "another")])

@@ -1,4 +1,4 @@
-"""python -m benchmarks throughput and compare --measure, as their users call them, under a clock nobody waits for."""
+"""python -m benchmarks throughput and compare --measure, under a fake clock, and several real processes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from benchmarks.measure import ceilings, environment, runners, throughput
 from benchmarks.measure.timing import measure
 from tests.benchmarks.fakes import Ticking
 from tests.benchmarks.schema import validate
+from tests.torchrun import errors, start
 from zoo.cli.runner import exit_code
 from zoo.core import kernels
+from zoo.sharding import Rank
 
 ROOT = Path(__file__).resolve().parents[3]
 SHORT = ("--tiny", "-p", "20", "-n", "2")
+SHORTER, SECONDS = "--tiny -p 16 -n 4 -r 2".split(), 240  # for processes that torchrun starts
 TRAIN = ("--tiny", "--train", "--context", "16", "--batch", "2")
 
 
@@ -126,7 +129,7 @@ def test_an_interruption_leaves_what_there_is_and_valid_json(
     out, err = capsys.readouterr()
     assert err == "error: interrupted\n"
     assert ("repetition" in out) == bool(runs)
-    assert ("nothing counts yet" in out) == (counted)
+    assert ("those of the warm-up" in out) == counted
 
 
 def test_a_router_of_another_dtype_is_among_the_gemms(capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,15 +203,6 @@ def test_training_steps_beside_transformers(capsys: pytest.CaptureFixture[str]) 
         assert row["peak_bytes"] is None or row["peak_bytes"] > 4 * row["params"]
         assert row["ratio"] == (1.0 if row["implementation"] == "zoo" else None)
     assert {row["mfu"] for row in rows} != {None}
-
-
-def test_tables_of_training(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("qwen3", *TRAIN, "--swap", "GQA(window=8)") == 0
-    out, err = capsys.readouterr()
-    assert err == ""
-    assert max(map(len, out.splitlines())) <= 80
-    assert out.count("train 2x16") == 5  # two models in two tables, and the harness's share
-    assert not torch.is_inference_mode_enabled()
 
 
 @pytest.mark.slow
@@ -309,3 +303,52 @@ def test_where_it_does_not_fit_nothing_is_built(
     out, err = capsys.readouterr()
     assert out == ""
     assert told in err
+
+
+@pytest.mark.slow
+def test_two_processes_beside_one(tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    args = *SHORTER, "--tp", 2, "--peer", "one-process", "--json", "--out", out
+    process = start("benchmarks", "throughput", "qwen3-30b-a3b", *args)
+    printed, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, err
+    assert printed == ""
+    told = json.loads(out.read_text(encoding="utf-8"))
+    rows = {(row["implementation"], row["test"]): row for row in told["rows"] if row["table"] == "throughput"}
+    assert rows.keys() == {(who, test) for who in ("zoo", "one process") for test in ("pp16", "tg4")}
+    spec = zoo.spec("qwen3-30b-a3b", tiny=True)
+    part = spec.shard(Rank(0, 2))
+    for test in ("pp16", "tg4"):
+        both, one = rows["zoo", test], rows["one process", test]
+        assert both["ranks"] == one["ranks"] == 2
+        assert both["ratio"] == pytest.approx(both["tokens_per_s"] / one["tokens_per_s"])
+        assert one["ratio"] is None
+        assert one["flops"] > 1.5 * both["flops"]
+        terms = {name: both[f"{name}_seconds"] for name in ("step", "read", "compute", "exchange")}
+        assert min(terms.values()) > 0
+        sum_of_terms = max(terms["read"], terms["compute"]) + terms["exchange"]
+        assert both["of_predicted"] == pytest.approx(terms["step"] / sum_of_terms)
+        assert both["params"] == spec.params() > part.params()
+    assert rows["zoo", "pp16"]["flops"] == part.flops(0, 16, logits=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--tp", 2, "--mode", "eager", "--mode", "compiled"], None),
+        (["--tp", 2, "--ep", 2], None),
+        (["--tp", 2, "--ep", 2, "--mode", "compiled"], "error: a model whose ranks hold whole experts is not compiled"),
+    ],
+)
+def test_modes_and_whole_experts(args: list[object], says: str | None) -> None:
+    process = start("benchmarks", "throughput", "qwen3-30b-a3b", *SHORTER, *args)
+    out, err = process.communicate(timeout=SECONDS)
+    if says is None:
+        assert process.returncode == 0, err
+        assert out.count("Parts of a pass") == 1
+        assert max(map(len, out.splitlines())) <= 80
+    else:
+        assert process.returncode != 0
+        (line,) = errors(err)
+        assert line.startswith(says)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,10 @@ import pytest
 
 import zoo
 from benchmarks.analytic.compare import PAIRS
-from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.models import one
 from benchmarks.gallery import charts, files, learning_curves
-from tests.benchmarks.gallery.learned import sample
-from tests.benchmarks.gallery.speeds import MEASURED
+from tests.benchmarks.gallery.samples import MEASURED, sample
 from tests.presets import representatives
-from zoo.errors import SpecError
 
 Open = Callable[..., Any]
 CHARTS = {**charts.CHARTS, **learning_curves.CHARTS}
@@ -52,9 +48,7 @@ def open_page(browser: Any, folder: Path) -> Iterator[Open]:
         page.set_default_timeout(30_000)
         page.on("console", lambda message: events.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: events.append(f"error: {error}"))
-        page.on(
-            "request", lambda request: events.append(request.url.split("#")[0]) if request.url[:5] != "blob:" else None
-        )
+        page.on("request", lambda request: events.append(request.url.split("#")[0]))
         page.goto((folder / "index.html").as_uri() + (f"#{place}" if place else ""))
         page.locator("html[data-started]").wait_for(state="attached")
         return page
@@ -69,14 +63,6 @@ def open_page(browser: Any, folder: Path) -> Iterator[Open]:
 def page(open_page: Open) -> Any:
     """A page that the tests share; each sets the controls that it needs."""
     return open_page()
-
-
-def on_each(spec: zoo.Decoder, cards: int) -> zoo.Decoder | None:
-    """What one of so many cards holds: whole experts, or else a part of each."""
-    for ep in (cards, 1):
-        with suppress(SpecError):
-            return InferenceConfig(tp=cards, ep=ep).part(spec)
-    return None
 
 
 def draw_charts(page: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import zoo
 from benchmarks.gallery import timeline
-from benchmarks.gallery.overview import groups
+from benchmarks.gallery.overview import groups, title_of
 from tests.benchmarks.gallery.conftest import SHOWN, Open
 from zoo.catalog import ancestor
 from zoo.units import format_bytes, format_count
@@ -18,14 +18,11 @@ pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("gallery")]
 ENTRIES = timeline.entries(SHOWN)
 
 
-def test_every_architecture_is_in_the_list_in_order_of_release(page: Any) -> None:
+def test_architectures_are_listed_by_release_with_sentences_against_their_ancestors(page: Any) -> None:
     assert page.locator("#timeline h3 .open").all_inner_texts() == [entry.group.title for entry in ENTRIES]
     months = page.locator("#timeline .when").all_inner_texts()
     assert months == sorted(months)
     assert len(months) == len(groups(SHOWN))
-
-
-def test_sentences_are_those_against_the_ancestor(page: Any) -> None:
     for entry in ENTRIES:
         text = page.locator(f'[id="{entry.group.name}"] .new').inner_text()
         if entry.came_from is None:
@@ -34,9 +31,6 @@ def test_sentences_are_those_against_the_ancestor(page: Any) -> None:
         assert text.startswith(f"from {entry.came_from.title}")
         assert all(sentence in text for sentence in entry.added)
         assert entry.came_from.typical.name == ancestor(entry.group.typical.name)
-
-
-def test_arcs_join_those_that_are_shown(page: Any) -> None:
     shown = {entry.group.name for entry in ENTRIES}
     arcs = sum(1 for entry in ENTRIES if entry.came_from and entry.came_from.name in shown)
     assert page.locator("#arcs path").count() == arcs > 2
@@ -78,10 +72,9 @@ def test_chosen_architecture_has_its_diagram_and_facts(open_page: Open, width: i
     assert inside == (width < 1080)
     for model in entry.group.models:
         page.locator("#chosen-size").select_option(model.name)
-        assert page.locator("#chosen svg > title").text_content() == timeline.title_of(model)
-        facts = dict(
-            zip(page.locator("#chosen dt").all_inner_texts(), page.locator("#chosen dd").all_inner_texts(), strict=True)
-        )
+        assert page.locator("#chosen svg > title").text_content() == title_of(model)
+        names, values = (page.locator(f"#chosen {each}").all_inner_texts() for each in ("dt", "dd"))
+        facts = dict(zip(names, values, strict=True))
         assert facts["parameters"] == format_count(model.spec.params())
         assert facts["vocabulary"] == f"{model.spec.vocab:,} tokens"
         assert facts["released"] == model.size.released
@@ -111,14 +104,12 @@ def test_reasons_open_by_key(page: Any) -> None:
 
 
 def test_compare_with_the_ancestor(page: Any) -> None:
-    entry = next(
-        each for each in reversed(ENTRIES) if each.came_from and each.came_from.name in {e.group.name for e in ENTRIES}
-    )
+    shown = {entry.group.name: entry.group for entry in ENTRIES}
+    entry = next(each for each in reversed(ENTRIES) if each.came_from and each.came_from.name in shown)
     page.evaluate("name => choose(name)", entry.group.typical.name)
     page.locator("#chosen-compare").click()
     assert page.locator("#second").input_value() == entry.group.typical.name
-    earlier = next(each.group for each in ENTRIES if each.group.name == entry.came_from.name)
-    assert page.locator("#first").input_value() == earlier.typical.name
+    assert page.locator("#first").input_value() == shown[entry.came_from.name].typical.name
 
 
 def test_chips_lead_to_the_text_on_blocks_and_back(page: Any) -> None:

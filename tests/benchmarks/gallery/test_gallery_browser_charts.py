@@ -15,7 +15,7 @@ from benchmarks.analytic import kv, roofline
 from benchmarks.gallery.learning_tables import learning_tables
 from benchmarks.gallery.overview import groups
 from tests.benchmarks.gallery.conftest import SHOWN, Open, draw_charts
-from tests.benchmarks.gallery.learned import sample
+from tests.benchmarks.gallery.samples import sample
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("gallery")]
 TYPICAL = [group.typical.name for group in groups(SHOWN)]  # what the charts show at first: of each family one model

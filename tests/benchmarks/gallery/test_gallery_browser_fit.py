@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from benchmarks.__main__ import app
-from benchmarks.analytic.kv import InferenceConfig, fit_row
+from benchmarks.analytic.kv import fit_row
 from benchmarks.analytic.roofline import devices
-from benchmarks.analytic.weight_forms import FOUR_BIT, PLAIN, WeightForm
+from benchmarks.analytic.weight_forms import FOUR_BIT, PLAIN
+from benchmarks.gallery.cost_terms import card_part
 from benchmarks.options import DTYPES
 from benchmarks.output.show import format_decimal_bytes
-from tests.benchmarks.gallery.conftest import SHOWN, on_each
+from tests.benchmarks.gallery.conftest import SHOWN
 from zoo.cli.runner import exit_code
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("gallery")]
@@ -37,85 +39,52 @@ def choose(page: Any, context: int, batch: int, memory: int, weights: str, cache
     page.locator("#fit-cards").select_option(str(cards))
 
 
-def form_of(model: Any, weights: str) -> WeightForm:
-    if weights == "released":
-        form: WeightForm = model.released_form
-        return form
-    return FOUR_BIT if weights == FOUR_BIT.name else PLAIN[DTYPES[weights]]
-
-
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_cells_equal_python(page: Any, setting: tuple[int, int, int, str, str, int]) -> None:
+def test_cells_and_the_command_equal_python(
+    page: Any, setting: tuple[int, int, int, str, str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
     context, batch, memory, weights, cache, cards = setting
     choose(page, *setting)
     assert page.locator("#fit-memory-shown").inner_text() == f"{memory} GB"
-    fitting = 0
+    command = shlex.split(page.locator("#fit-code").inner_text())
+    assert command[:4] == ["python", "-m", "benchmarks", "kv"]
+    assert exit_code(app, "python -m benchmarks", [*command[3:], "--json"]) == 0
+    printed = {row["model"]: row for row in json.loads(capsys.readouterr().out)["rows"] if row["table"] == "fit"}
+    assert len(printed) > 3
+    forms, fitting = {FOUR_BIT.name: FOUR_BIT} | {name: PLAIN[dtype] for name, dtype in DTYPES.items()}, 0
     for row, model in zip(page.locator("#fit-table tbody tr").all(), SHOWN, strict=True):
         cells = [cell.split("\n")[0] for cell in row.locator("td").all_inner_texts()]
         assert row.locator("th").inner_text() == model.name
-        if (spec := on_each(model.spec, cards)) is None:
+        config, spec = card_part(model.spec, cards)
+        if spec is None:
             assert cells == [f"{cards} cards cannot divide it"]
             continue
-        form = form_of(model, weights)
+        form = forms.get(weights, model.released_form)
         weight_bytes, cache_bytes = form.model_bytes(spec), spec.kv_bytes(context, batch, DTYPES[cache])
         fits = weight_bytes + cache_bytes <= memory * 1e9
         fitting += fits
         sizes = (weight_bytes, cache_bytes, weight_bytes + cache_bytes)
         assert cells[1:4] == [format_decimal_bytes(each) for each in sizes]
         assert cells[4] == "yes" if fits else cells[4].startswith("no")
+        assert row.locator("td.yes" if fits else "td.no").count() == 1
+        told = fit_row(model, memory * 10**9, replace(config, batch=batch, weights=form, cache=DTYPES[cache]))
+        longest = told["context_that_fits"] if told["limit"] == "cache" else model.spec.context
+        longest = page.evaluate("formatTokens", longest or 0)
+        assert cells[5] == {"weights": "none", "context": f"all of its {longest}", "cache": longest}[told["limit"]]
+        if model.name in printed:
+            assert cells[1] == format_decimal_bytes(printed[model.name]["weight_bytes"])
+        beyond = model.spec.context is not None and model.spec.context < context
+        assert row.get_by_text("beyond its").count() == beyond
         assert (cells[6] == "–") is (not fits or not any(each.memory == memory * 1e9 for each in devices().values()))
     assert page.locator("#fit-summary strong").inner_text() == f"{fitting} of {len(SHOWN)}"
     words = "as released" if weights == "released" else f"in {weights}"
     assert page.locator("#fit-summary").inner_text().endswith(f"; weights {words}, cache in {cache}.")
 
 
-def test_longest_context_is_that_of_the_command(page: Any) -> None:
-    """And never longer than what the model is published for."""
-    choose(page, 4096, 1, 80, "released", "bfloat16", 1)
-    for row, model in zip(page.locator("#fit-table tbody tr").all(), SHOWN, strict=True):
-        found, told = (
-            row.locator("td").nth(5).inner_text(),
-            fit_row(model, 80 * 10**9, InferenceConfig(weights=model.released_form)),
-        )
-        shown = page.evaluate("formatTokens", told["context_that_fits"] or model.spec.context or 0)
-        if told["limit"] == "weights":
-            assert found == "none"
-        elif told["limit"] == "context":
-            assert found == f"all of its {page.evaluate('formatTokens', model.spec.context)}"
-        else:
-            assert found == shown
-
-
-def test_gpt_oss_fits_one_card_as_released(page: Any) -> None:
+def test_a_packed_form_is_named(page: Any) -> None:
     choose(page, 131_072, 1, 24, "released", "bfloat16", 1)
     row = page.locator("#fit-table tbody tr", has_text="gpt-oss-20b")
     assert row.locator("td").nth(1).inner_text().split("\n") == ["13.8 GB", "MXFP4"]
-    assert row.locator("td.yes").count() == 1
-    page.locator("#fit-weights").select_option("bfloat16")
-    assert page.locator("#fit-table tbody tr", has_text="gpt-oss-20b").locator("td.no").count() == 1
-
-
-def test_contexts_beyond_the_published_one_are_marked(page: Any) -> None:
-    choose(page, 131_072, 1, 80, "released", "bfloat16", 1)
-    for row, model in zip(page.locator("#fit-table tbody tr").all(), SHOWN, strict=True):
-        beyond = model.spec.context is not None and model.spec.context < 131_072
-        assert row.get_by_text("beyond its").count() == beyond
-
-
-@pytest.mark.parametrize("setting", SETTINGS[::2], ids=str)
-def test_the_command_shown_prints_the_same(page: Any, setting: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    choose(page, *setting)
-    command = shlex.split(page.locator("#fit-code").inner_text())
-    assert command[:4] == ["python", "-m", "benchmarks", "kv"]
-    assert exit_code(app, "python -m benchmarks", [*command[3:], "--json"]) == 0
-    rows = {row["model"]: row for row in json.loads(capsys.readouterr().out)["rows"] if row["table"] == "fit"}
-    checked = 0
-    for row, model in zip(page.locator("#fit-table tbody tr").all(), SHOWN, strict=True):
-        if model.name in rows:
-            found = row.locator("td").nth(1).inner_text().split("\n")[0]
-            assert found == format_decimal_bytes(rows[model.name]["weight_bytes"])
-            checked += 1
-    assert checked > 3
 
 
 def test_card_and_memory_follow_each_other(page: Any) -> None:

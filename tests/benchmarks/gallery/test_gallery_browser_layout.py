@@ -67,25 +67,30 @@ def test_tables_are_stacked_on_a_phone(open_page: Open) -> None:
     page = open_page(390)
     page.locator("#differences summary").click()
     for table in ("#fit-table", "#swap-table", "#differences table"):
-        cells = page.locator(table).first.locator("tbody tr").first.locator("td")
-        for cell in cells.all():
+        row = page.locator(table).first.locator("tbody tr").first
+        for cell in row.locator("td").all():
             box = cell.bounding_box()
             assert 0 <= box["x"] < box["x"] + box["width"] <= 390, table
-        named = page.locator(table).first.locator("tbody tr").first.locator("td[data-head]")
-        heads = named.evaluate_all("all => all.map(cell => getComputedStyle(cell, '::before').content)")
+        heads = row.locator("td[data-head]").evaluate_all(
+            "all => all.map(cell => getComputedStyle(cell, '::before').content)"
+        )
         assert len(heads) > 1
         assert all(head not in ("none", '""') for head in heads)
 
 
-def test_results_come_before_settings_on_a_phone(open_page: Open) -> None:
-    narrow, wide = open_page(390), open_page(1440)
-    for section, result in (("fit", "#fit-table"), ("swap", "#swap-table")):
-        tops = [
-            [page.locator(each).bounding_box()["y"] for each in (result, f"#{section} .settings")]
-            for page in (narrow, wide)
-        ]
-        assert tops[0][0] < tops[0][1]
-        assert tops[1][0] > tops[1][1]
+@pytest.mark.parametrize(("width", "beside"), [(390, False), (820, True), (1440, True)])
+def test_results_and_drawings_stand_where_there_is_room(open_page: Open, width: int, beside: bool) -> None:
+    """On a phone results come before settings, and the swapped drawing, below the settings, before the original."""
+    page = open_page(width)
+    if width != 820:
+        for section, result in (("fit", "#fit-table"), ("swap", "#swap-table")):
+            tops = [page.locator(each).bounding_box()["y"] for each in (result, f"#{section} .settings")]
+            assert (tops[0] < tops[1]) == (width == 390)
+    page.locator("#swap-window").select_option(label="512, all layers")
+    own, swapped = (page.locator("#swap-drawings figure").nth(i).bounding_box() for i in range(2))
+    assert (own["y"] == swapped["y"]) == beside
+    assert own["x"] <= swapped["x"]
+    assert page.locator("#swap .settings").bounding_box()["y"] < swapped["y"] <= own["y"]
 
 
 def test_names_beside_lines_do_not_overlap(page: Any) -> None:

@@ -39,12 +39,32 @@ pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("gallery")]
 CHOSEN = "[...document.querySelectorAll('#swap select')].map(select => select.selectedOptions[0].text)"
 
 
+def swap(page: Any, model: str, **labels: str) -> Any:
+    """Selects a model as released, then a choice of each axis by its label -> the figures of the drawings."""
+    page.locator("#swap-model").select_option(model)
+    page.locator("#swap-reset").click()
+    choose(page, **labels)
+    return page.locator("#swap-drawings figure")
+
+
+def choose(page: Any, **labels: str) -> None:
+    for axis, label in labels.items():
+        page.locator(f"#swap-{axis}").select_option(label=label)
+
+
+def shown_swaps(page: Any) -> list[str]:
+    """The swaps in the command that the page shows."""
+    command = shlex.split(page.locator("#swap-command").inner_text())
+    assert command[:4] == ["python", "-m", "benchmarks", "kv"]
+    return [text for text in command[5:] if text != "--swap"]
+
+
 @pytest.mark.parametrize("name", [group.typical.name for group in groups(SHOWN)])
 def test_costs_of_a_swap_equal_python(page: Any, name: str) -> None:
     """The last valid cell of both grids: the figures shown, and the sums behind them."""
     spec = one(name).spec
     attention, experts = swap_grid.attention_grid(spec), swap_grid.expert_grid(spec)
-    page.locator("#swap-model").select_option(name)
+    swap(page, name)
     terms = [(1, outside_terms(spec))]
     for grid, rows, columns in ((attention, "kv", "window"), (experts, "experts", "k")):
         i, j = max((i, j) for i, row in enumerate(grid.cells) for j, cell in enumerate(row) if cell is not None)
@@ -69,59 +89,43 @@ def test_costs_of_a_swap_equal_python(page: Any, name: str) -> None:
     }
 
 
-def test_python_beside_a_swap_makes_that_spec(page: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    page.locator("#swap-model").select_option("llama3.1-8b")
-    for axis, label in (("kv", "2 KV heads (GQA)"), ("window", "512, all but every fourth layer"), ("experts", "8")):
-        page.locator(f"#swap-{axis}").select_option(label=label)
-    page.locator("#swap-positions").select_option(label="NoPE in every fourth layer")
-    exec(page.locator("#swap-code").inner_text(), {})
-    params = int(capsys.readouterr().out.split()[0])
-    assert page.locator("#swap-table tbody tr").first.locator("td").nth(1).inner_text() == format_count(params)
-    page.locator("#swap-reset").click()
+EVERY_FOURTH = {"window": "512, all but every fourth layer", "positions": "NoPE in every second layer"}
+
+
+def test_code_and_command_beside_a_swap_make_that_spec(page: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also a swap of some layers. Without a swap there is no command."""
+    swap(page, "llama3.1-8b")
+    assert not page.locator("#swap-command").is_visible()
+    choose(page, kv="2 KV heads (GQA)", experts="8")
+    assert page.locator("#swap-summary").inner_text() == "Llama 3.1 8B with 2 KV heads (GQA); 8 experts"
+    command = shlex.split(page.locator("#swap-command").inner_text())
+    assert exit_code(app, "python -m benchmarks", [*command[3:], "--json"]) == 0
+    assert '"swap"' in capsys.readouterr().out
+    for more in ({}, EVERY_FOURTH):
+        choose(page, **more)
+        spec, _ = apply_swaps(zoo.spec("llama3.1-8b"), shown_swaps(page))
+        shown = [row.locator("td").nth(1).inner_text() for row in page.locator("#swap-table tbody tr").all()]
+        assert (shown[0], shown[3]) == (format_count(spec.params()), format_bytes(spec.kv_growth()[1]))
+        scope = dict[str, Any]()
+        exec(page.locator("#swap-code").inner_text(), scope)
+        assert scope["spec"] == spec
+        assert int(capsys.readouterr().out.split()[0]) == spec.params()
+    assert [layer.mixer.window for layer in spec.layers] == [None if i % 4 == 3 else 512 for i in range(32)]
+    assert [isinstance(layer.mixer.rope, zoo.NoPE) for layer in spec.layers] == [i % 2 == 1 for i in range(32)]
 
 
 def test_invalid_combinations_cannot_be_selected(page: Any) -> None:
     """MLA has no window: selecting MLA resets the window."""
-    page.locator("#swap-model").select_option("llama3.1-8b")
-    page.locator("#swap-window").select_option(label="512, all layers")
-    page.locator("#swap-kv").select_option(label="latent of 512 (MLA)")
-    chosen = page.locator("#swap-window option:checked")
-    assert chosen.inner_text() == "as released"
+    swap(page, "llama3.1-8b", window="512, all layers", kv="latent of 512 (MLA)")
+    assert page.locator("#swap-window option:checked").inner_text() == "as released"
     assert page.locator("#swap-window option:disabled").count() == 12 + 1
-    page.locator("#swap-reset").click()
 
 
 def test_dropped_features_are_listed(page: Any) -> None:
-    page.locator("#swap-model").select_option("gpt-oss-20b")
-    page.locator("#swap-kv").select_option(label="latent of 512 (MLA)")
+    swap(page, "gpt-oss-20b", kv="latent of 512 (MLA)")
     assert "Dropped features: window 128, biases, sinks." in page.locator("#swap-note").inner_text()
     page.locator("#swap-reset").click()
     assert "Dropped" not in page.locator("#swap-note").inner_text()
-
-
-def test_the_command_makes_the_same_swap(page: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of some layers, too; where nothing is swapped there is none."""
-    page.locator("#swap-model").select_option("llama3.1-8b")
-    page.locator("#swap-reset").click()
-    assert not page.locator("#swap-command").is_visible()
-    page.locator("#swap-kv").select_option(label="2 KV heads (GQA)")
-    page.locator("#swap-experts").select_option(label="8")
-    summary = page.locator("#swap-summary").inner_text()
-    assert summary == "Llama 3.1 8B with 2 KV heads (GQA); 8 experts"
-    command = shlex.split(page.locator("#swap-command").inner_text())
-    assert command[:4] == ["python", "-m", "benchmarks", "kv"]
-    assert exit_code(app, "python -m benchmarks", [*command[3:], "--json"]) == 0
-    assert '"swap"' in capsys.readouterr().out
-    spec, _ = apply_swaps(zoo.spec("llama3.1-8b"), [text for text in command[5:] if text != "--swap"])
-    shown = [row.locator("td").nth(1).inner_text() for row in page.locator("#swap-table tbody tr").all()]
-    assert (shown[0], shown[3]) == (format_count(spec.params()), format_bytes(spec.kv_growth()[1]))
-    page.locator("#swap-window").select_option(label="512, all but every fourth layer")
-    page.locator("#swap-positions").select_option(label="NoPE in every second layer")
-    command = shlex.split(page.locator("#swap-command").inner_text())
-    spec, _ = apply_swaps(zoo.spec("llama3.1-8b"), [text for text in command[5:] if text != "--swap"])
-    assert [layer.mixer.window for layer in spec.layers] == [None if i % 4 == 3 else 512 for i in range(32)]
-    assert [isinstance(layer.mixer.rope, zoo.NoPE) for layer in spec.layers] == [i % 2 == 1 for i in range(32)]
-    page.locator("#swap-reset").click()
 
 
 def texts(parts: list[str]) -> list[str]:
@@ -131,15 +135,9 @@ def texts(parts: list[str]) -> list[str]:
 def test_diagram_of_the_swapped_model_stands_beside_the_original(page: Any) -> None:
     """Below its title it has the texts of the swapped spec's own drawing, in order, and marks those that the original
     lacks."""
-    page.locator("#swap-model").select_option("llama3.1-8b")
-    page.locator("#swap-reset").click()
-    figures = page.locator("#swap-drawings figure")
+    figures = swap(page, "llama3.1-8b")
     assert figures.count() == 1
-    page.locator("#swap-kv").select_option(label="2 KV heads (GQA)")
-    page.locator("#swap-window").select_option(label="512, all layers")
-    page.locator("#swap-positions").select_option(label="NoPE in all layers")
-    page.locator("#swap-experts").select_option(label="8")
-    page.locator("#swap-k").select_option(label="1")
+    choose(page, kv="2 KV heads (GQA)", window="512, all layers", positions="NoPE in all layers", experts="8", k="1")
     assert figures.count() == 2
     original = zoo.spec("llama3.1-8b")
     swaps = ["GQA(kv_heads=2)", "GQA(window=512)", "rope=NoPE", "ffn=MoE(experts=8, k=2)", "MoE(k=1)"]
@@ -160,12 +158,7 @@ def test_diagram_of_the_swapped_model_stands_beside_the_original(page: Any) -> N
 
 def test_layers_that_differ_are_drawn_one_by_one(page: Any) -> None:
     """Several changes of one block, in patterns that repeat by themselves: the strip and the frames of all kinds."""
-    page.locator("#swap-model").select_option("gemma3-27b")
-    page.locator("#swap-reset").click()
-    page.locator("#swap-kv").select_option(label="4 KV heads (GQA)")
-    page.locator("#swap-window").select_option(label="512, all but every fourth layer")
-    page.locator("#swap-positions").select_option(label="NoPE in every second layer")
-    page.locator("#swap-experts").select_option(label="8")
+    figures = swap(page, "gemma3-27b", kv="4 KV heads (GQA)", experts="8", **EVERY_FOURTH)
     scope = dict[str, Any]()
     exec(page.locator("#swap-code").inner_text(), scope)
     spec = scope["spec"]
@@ -182,7 +175,7 @@ def test_layers_that_differ_are_drawn_one_by_one(page: Any) -> None:
         wanted += [made("top", n, names[layer], looks[layer]), branch("attn", layer.attn)]
         wanted += [branch("ffn", layer.ffn, shown), made("bottom", layer.output_scale, 1)]
     wanted += fragments(spec, after_layers, "narrow")
-    figure = page.locator("#swap-drawings figure").nth(1)
+    figure = figures.nth(1)
     assert figure.locator("svg text").all_text_contents() == texts([each.svg for each in wanted])
     bars = [bar.get_attribute("class") for bar in figure.locator("svg > g").first.locator("rect").all()]
     assert bars == [css_class for layer in spec.layers for css_class in looks[layer]]
@@ -190,14 +183,11 @@ def test_layers_that_differ_are_drawn_one_by_one(page: Any) -> None:
     height = float(figure.locator("svg").get_attribute("viewBox").split()[3])
     assert height == strip + sum(each.height for each in wanted)
     assert not {"drawn above", "drawn below"} & {*figure.locator("svg text.differs").all_text_contents()}
-    page.locator("#swap-reset").click()
 
 
 def test_lines_that_break_elsewhere_are_not_marked(page: Any) -> None:
     """RoPE is the same in both, in bars of unlike width."""
-    page.locator("#swap-model").select_option("llama3.1-8b")
-    page.locator("#swap-reset").click()
-    page.locator("#swap-kv").select_option(label="latent of 512 (MLA)")
+    swap(page, "llama3.1-8b", kv="latent of 512 (MLA)")
     own, swapped, marked = (
         page.locator(f"#swap-drawings figure:nth-child({each}").all_text_contents()
         for each in ("1) text", "2) text", "2) text.differs")
@@ -205,7 +195,6 @@ def test_lines_that_break_elsewhere_are_not_marked(page: Any) -> None:
     assert {"RoPE 500k (Llama 3 ×8 from", "8,192)"} < {*own}
     assert {"RoPE 500k (Llama 3 ×8", "from 8,192)"} < {*swapped}
     assert {"MLA", "RoPE 500k (Llama 3 ×8", "from 8,192)"} & {*marked} == {"MLA"}
-    page.locator("#swap-reset").click()
 
 
 # Selects every choice of keys and values and of positions: [the swaps that it makes, drawings, notes] of each.
@@ -237,7 +226,6 @@ def test_every_choice_of_positions_is_drawn_beside_those_of_keys_and_values(page
             same = apply_swaps(spec, swaps)[0] == spec
             assert (drawings, notes) == ((1, 1 if swaps else 0) if same else (2, 0)), swaps
         assert len({tuple(swaps) for swaps, *_ in found}) == len(found) > 1
-    page.locator("#swap-reset").click()
 
 
 @pytest.mark.parametrize(
@@ -252,48 +240,29 @@ def test_a_link_holds_choices_that_are_valid_beside_others_alone(
 ) -> None:
     """Latents have no window, and a dense model has no experts per token."""
     page = open_page()
-    page.locator("#swap-model").select_option(model)
-    page.locator("#swap-reset").click()
-    for axis, label in choices.items():
-        page.locator(f"#swap-{axis}").select_option(label=label)
+    swap(page, model, **choices)
     chosen = page.evaluate(CHOSEN)
     assert {*choices.values()} < {*chosen}
     place = page.url.partition("#")[2]
     assert open_page(place=place).evaluate(CHOSEN) == chosen
 
 
-def test_back_undoes_a_choice_that_changed_another(open_page: Open) -> None:
+def test_back_undoes_choices(open_page: Open) -> None:
+    """One that changed another, and "as released"."""
     page = open_page()
     page.locator("#swap-model").select_option("llama3.1-8b")
-    page.locator("#swap-window").select_option(label="512, all layers")
+    choose(page, window="512, all layers")
     before = page.evaluate(CHOSEN)
-    page.locator("#swap-kv").select_option(label="latent of 512 (MLA)")
+    choose(page, kv="latent of 512 (MLA)")
     after = page.evaluate(CHOSEN)
-    assert "512, all layers" in before
-    assert "512, all layers" not in after
+    assert ("512, all layers" in before, "512, all layers" in after) == (True, False)
     page.go_back()
     assert page.evaluate(CHOSEN) == before
     page.go_forward()
     assert page.evaluate(CHOSEN) == after
-
-
-def test_back_undoes_as_released(open_page: Open) -> None:
-    """After a window was chosen, and before another is."""
-    page = open_page()
-    page.locator("#swap-window").select_option(label="512, all layers")
     page.locator("#swap-reset").click()
-    page.locator("#swap-window").select_option(label="4,096, all layers")
-    for label in ("as released", "512, all layers"):
-        page.go_back()
-        assert page.locator("#swap-window option:checked").inner_text() == label
-
-
-@pytest.mark.parametrize(("width", "beside"), [(390, False), (820, True), (1440, True)])
-def test_drawings_stand_side_by_side_where_there_is_room(open_page: Open, width: int, beside: bool) -> None:
-    """On a phone the swapped one comes first, below the settings."""
-    page = open_page(width)
-    page.locator("#swap-window").select_option(label="512, all layers")
-    own, swapped = (page.locator("#swap-drawings figure").nth(i).bounding_box() for i in range(2))
-    assert (own["y"] == swapped["y"]) == beside
-    assert own["x"] <= swapped["x"]
-    assert page.locator("#swap .settings").bounding_box()["y"] < swapped["y"] <= own["y"]
+    choose(page, window="4,096, all layers")
+    page.go_back()
+    assert page.locator("#swap-window option:checked").inner_text() == "as released"
+    page.go_back()
+    assert page.evaluate(CHOSEN) == after

@@ -159,21 +159,6 @@ def test_drawings_are_of_the_models_that_the_swaps_make(name: str) -> None:
     assert checked >= len(AXES)
 
 
-def test_windows_and_positions_repeat_by_themselves() -> None:
-    """Every sixth layer has no window, every fourth no position encoding."""
-    spec = zoo.spec("llama3.1-8b")
-    window, nope = "512, all but every sixth layer", "NoPE in every fourth layer"
-    choices = swap_grid.single_choices(spec)
-    first, second = (
-        next(choice for choice in choices[axis] if choice.label == label)
-        for axis, label in (("window", window), ("positions", nope))
-    )
-    changed = swap_grid.swapped(swap_grid.swapped(spec, first), second)
-    assert [layer.mixer.window for layer in changed.layers] == [None if i % 6 == 5 else 512 for i in range(32)]
-    assert [isinstance(layer.mixer.rope, zoo.NoPE) for layer in changed.layers] == [i % 4 == 3 for i in range(32)]
-    assert changed == after(spec, first, second)
-
-
 def assert_complete(spec: Decoder, made: dict[str, Any]) -> None:
     """Every cell of the two grids is drawn, with any positions. A block is drawn in the frame of the kind that most
     layers with it are of; frames above and below say where."""

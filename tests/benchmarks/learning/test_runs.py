@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,17 +66,6 @@ def test_a_folder_that_cannot_be_made_is_not_available(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(NotAvailable, match="--runs"):
         RunStore(tmp_path / "file" / "below")
-
-
-def test_a_run_that_cannot_be_kept_says_so_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    store = RunStore(tmp_path)
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(NotAvailable, match="No space left"):
-        store.save(RUN, OUTCOME)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_hash_of_the_code_follows_from_the_files_that_decide_figures() -> None:

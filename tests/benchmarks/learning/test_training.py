@@ -9,10 +9,9 @@ import pytest
 import torch
 
 import zoo
-from benchmarks.learning.comparison import TASK_RATE
-from benchmarks.learning.entries import Entry, small_models
+from benchmarks.learning.comparison import TASK_RATE, Entry, small_models
 from benchmarks.learning.runs import TEXT, Run
-from benchmarks.learning.tasks import FAR_PAIRS, HALF, TASKS, VALUES, generator_for
+from benchmarks.learning.tasks import FAR_PAIRS, HALF, TASKS, VALUES, VOCAB, generator_for
 from benchmarks.learning.training import BITS_PER_BYTE, LENGTHS, at_size, beyond, perform
 from zoo.training.text.data import read_text
 from zoo.training.text.tokenizers import ByteTokenizer
@@ -62,7 +61,7 @@ def test_no_value_is_seen_from_beyond_layers_times_window_less_one(
     distance: int, reached: bool, models: list[Entry]
 ) -> None:
     """Other values change the logits of the questions exactly where layers x (window - 1) reaches the distance."""
-    spec = replace(models[1].spec, vocab=TASKS["far-recall"].vocab)
+    spec = replace(models[1].spec, vocab=VOCAB)
     reach = sum(layer.cache_spec().reach.limit - 1 for layer in spec.layers)  # type: ignore[misc, operator]
     assert reached == (reach >= distance)
     batch = TASKS["far-recall"].draw(distance, 4, generator_for("reach", "test", 0, 0))

@@ -8,7 +8,7 @@ from multiprocessing import active_children
 import pytest
 import torch
 
-from benchmarks.learning.workers import Failure, Workers, available_cores
+from benchmarks.learning.workers import Failure, Workers
 from zoo.errors import UsageError
 
 DYING, FAILING = "__import__('os')._exit(3)", "1/0"
@@ -53,7 +53,3 @@ def test_one_at_a_time_runs_in_this_process_with_one_thread() -> None:
         assert list(workers.map([1, 2, 3])) == [(1, 1), (2, Failure("two is refused")), (3, 3)]
     assert torch.get_num_threads() == threads
     assert not active_children()
-
-
-def test_there_is_at_least_one_core() -> None:
-    assert available_cores() >= 1

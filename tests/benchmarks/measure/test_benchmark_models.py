@@ -133,10 +133,6 @@ def test_the_layers_that_would_fit_do_and_one_more_does_not(monkeypatch: pytest.
     assert together(most) <= free < together(most + 1)
 
 
-def test_where_not_one_layer_fits_only_the_tiny_form_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert refused(["deepseek-v3-671b"], 2**30, BF16, monkeypatch).endswith("what would fit: --tiny")
-
-
 def test_what_fits_or_cannot_be_said_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for free in (2**60, None):
         monkeypatch.setattr(environment, "free_memory", lambda device, free=free: free)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import count
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.measure import blocks, timing
+from benchmarks.measure import blocks
 from benchmarks.measure.blocks import BlockConfig, BlockEntry, block_list, block_tasks, build_block, rows, run
 from benchmarks.measure.environment import CPU
 from benchmarks.measure.timing import Samples
+from tests.benchmarks.fakes import time_alike
 from zoo.blocks import HyperBranch
 from zoo.core.cache import Cache
 from zoo.errors import UsageError
@@ -31,10 +31,7 @@ WITHOUT_A_ROW |= {"KVSource", "SharedKV"}  # GQA, and GQA that needs another lay
 
 @pytest.fixture(autouse=True)
 def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every run takes one second."""
-    ticks = count()
-    measure = timing.measure
-    monkeypatch.setattr(blocks, "measure", lambda *a, **k: measure(*a, **k | {"clock": lambda: float(next(ticks))}))
+    time_alike(monkeypatch, blocks)
 
 
 def test_no_kind_of_block_is_forgotten() -> None:

@@ -17,7 +17,7 @@ from benchmarks.measure.ceilings import (
 )
 from benchmarks.measure.runners import Results, ThroughputConfig
 from benchmarks.measure.throughput_rows import ceiling_rows
-from benchmarks.measure.timing import Samples, Task, measure
+from benchmarks.measure.timing import Samples
 from tests.benchmarks.fakes import Clock, Ticking
 
 CPU = torch.device("cpu")
@@ -81,11 +81,3 @@ def test_a_kernel_that_was_not_timed_has_no_row_and_half_a_machine_no_roofline()
     made = ceiling_rows(Results(ThroughputConfig(()), samples=samples, kernels=found))
     assert {row["kind"] for row in made} == {"bandwidth"}
     assert measured_device(made) is None
-
-
-def test_kernels_are_tasks_like_any_other() -> None:
-    found, samples = kernels(CPU, torch.float32, Ticking()), Samples()
-    measure(
-        [Task.ready(kernel.key, kernel.run) for kernel in found], samples, repetitions=2, max_warmups=0, clock=Ticking()
-    )
-    assert samples == {kernel.key: [1.0, 1.0] for kernel in found}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import zoo
-from benchmarks.measure.runners import FILL_TOKENS, IDLE, Runner, Workload, ZooRunner, random_tokens, task, workloads
+from benchmarks.measure.runners import FILL_TOKENS, Workload, ZooRunner, random_tokens, task, workloads
 from benchmarks.measure.timing import Task
 from tests.presets import screen_of_families, split
 from zoo.errors import UsageError
@@ -80,6 +80,7 @@ def test_a_restored_cache_gives_the_same_logits(family: str, depth: int) -> None
         (Workload("prefill", 5, 4096), "pp5 @ d4096", [(4096, 5)], 4101),
         (Workload("decode", 2), "tg2", [(1, 1), (2, 1)], 3),
         (Workload("decode", 2, 4096), "tg2 @ d4096", [(4097, 1), (4098, 1)], 4099),
+        (Workload("train", 256, batch=8), "train 8x256", [(0, 256)], 257),  # the last token is only a target
     ],
 )
 def test_labels_are_llama_benchs(work: Workload, label: str, passes: list[tuple[int, int]], capacity: int) -> None:
@@ -102,18 +103,3 @@ def test_the_same_seed_gives_the_same_tokens() -> None:
     work = Workload("prefill", 50)
     assert torch.equal(random_tokens(work, 512, 1, CPU), random_tokens(work, 512, 1, CPU))
     assert not torch.equal(random_tokens(work, 512, 1, CPU), random_tokens(work, 512, 2, CPU))
-
-
-def test_the_null_runner_goes_through_the_same_loop() -> None:
-    work = Workload("decode", 3)
-    calls = 0
-
-    class Counting(Runner):
-        def __call__(self, tokens: torch.Tensor, cache: None) -> None:
-            nonlocal calls
-            calls += 1
-
-    run = task(("x",), Counting(IDLE.model), work, random_tokens(work, 1, 0, CPU)).prepare()
-    before, calls = calls, 0
-    run()
-    assert (before, calls, IDLE.weight_bytes) == (1, 3, 0)

@@ -208,7 +208,7 @@ def test_rows_of_an_interrupted_warm_up_are_marked() -> None:
     assert {row["warmups"] for row in shown.values()} == {0}
     assert all("warming_up" in row["marks"] for row in shown.values())
     legend = throughput_rows.speeds(list(shown.values()), MACHINE).legend
-    assert any("2 to 4 repetitions of the warm-up, interrupted before any that counts" in line for line in legend)
+    assert any("2 to 4 repetitions of the warm-up, which was interrupted" in line for line in legend)
 
 
 def test_tables_fit_80_columns_with_the_longest_names_and_two_marks(monkeypatch: pytest.MonkeyPatch) -> None:

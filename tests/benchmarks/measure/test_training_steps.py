@@ -22,7 +22,6 @@ from benchmarks.measure.training import (
     training_bytes,
     training_candidates,
     training_flops,
-    training_workloads,
 )
 from tests.presets import split
 from zoo.architectures import families
@@ -51,11 +50,6 @@ def candidates(
     config = ThroughputConfig((WORK,), dtype, modes=modes, baseline=baseline)
     model = Variant(tiny=True).of(BenchmarkModel(one(family)))
     return list(training_candidates(model, model.build(CPU, dtype, 0), config))
-
-
-def test_a_training_step_is_one_workload_with_a_target_for_each_token() -> None:
-    (work,) = training_workloads(256, 8)
-    assert (work.label, work.passes, work.capacity) == ("train 8x256", [(0, 256)], 257)
 
 
 def test_a_step_changes_every_weight_and_leaves_no_gradients() -> None:
@@ -142,7 +136,7 @@ def test_what_is_needed_covers_gradients_moments_and_activations(name: str) -> N
     once, twice = (training_bytes(spec, half, WORK, copies) for copies in (1, 2))
     assert once > 4 * 2 * spec.params() + WORK.batch * WORK.tokens * spec.vocab * 10
     assert twice - once == 3 * 2 * spec.params()
-    (longer,) = training_workloads(4 * WORK.tokens, WORK.batch)
+    longer = Workload("train", 4 * WORK.tokens, batch=WORK.batch)
     grown = training_bytes(spec, half, longer, 0) - 2 * spec.params()
     activations = training_bytes(spec, half, WORK, 0) - 2 * spec.params()
     assert grown > 4 * activations if name.startswith("gpt-oss") else grown == 4 * activations  # scores: the square

@@ -20,6 +20,7 @@ from benchmarks.measure.mla import ABSORBED, EXPANDED, LATENT, ExpandedAttention
 from benchmarks.measure.sparse import FULL, SPARSE, SparseVariants, attention_flops, crossover
 from benchmarks.measure.timing import Samples
 from benchmarks.measure.variants import Comparison, VariantsConfig, run
+from tests.benchmarks.fakes import time_alike
 from tests.models import has_compiler
 from zoo.cli.runner import exit_code
 from zoo.cli.tables import Format
@@ -30,10 +31,7 @@ TINY_MLA, TINY_SPARSE = ["--variants", "mla", "--tiny"], ["--variants", "sparse"
 
 @pytest.fixture(autouse=True)
 def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every run takes one second."""
-    ticks = count()
-    measure = timing.measure
-    monkeypatch.setattr(variants, "measure", lambda *a, **k: measure(*a, **k | {"clock": lambda: float(next(ticks))}))
+    time_alike(monkeypatch, variants)
 
 
 def tiny(kind: type[Comparison], config: VariantsConfig) -> Any:
@@ -151,7 +149,7 @@ def test_an_output_that_differs_from_absorbed_fails_the_run(
     monkeypatch.setattr(ExpandedAttention, "forward", lambda *args: forward(*args) + wrong)
     assert exit_code(app, "benchmarks", ["blocks", *TINY_MLA, "--context", "9"]) == 1
     out, err = capsys.readouterr()
-    assert "Outputs NOT equal" in out
+    assert "Outputs are NOT equal" in out
     assert err.startswith("error: expanded at 9 tokens differs from absorbed by ")
     assert len(err.splitlines()) == 1
 
@@ -165,7 +163,7 @@ def test_a_sparse_output_that_differs_fails_the_run(
     monkeypatch.setattr(sparse, "sees", lambda *args: damage(sees(*args)))
     assert exit_code(app, "benchmarks", ["blocks", *TINY_SPARSE, "--context", "30"]) == 1
     out, err = capsys.readouterr()
-    assert "Outputs NOT equal" in out
+    assert "Outputs are NOT equal" in out
     assert err.startswith("error: sparse in decode at 30 tokens differs from attention under its mask by ")
     assert len(err.splitlines()) == 1
 

@@ -70,7 +70,7 @@ def test_tables_in_a_file_are_the_tables_on_the_terminal(tmp_path: Path, capsys:
 
 def test_an_empty_column_is_left_out() -> None:
     assert "published" not in costs.parameter_table(LLAMAS).text(Format.table)
-    assert "windowed" not in costs.kv_table(LLAMAS).text(Format.table).split("\n\n")[1]
+    assert "bounded" not in costs.kv_table(LLAMAS).text(Format.table).split("\n\n")[1]
 
 
 def test_what_is_not_certain_is_a_line_below_the_table() -> None:

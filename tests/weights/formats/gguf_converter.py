@@ -189,7 +189,7 @@ def converted(name: str, tensor: Tensor, kind: str, config: Config) -> Tensors:
 
 
 def recurrent(name: str, tensor: Tensor, kind: str, config: Config) -> Tensor:
-    """What changes in the parameters of recurrent layers and of convolutions."""
+    """A parameter of a recurrent layer or a convolution -> as llama.cpp stores it."""
     if name.endswith("A_log"):
         tensor = -tensor.exp()
     if kind in ("granitehybrid", "nemotron_h_moe"):
@@ -266,13 +266,19 @@ def proportional_freqs(config: Config) -> np.ndarray:
     return np.array([1.0] * rotated + [1e30] * (pairs - rotated), dtype=np.float32)
 
 
-def write(path: Path, kind: str, said: dict[str, Any], tensors: dict[str, Any]) -> Path:
-    """A .gguf file. A pair of blocks and scales is written in the file's own form of MXFP4."""
+def write(path: Path, kind: str, said: dict[str, Any], tensors: dict[str, Any], words: int = 0) -> Path:
+    """A .gguf file. A pair of blocks and scales is written in the file's own form of MXFP4. `words`: the size of its
+    vocabulary, if it has one."""
     writer = gguf.GGUFWriter(path, kind)
     add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     add |= {bool: writer.add_bool, list: writer.add_array}
     for key, value in said.items():
         add[type(value)](f"{kind}.{key}", value)
+    if words:
+        writer.add_token_list([f"token {i}" for i in range(words)])
+        writer.add_token_scores([float(-i) for i in range(words)])
+        writer.add_token_types([1] * words)
+        writer.add_eos_token_id(1)
     for name, tensor in tensors.items():
         if isinstance(tensor, tuple):
             writer.add_tensor(name, mxfp4_bytes(*tensor), raw_dtype=gguf.GGMLQuantizationType.MXFP4)
@@ -316,6 +322,10 @@ class Case:
             self.tensors["rope_freqs.weight"] = proportional_freqs(self.config)
         if self.said.get("nextn_predict_layers"):
             self.tensors[f"blk.{self.said['block_count'] - 1}.{PREDICTION}"] = np.ones((4, 8), dtype=np.float32)
+
+    def write(self, path: Path) -> Path:
+        """The file, with these fields and tensors."""
+        return write(path, self.kind, self.said, self.tensors)
 
     def logits(self) -> tuple[Tensor, Tensor]:
         """Tokens, and the reference's logits in float64."""

@@ -32,6 +32,12 @@ EXPERTS = {
     "expert_weights_norm": "norm_topk_prob route_norm",
     "leading_dense_block_count": "first_k_dense_replace num_dense_layers",
 }
+RECURRENT = {
+    "ssm.conv_kernel": "mamba_d_conv conv_kernel linear_conv_kernel_dim",
+    "ssm.state_size": "mamba_d_state ssm_state_size linear_key_head_dim",
+    "ssm.group_count": "mamba_n_groups n_groups linear_num_key_heads",
+    "ssm.time_step_rank": "mamba_n_heads mamba_num_heads linear_num_value_heads",
+}
 YARN = {
     "factor": "factor",
     "original_context_length": "original_max_position_embeddings",
@@ -68,14 +74,6 @@ def fields(config: Config, kind: str) -> dict[str, Any]:
     if kind in WINDOWED and config.get("sliding_window"):
         said["attention.sliding_window"] = config["sliding_window"]
     return said | (MORE[kind](config) if kind in MORE else {})
-
-
-def _gpt2(config: Config) -> dict[str, Any]:
-    return {"feed_forward_length": config.get("n_inner") or 4 * config["n_embd"]}
-
-
-def _gpt_oss(config: Config) -> dict[str, Any]:
-    return {"expert_feed_forward_length": config["intermediate_size"]}
 
 
 def _rotated(config: Config, share: float = 1.0) -> dict[str, Any]:
@@ -137,16 +135,8 @@ def _glm5(config: Config) -> dict[str, Any]:
 def _kimi_linear(config: Config) -> dict[str, Any]:
     linear = config["linear_attn_config"]
     heads = [int(i + 1 in linear["full_attn_layers"]) for i in range(config["num_hidden_layers"])]
-    said = _latent(config) | {"attention.head_count_kv": heads, "kda.head_dim": linear["head_dim"]}
-    del said["expert_weights_scale"]
-    return said | {
-        "ssm.conv_kernel": linear["short_conv_kernel_size"],
-        "expert_weights_scale": float(config["routed_scaling_factor"]),
-    }
-
-
-def _minimax(config: Config) -> dict[str, Any]:
-    return {"expert_feed_forward_length": config["intermediate_size"], "rope.dimension_count": config["rotary_dim"]}
+    said = {"attention.head_count_kv": heads, "kda.head_dim": linear["head_dim"]}
+    return _latent(config) | said | {"ssm.conv_kernel": linear["short_conv_kernel_size"]}
 
 
 def _llama4(config: Config) -> dict[str, Any]:
@@ -158,19 +148,9 @@ def _llama4(config: Config) -> dict[str, Any]:
 
 
 def _qwen_hybrid(config: Config) -> dict[str, Any]:
-    values = config["linear_num_value_heads"]
-    said = (
-        taken(config, EXPERTS, without="expert_weights_norm")
-        | _rotated(config, 0.25)
-        | {
-            "ssm.conv_kernel": config["linear_conv_kernel_dim"],
-            "ssm.state_size": config["linear_key_head_dim"],
-            "ssm.group_count": config["linear_num_key_heads"],
-            "ssm.time_step_rank": values,
-            "ssm.inner_size": config["linear_value_head_dim"] * values,
-            "full_attention_interval": config["full_attention_interval"],
-        }
-    )
+    said = taken(config, EXPERTS, without="expert_weights_norm") | _rotated(config, 0.25) | taken(config, RECURRENT)
+    said["ssm.inner_size"] = config["linear_value_head_dim"] * config["linear_num_value_heads"]
+    said["full_attention_interval"] = config["full_attention_interval"]
     if sections := (config.get("rope_parameters") or {}).get("mrope_section"):
         said |= {"rope.dimension_sections": [*sections, 0], "nextn_predict_layers": config["mtp_num_hidden_layers"]}
         said["block_count"] = config["num_hidden_layers"] + config["mtp_num_hidden_layers"]
@@ -179,21 +159,21 @@ def _qwen_hybrid(config: Config) -> dict[str, Any]:
 
 def _granite(config: Config) -> dict[str, Any]:
     kv_heads = config["num_key_value_heads"]
-    return _rotated(config) | {
-        "attention.head_count_kv": [kv_heads * (kind == "attention") for kind in config["layer_types"]],
-        "attention.scale": float(config["attention_multiplier"]),
-        "embedding_scale": float(config["embedding_multiplier"]),
-        "residual_scale": float(config["residual_multiplier"]),
-        "logit_scale": float(config["logits_scaling"]),
-        "expert_shared_feed_forward_length": config["shared_intermediate_size"],
-        "ssm.conv_kernel": config["mamba_d_conv"],
-        "ssm.state_size": config["mamba_d_state"],
-        "ssm.group_count": config["mamba_n_groups"],
-        "ssm.inner_size": config["mamba_expand"] * config["hidden_size"],
-        "ssm.time_step_rank": config["mamba_n_heads"],
-        "rope.scaling.finetuned": False,
-        "context_length": 2**20,
-    }
+    return (
+        _rotated(config)
+        | taken(config, RECURRENT)
+        | {
+            "attention.head_count_kv": [kv_heads * (kind == "attention") for kind in config["layer_types"]],
+            "attention.scale": float(config["attention_multiplier"]),
+            "embedding_scale": float(config["embedding_multiplier"]),
+            "residual_scale": float(config["residual_multiplier"]),
+            "logit_scale": float(config["logits_scaling"]),
+            "expert_shared_feed_forward_length": config["shared_intermediate_size"],
+            "ssm.inner_size": config["mamba_expand"] * config["hidden_size"],
+            "rope.scaling.finetuned": False,
+            "context_length": 2**20,
+        }
+    )
 
 
 def _nemotron(config: Config) -> dict[str, Any]:
@@ -202,7 +182,7 @@ def _nemotron(config: Config) -> dict[str, Any]:
     names = {"attention": "*", "full_attention": "*", "moe": "E"}
     listed = [names.get(kind, "M") for kind in config.get("layers_block_type") or []]
     pattern = listed or list(config["hybrid_override_pattern"])
-    said = taken(config, EXPERTS) | _rotated(config)
+    said = taken(config, EXPERTS) | _rotated(config) | taken(config, RECURRENT)
     said["attention.head_count_kv"] = [config["num_key_value_heads"] * (x == "*") for x in pattern]
     said["feed_forward_length"] = [config["moe_intermediate_size"] * (x == "E") for x in pattern]
     if predicted:
@@ -211,15 +191,8 @@ def _nemotron(config: Config) -> dict[str, Any]:
         said["feed_forward_length"].append(config["moe_intermediate_size"])
     if config.get("moe_latent_size"):
         said["moe_latent_size"] = config["moe_latent_size"]
-    return said | {
-        "ssm.conv_kernel": config["conv_kernel"],
-        "ssm.state_size": config["ssm_state_size"],
-        "ssm.group_count": config["n_groups"],
-        "ssm.inner_size": config["mamba_num_heads"] * config["mamba_head_dim"],
-        "ssm.time_step_rank": config["mamba_num_heads"],
-        "rope.scaling.finetuned": False,
-        "context_length": 2**20,
-    }
+    said["ssm.inner_size"] = config["mamba_num_heads"] * config["mamba_head_dim"]
+    return said | {"rope.scaling.finetuned": False, "context_length": 2**20}
 
 
 def _lfm2(config: Config) -> dict[str, Any]:
@@ -274,14 +247,17 @@ MORE: dict[str, Callable[[Config], dict[str, Any]]] = {
     "gemma4": _gemma4,
     "glm-dsa": _glm5,
     "glm4moe": _glm,
-    "gpt-oss": _gpt_oss,
-    "gpt2": _gpt2,
+    "gpt-oss": lambda config: {"expert_feed_forward_length": config["intermediate_size"]},
+    "gpt2": lambda config: {"feed_forward_length": config.get("n_inner") or 4 * config["n_embd"]},
     "granitehybrid": _granite,
     "kimi-linear": _kimi_linear,
     "lfm2": _lfm2,
     "lfm2moe": _lfm2_mixture,
     "llama4": _llama4,
-    "minimax-m2": _minimax,
+    "minimax-m2": lambda config: {
+        "expert_feed_forward_length": config["intermediate_size"],
+        "rope.dimension_count": config["rotary_dim"],
+    },
     "mistral3": _ministral,
     "mistral4": _deepseek,
     "nemotron_h_moe": _nemotron,

@@ -12,6 +12,7 @@ import pytest
 
 import weights
 import zoo
+from tests.weights.formats import gguf_converter
 from weights.formats import gguf_file
 from weights.formats.gguf_file import GGUFFile, LongList, read_gguf
 from weights.formats.untrusted import CONFIG_LIMIT
@@ -42,24 +43,10 @@ GEMMA_4B = GEMMA_270M | {
 }
 
 
-def write(path: Path, fields: dict[str, Any], kind: str = "gemma3", rows: int = 100, **tensors: np.ndarray) -> Path:
-    """A .gguf file with these fields and few tensors."""
-    writer = gguf.GGUFWriter(path, kind)
-    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
-    for key, value in fields.items():
-        add[type(value)](f"{kind}.{key}", value)
-    writer.add_token_list([f"token {i}" for i in range(5000)])
-    writer.add_token_scores([float(-i) for i in range(5000)])
-    writer.add_token_types([1] * 5000)
-    writer.add_eos_token_id(1)
-    writer.add_tensor("token_embd.weight", np.zeros((rows, 4), dtype=np.float16))
-    for name, tensor in tensors.items():
-        writer.add_tensor(name, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+def write(path: Path, fields: dict[str, Any], kind: str = "gemma3", **tensors: np.ndarray) -> Path:
+    """A .gguf file with these fields, a vocabulary and few tensors."""
+    embedding = {"token_embd.weight": np.zeros((100, 4), dtype=np.float16)}
+    return gguf_converter.write(path, kind, fields, embedding | tensors, words=5000)
 
 
 @pytest.mark.parametrize(("fields", "preset"), [(GEMMA_270M, "gemma3-270m"), (GEMMA_4B, "gemma3-4b")])

@@ -1,4 +1,4 @@
-"""The mode in which lower float dtypes are float64, and the measures of difference."""
+"""The mode in which lower float dtypes are float64, the measures of difference, and choices that are repeated."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weights.reference.float64 import as_stored, in_float64, rms_error
+import zoo
+from tests.models import randomised, tokens_of
+from weights.reference.float64 import Selections, as_stored, in_float64
 from zoo.core.float32 import largest_difference
+from zoo.core.forward_context import recorded_routing
+from zoo.errors import CheckFailed
 
 X = torch.arange(3, dtype=torch.float64)
 REQUESTS: dict[str, Callable[[], Tensor]] = {
@@ -99,6 +103,60 @@ def test_other_shapes_are_not_compared() -> None:
         largest_difference(torch.ones(2), torch.ones(1))
 
 
-def test_the_root_mean_square_is_over_all_elements() -> None:
-    exact = torch.tensor([3.0, 4.0], dtype=torch.float64)
-    assert rms_error(torch.tensor([3.0, 5.0]), exact) == pytest.approx(0.2)
+NAMES = ["qwen3-30b-a3b", "deepseek-v3-671b", "llama4-scout-109b", "glm5.2-744b", "deepseek-v4-flash-284b"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pass_in_bfloat16_chooses_what_float64_chose(name: str) -> None:
+    """Its own choices differ. Logits are those of its own scores."""
+    spec = zoo.spec(name, tiny=True)
+    exact, coarse = (randomised(spec, dtype=dtype) for dtype in (torch.float64, torch.bfloat16))
+    tokens, selections = tokens_of(spec, 3, 80), Selections()
+
+    def chosen(model: torch.nn.Module) -> list[Tensor]:
+        with recorded_routing() as routing:
+            model(tokens)
+        return [layer.chosen.sort(-1).values for layer in routing]
+
+    free = chosen(coarse)
+    with selections:
+        expected = chosen(exact)
+    selections.replay()
+    with selections:
+        forced = chosen(coarse)
+    assert all(torch.equal(a, b) for a, b in zip(forced, expected, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(free, expected, strict=True))
+
+
+def test_values_are_those_of_the_scores_at_hand() -> None:
+    selections = Selections()
+    first, second = torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([[1.0, 5.0, 2.0]])
+    calls = [lambda x: x.topk(2), lambda x: torch.topk(x, 2, dim=-1), lambda x: x.sort(descending=True)]
+    with selections:
+        assert calls[0](first).indices.tolist() == [[0, 2]]
+        for call in calls[1:]:
+            call(first)
+    selections.replay()
+    with selections:
+        with selections.paused():
+            assert calls[0](second).indices.tolist() == [[1, 2]]  # another model's
+        assert torch.tensor([2, 1]).sort().indices.tolist() == [1, 0]  # of integers: an order, no choice
+        for call in calls[:2]:
+            result = call(second)
+            assert (result.values.tolist(), result.indices.tolist()) == ([[1.0, 2.0]], [[0, 2]])
+        assert calls[2](second).values.tolist() == [[1.0, 2.0, 5.0]]
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_model_that_chooses_otherwise_often_is_an_error(k: int) -> None:
+    """Another number of calls, or other shapes."""
+    selections, scores = Selections(), torch.arange(4.0)
+    with selections:
+        scores.topk(2)
+    selections.replay()
+    with selections:
+        if k == 2:
+            scores.topk(k)
+        with pytest.raises(CheckFailed, match="another number of times"):
+            scores.topk(k)

@@ -1,7 +1,8 @@
-"""The reports of every architecture, in memory and streamed: both have the same numbers."""
+"""The reports of every architecture and released form, in memory and streamed: both have the same numbers."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
@@ -15,9 +16,13 @@ from _pytest.mark import ParameterSet
 import weights
 import zoo
 from tests.presets import of_families, representatives, screen_by_family, split
-from tests.weights.checkpoints import read, write
+from tests.ranks import in_process
+from tests.weights.checkpoints import Config, Tensors, read, write
+from tests.weights.packers import packed_toy
+from tests.weights.test_loading import fused, wrapped, wrapped_newer
 from weights.reference import runs
 from weights.reference.runs import chunk_sizes
+from zoo.architectures import llama3
 
 Saved = Callable[[str], Path]
 TOKENS = 80  # past 3 windows of 16 + 1
@@ -105,3 +110,108 @@ def test_streaming_finds_damage(saved: Saved, tmp_path: Path, dtype: str) -> Non
 def test_chunks_are_the_whole_prompt(length: int) -> None:
     assert sum(chunk_sizes(length)) == length
     assert min(chunk_sizes(length)) >= 1
+
+
+FP8_WIDTHS = {"hidden_size": 136, "moe_intermediate_size": 132, "kv_lora_rank": 144}  # blocks at the edge are partial
+
+
+def fp8(saved: Saved) -> tuple[Config, Tensors]:
+    return packed_toy("deepseek-v3-671b", 5, **FP8_WIDTHS)[:2]
+
+
+def mxfp4(saved: Saved) -> tuple[Config, Tensors]:
+    return packed_toy("gpt-oss-20b", 2)[:2]
+
+
+def gemma3_wrapped(saved: Saved) -> tuple[Config, Tensors]:
+    return wrapped(*read(saved("gemma3-4b")))
+
+
+def mistral3_wrapped(saved: Saved) -> tuple[Config, Tensors]:
+    return wrapped_newer(*read(saved("mistral-small-3.1-24b")))
+
+
+def fused_experts(saved: Saved) -> tuple[Config, Tensors]:
+    return fused(*read(saved("qwen3-30b-a3b")))
+
+
+FORMS = {
+    fp8: "model.layers.1.self_attn.o_proj.weight_scale_inv",
+    mxfp4: "model.layers.1.self_attn.o_proj.weight",
+    gemma3_wrapped: "language_model.model.layers.1.self_attn.o_proj.weight",
+    mistral3_wrapped: "model.language_model.layers.1.self_attn.o_proj.weight",
+    fused_experts: "model.layers.1.self_attn.o_proj.weight",
+}
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_released_form(saved: Saved, tmp_path: Path, form: Callable, streaming: bool) -> None:
+    """It passes, and a damaged copy does not."""
+    config, stored = form(saved)
+    folder = write(tmp_path / "form", config, stored, shards=3)
+    report = weights.parity(folder, tokens=80, streaming=streaming)
+    assert report.passed, str(report)
+    assert report.exact.scale > 1
+    name = FORMS[form]
+    changed = stored[name].clone()
+    changed[0] *= 1.5  # a norm behind it would undo the same factor for all
+    copy = write(tmp_path / "copy", config, stored | {name: changed})
+    report = weights.parity(copy, reference=folder, tokens=80, dtype="float64", streaming=streaming)
+    assert not report.passed
+    assert str(report.first) == "layer 1's attention"
+
+
+MB = 10**6
+
+
+def checkpoint(folder: Path, layers: int, dim: int, hidden: int, vocab: int) -> Path:
+    """A Llama in bfloat16 with a tied head, in shards of about a layer."""
+    heads = dim // 128
+    spec = llama3.decoder(
+        **dict(layers=layers, dim=dim, heads=heads, kv_heads=heads, hidden=hidden, vocab=vocab, tied=True),
+        **dict(rope=zoo.RoPE(1e4), context=4096),
+    )
+    layer = 2 * spec.layers[0].params(dim)
+    weights.save(zoo.build(spec, dtype=torch.bfloat16), folder, shard_bytes=layer)
+    return folder
+
+
+def peak() -> int:
+    """The most bytes that this process has held so far. Not ru_maxrss, which may begin with that of another process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+
+
+def measured(small: str, large: str, tokens: int) -> tuple[bool, int, int]:
+    """Whether the report of `large` passes, how many parts it has, and by how much the peak grows meanwhile: for a
+    process of its own."""
+    weights.parity(small, tokens=8, streaming=True)  # everything is imported
+    before = peak()
+    report = weights.parity(large, tokens=tokens, streaming=True)
+    return report.passed, len(report.parts), peak() - before
+
+
+SIZES = {
+    "100 MB": dict(layers=8, dim=512, hidden=3072, vocab=2000),
+    "2 GB": dict(layers=14, dim=2048, hidden=8192, vocab=32_000),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/status is of Linux")
+@pytest.mark.parametrize("size", ["100 MB", pytest.param("2 GB", marks=pytest.mark.slow)])
+def test_peak_memory_is_the_embedding_two_layers_and_the_activations(saved: Saved, tmp_path: Path, size: str) -> None:
+    """In float64, which takes the most."""
+    shape, tokens, prompts = SIZES[size], 16, 3
+    folder = checkpoint(tmp_path / "large", **shape)
+    passed, parts, peak = in_process(measured, str(saved("llama3-8b")), str(folder), tokens)
+    dim, hidden, vocab, layers = shape["dim"], shape["hidden"], shape["vocab"], shape["layers"]
+    layer, embedding = 4 * dim * dim + 3 * dim * hidden, vocab * dim
+    numbers = embedding + 2 * layer
+    activations = 8 * prompts * tokens * (6 * vocab + 2 * layers * dim)  # logits, with what compares them; a cache
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    assert layers * layer > 3 * numbers  # the bound means something
+    assert passed
+    assert parts == 2 * layers + 2
+    print(f"{peak / MB:.0f} MB peak, bound {8 * numbers / MB:.0f} + {activations / MB:.0f} + 30")
+    assert peak <= 8 * numbers + activations + 30 * MB, f"{peak / MB:.0f} MB, of a file of {stored / MB:.0f}"

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from tests.presets import distinct, split
 from tests.weights.checkpoints import read, write
 from weights.reference.differences import compare
 from weights.reference.float64 import Selections
+from weights.reference.report import write_plot
 from zoo.architectures import families
 from zoo.cli.runner import exit_code
 from zoo.errors import NotAvailable, UsageError
@@ -52,7 +52,10 @@ def test_a_name_that_transformers_lacks_is_measured_by_another(family: str, save
         assert weights.load(folder).spec == weights.load(saved(name)).spec
 
 
-def damaged(folder: Path, original: Path, tensor: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Path:
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+def damaged(folder: Path, original: Path, tensor: str, change: Change) -> Path:
     config, tensors = read(original)
     return write(folder, config, tensors | {tensor: change(tensors[tensor])})
 
@@ -61,44 +64,52 @@ def shaken(tensor: torch.Tensor) -> torch.Tensor:
     return tensor + 0.02 * tensor.std() * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0))
 
 
-DAMAGES = [  # tensor, the part that it is in
-    ("model.embed_tokens.weight", "the embedding"),
-    ("model.layers.1.self_attn.q_proj.weight", "layer 1's attention"),
-    ("model.layers.1.self_attn.o_proj.weight", "layer 1's attention"),
-    ("model.layers.1.input_layernorm.weight", "layer 1's attention"),
-    ("model.layers.1.mlp.down_proj.weight", "layer 1's feed-forward"),
-    ("model.layers.0.post_attention_layernorm.weight", "layer 0's feed-forward"),
-    ("model.norm.weight", "the head"),
+def flipped(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.flip(0)
+
+
+def exchanged(tensor: torch.Tensor) -> torch.Tensor:
+    """Two query heads exchanged: every value is present, and every shape is right."""
+    return tensor.unflatten(0, (4, -1))[[1, 0, 2, 3]].flatten(0, 1)
+
+
+def broken(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor * float("nan")
+
+
+LAST = {name: f"layers.{len(zoo.spec(name, tiny=True).layers) - 1}" for name in distinct()}
+DAMAGES = [  # preset, tensor, change, the part that it is in
+    ("llama3-8b", "embed_tokens", shaken, "the embedding"),
+    ("llama3-8b", "layers.1.self_attn.q_proj", shaken, "layer 1's attention"),
+    ("llama3-8b", "layers.0.self_attn.q_proj", exchanged, "layer 0's attention"),
+    ("llama3-8b", "layers.1.self_attn.o_proj", shaken, "layer 1's attention"),
+    ("llama3-8b", "layers.1.input_layernorm", shaken, "layer 1's attention"),
+    ("llama3-8b", "layers.1.mlp.down_proj", shaken, "layer 1's feed-forward"),
+    ("llama3-8b", "layers.0.post_attention_layernorm", shaken, "layer 0's feed-forward"),
+    ("llama3-8b", "norm", shaken, "the head"),
+    ("llama3-8b", "norm", broken, "the head"),
+    ("qwen3-8b", "layers.1.self_attn.q_norm", shaken, "layer 1's attention"),
+    *(
+        (name, f"layers.0.post_{branch}_layernorm", shaken, f"layer 0's {part}")  # norms after a branch
+        for name in ("gemma3-270m", "olmo2-1b")
+        for branch, part in (("attention", "attention"), ("feedforward", "feed-forward"))
+    ),
+    *(  # other experts are chosen
+        (name, f"{LAST[name]}.mlp.{router}", flipped, f"{LAST[name].replace('layers.', 'layer ')}'s feed-forward")
+        for name, router in (("gpt-oss-20b", "router"), ("qwen3-30b-a3b", "gate"), ("deepseek-v3-671b", "gate"))
+    ),
 ]
 
 
-@pytest.mark.parametrize(("tensor", "part"), DAMAGES)
-@pytest.mark.parametrize("name", ["llama3-8b", "qwen3-8b"])
-def test_damage_is_found_where_it_is(saved: Saved, tmp_path: Path, name: str, tensor: str, part: str) -> None:
-    """One tensor of a copy, changed by two percent."""
-    copy = damaged(tmp_path / "copy", saved(name), tensor, shaken)
+@pytest.mark.parametrize(("name", "tensor", "change", "part"), DAMAGES)
+def test_damage_is_found_where_it_is(
+    saved: Saved, tmp_path: Path, name: str, tensor: str, change: Change, part: str
+) -> None:
+    """One tensor of a copy is changed, by two percent or in its order."""
+    copy = damaged(tmp_path / "copy", saved(name), f"model.{tensor}.weight", change)
     report = weights.parity(copy, reference=saved(name), tokens=TOKENS, dtype="float64")
     assert re.search(rf"FAIL: largest difference in float64 .* first in {part}$", " ".join(str(report).split()))
     assert [str(each) for each in report.parts if not each.passed] == [part]
-
-
-@pytest.mark.parametrize("name", ["gemma3-270m", "olmo2-1b"])
-def test_damage_to_a_norm_after_a_branch_counts_to_the_branch(saved: Saved, tmp_path: Path, name: str) -> None:
-    for norm, part in (("post_attention", "layer 0's attention"), ("post_feedforward", "layer 0's feed-forward")):
-        copy = damaged(tmp_path / norm, saved(name), f"model.layers.0.{norm}_layernorm.weight", shaken)
-        report = weights.parity(copy, reference=saved(name), tokens=TOKENS, dtype="float64")
-        assert [str(each) for each in report.parts if not each.passed] == [part]
-        assert not report.passed
-
-
-@pytest.mark.parametrize("name", ["gpt-oss-20b", "qwen3-30b-a3b", "deepseek-v3-671b"])
-def test_a_damaged_router_is_found(saved: Saved, tmp_path: Path, name: str) -> None:
-    """It chooses other experts."""
-    layer = len(zoo.spec(name, tiny=True).layers) - 1
-    router = "router" if name == "gpt-oss-20b" else "gate"
-    copy = damaged(tmp_path / "copy", saved(name), f"model.layers.{layer}.mlp.{router}.weight", lambda w: w.flip(0))
-    report = weights.parity(copy, reference=saved(name), tokens=TOKENS, dtype="float64")
-    assert [str(each) for each in report.parts if not each.passed] == [f"layer {layer}'s feed-forward"]
     assert not report.passed
 
 
@@ -120,21 +131,9 @@ def test_a_damaged_indexer_is_found(saved: Saved, tmp_path: Path, name: str) -> 
     assert not report.passed
 
 
-def test_a_permuted_tensor_is_found(saved: Saved, tmp_path: Path) -> None:
-    """Two query heads exchanged: every value is present, and every shape is right."""
-
-    def exchanged(rows: torch.Tensor) -> torch.Tensor:
-        return rows.unflatten(0, (4, -1))[[1, 0, 2, 3]].flatten(0, 1)
-
-    copy = damaged(tmp_path / "copy", saved("llama3-8b"), "model.layers.0.self_attn.q_proj.weight", exchanged)
-    report = weights.parity(copy, reference=saved("llama3-8b"), tokens=TOKENS, dtype="float64")
-    assert str(report.first) == "layer 0's attention"
-    assert not report.passed
-
-
 @pytest.mark.parametrize("window", [15, 17])
 def test_a_wrong_window_shows_from_the_window_on(saved: Saved, window: int) -> None:
-    """Off by one, it is silent until a token has left the narrower of the two."""
+    """A window off by one changes nothing until a token has left the narrower of the two."""
     spec = zoo.spec("gemma3-270m", tiny=True)
     first = spec.layers[0].mixer.window
     assert first == 16
@@ -195,6 +194,8 @@ def test_text_where_there_is_a_tokenizer(saved: Saved, tmp_path: Path) -> None:
         (["{folder}", "--tokens", "2000"], 2, "--tokens must be at most the model's context of 1024, got 2000"),
         (["{folder}", "--text", "hello"], 3, "no tokenizer.json to read a text with"),
         (["{folder}", "--nonsense"], 2, "--nonsense"),
+        (["{folder}", "--plot", "errors.jpg"], 2, "must be a file that ends in .png or .svg"),
+        (["{folder}", "--plot", "nowhere/errors.png"], 3, "there is no folder"),
         ([], 2, "missing argument 'source'"),
     ],
 )
@@ -220,19 +221,6 @@ def test_usage_errors_are_one_line(
 def test_models_that_cannot_be_compared(saved: Saved, one: str, other: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         weights.parity(saved(one), reference=saved(other), tokens=8)
-
-
-def test_without_transformers(
-    saved: Saved, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = saved("llama3-8b")
-    capsys.readouterr()
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    assert command(folder) == 3
-    assert (
-        capsys.readouterr().err
-        == "error: this needs the package transformers; in the zoo's folder: pip install -e '.[parity]'\n"
-    )
 
 
 @pytest.mark.parametrize("name", ["qwen3-30b-a3b", "glm5.2-744b"])
@@ -299,14 +287,6 @@ def test_a_percentile_over_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told.relative == told.largest == 7999
 
 
-def test_a_nan_never_passes(saved: Saved, tmp_path: Path) -> None:
-    copy = damaged(tmp_path / "copy", saved("llama3-8b"), "model.norm.weight", lambda w: w * float("nan"))
-    report = weights.parity(copy, reference=saved("llama3-8b"), tokens=8)
-    assert not report.passed
-    assert str(report.first) == "the head"
-    assert "nan" in str(report)
-
-
 def test_dtypes_as_torch_has_them(saved: Saved) -> None:
     assert weights.parity(saved("llama3-8b"), dtype=torch.float32, tokens=8).dtype == "float32"
     assert weights.parity(saved("llama3-8b"), dtype=torch.float64, tokens=8).rounded is None
@@ -314,6 +294,48 @@ def test_dtypes_as_torch_has_them(saved: Saved) -> None:
         weights.parity(saved("llama3-8b"), dtype=torch.float16, tokens=8)
 
 
-def test_it_prints_as_its_table(saved: Saved) -> None:
-    report: Any = weights.parity(saved("llama3-8b"), tokens=8)
-    assert str(report).splitlines()[-1].startswith(("PASS", "  "))
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_a_plot_has_a_line_for_each_comparison(saved: Saved, tmp_path: Path, dtype: str) -> None:
+    """Read from the SVG, in which text is text and curves have a point for each position."""
+    import matplotlib
+
+    report = weights.parity(saved("gemma3-270m"), tokens=40, dtype=dtype)
+    file = tmp_path / "errors.svg"
+    with matplotlib.rc_context({"svg.fonttype": "none", "path.simplify": False}):
+        write_plot(report, file)
+    drawn = file.read_text(encoding="utf-8")
+    expected = ["zoo, float64", "zoo through a cache, float64", "window of 16", "bound in float64"]
+    if dtype != "float64":
+        expected += [f"zoo, {dtype}", f"zoo through a cache, {dtype}", f"reference, {dtype}"]
+    assert all(f">{label}<" in drawn for label in expected)
+    points = [len(re.findall("[ML] ", path)) for path in re.findall(r'<path d="([^"]*)"', drawn)]
+    nonzero = [sum(position.largest > 0 for position in side.difference.by_position) for side in report.sides]
+    assert max(points) == max(nonzero) > 30
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_plot_from_the_command_line(saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "errors.png"
+    assert command(saved("llama3-8b"), "--tokens", 8, "--plot", file) == 0
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert "PASS" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "args"), [("transformers", "parity", []), ("matplotlib", "plot", ["--plot", "errors.png"])]
+)
+def test_without_a_package(
+    saved: Saved,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    extra: str,
+    args: list[str],
+) -> None:
+    folder = saved("llama3-8b")
+    capsys.readouterr()
+    monkeypatch.setitem(sys.modules, package, None)
+    assert command(folder, *args) == 3
+    assert capsys.readouterr().err == (
+        f"error: this needs the package {package}; in the zoo's folder: pip install -e '.[{extra}]'\n"
+    )

@@ -1,4 +1,4 @@
-"""What DeepSeek-V4's configs and files may say, in the spellings that exist."""
+"""DeepSeek-V4's configs and files are read in every spelling that exists."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_the_published_config_is_the_preset(name: str) -> None:
 
 @over(published())
 def test_the_newer_spelling_is_the_same_preset(name: str, tmp_path: Path) -> None:
-    """What transformers 5 writes to a folder."""
+    """The config that transformers 5 writes to a folder."""
     from transformers import AutoConfig
 
     AutoConfig.for_model(**older(name)).save_pretrained(tmp_path)
@@ -89,7 +89,7 @@ def test_the_newer_spelling_is_the_same_preset(name: str, tmp_path: Path) -> Non
 
 @over(wrapped_names())
 def test_the_multimodal_wrapper_is_the_same_preset(name: str, tmp_path: Path) -> None:
-    """As published, in the sparse form that Gemma's files have, and as transformers 5 writes it."""
+    """Read as published, in the sparse form of Gemma's files, and as transformers 5 writes it."""
     from transformers import AutoConfig
 
     facts = published()[name]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.exact import assert_equal
-from zoo import GLU, ClampedSwiGLU, GeGLU, SwiGLU
+from zoo import ClampedSwiGLU, GeGLU, SwiGLU
 from zoo.blocks.feed_forward import Activation
 
 
@@ -47,21 +47,3 @@ def test_activations_are_their_formulas(act: Activation) -> None:
     for i in range(0, 41, 4):
         for j in range(41):
             assert_equal(joined[i, j], torch.tensor(FORMULAS[act](gate[i, j].item(), up[i, j].item())))
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("act", FORMULAS, ids=lambda act: type(act).__name__)
-def test_down_of_gate_and_up(act: Activation, bias: bool) -> None:
-    spec = GLU(hidden=12, act=act, bias=bias)
-    module = spec.build(8)
-    with torch.no_grad():
-        for weight in module.parameters():
-            weight.normal_()
-    x = torch.randn(2, 3, 8)
-    w = module.state_dict()
-    gate, up = (x @ w[f"{part}.weight"].T + w.get(f"{part}.bias", 0) for part in ("gate", "up"))
-    expected = act.join(gate, up) @ w["down.weight"].T + w.get("down.bias", 0)
-    assert_equal(module(x), expected)
-    assert spec.params(8) == sum(weight.numel() for weight in module.parameters())
-    assert spec.flops(8, past=100, new=6) == 2 * 6 * 3 * 8 * 12
-    assert ("bias" in spec.describe()) == bias

@@ -54,27 +54,7 @@ def test_the_placements_differ_and_none_is_one_too() -> None:
     assert_equal(module(x), x + module.block(x))
 
 
-@pytest.mark.parametrize("placement", FORMULAS)
-def test_its_cost_is_the_blocks_and_the_norms(placement: str) -> None:
-    spec = PLACEMENTS[placement](NORM, FFN)
-    norms = 2 if placement == "sandwich" else 1
-    assert spec.norms() == (NORM,) * norms
-    assert spec.params(DIM) == FFN.params(DIM) + norms * DIM == sum(w.numel() for w in built(spec).parameters())
-    assert spec.active_params(DIM) == spec.params(DIM)
-    assert spec.flops(DIM, 5, 3) == FFN.flops(DIM, 5, 3)
-
-
 def test_the_norms_inside_a_block_are_not_its_placements() -> None:
     normed = GQA(heads=2, kv_heads=1, head_dim=8, rope=RoPE(1e4), qk_norm=RMSNorm(0.5))
     assert pre(NORM, normed).norms() == (NORM,)
     assert Branch(NORM).norms() == ()
-
-
-def test_a_layer_is_attention_then_feed_forward() -> None:
-    layer = Layer(pre(NORM, ATTN), olmo(NORM, FFN))
-    assert layer.mixer is ATTN
-    assert layer.cache_spec() == ATTN.cache_spec()
-    assert layer.tables() == ATTN.tables()
-    assert layer.params(DIM) == sum(weight.numel() for weight in built(layer).parameters())
-    assert layer.flops(DIM, 5, 3) == ATTN.flops(DIM, 5, 3) + FFN.flops(DIM, 5, 3)
-    assert layer.flops(DIM, 5, 3, causal=False) > layer.flops(DIM, 5, 3)

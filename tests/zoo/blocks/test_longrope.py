@@ -16,9 +16,8 @@ import weights
 import zoo
 from tests.configs import newer, older
 from tests.exact import assert_equal, differs, in_float64
-from tests.models import has_compiler, is_differentiated
+from tests.models import has_compiler
 from tests.reference import toy_config, toy_reference
-from weights.reference.model import causal_class
 from zoo.blocks import LongRoPE, longrope_gain
 from zoo.errors import MalformedError, SpecError, UsageError
 from zoo.model.module import Model
@@ -160,24 +159,6 @@ def test_generation_over_a_cache_beyond_the_original_context(model: Model) -> No
     assert torch.equal(model.generate(tokens[:, 4:], 3, cache=cache), expected[:, :3])  # within that context
 
 
-def test_gradients_equal_the_references(model: Model, reference: nn.Module) -> None:
-    for length in (ORIGINAL, BEYOND):
-        theirs, tokens = deepcopy(reference), tokens_of(length)
-        ours = deepcopy(model)
-        ours.zero_grad()
-        ours(tokens).square().mean().backward()
-        with in_float64():
-            theirs(tokens).logits.square().mean().backward()
-        assert all(weight.grad is not None for name, weight in ours.named_parameters() if is_differentiated(name))
-        pairs = (
-            (ours.embed, theirs.model.embed_tokens),
-            (ours.layers[0].attn.block.o, theirs.model.layers[0].self_attn.o_proj),
-            (ours.layers[1].ffn.block.down, theirs.model.layers[1].mlp.down_proj),
-        )
-        for own, other in pairs:
-            assert_equal(own.weight.grad, other.weight.grad)
-
-
 def mutants(scaling: LongRoPE) -> dict[str, dict[str, Any]]:
     """What is changed -> the fields of the RoPE."""
     return {
@@ -263,22 +244,6 @@ def test_other_configs_equal_the_reference(scaling: dict[str, float], fields: di
         assert_equal(model(tokens_of(length)), logits_of(made, tokens_of(length)))
 
 
-@torch.no_grad()
-def test_a_model_that_is_written_is_read_by_the_reference(model: Model, tmp_path: Path) -> None:
-    weights.save(model.float(), tmp_path)
-    with in_float64():
-        theirs = causal_class_of(tmp_path).from_pretrained(tmp_path, attn_implementation="eager").double().eval()
-    for length in (ORIGINAL, BEYOND):
-        ours = model.double()(tokens_of(length))
-        assert_equal(logits_of(theirs, tokens_of(length)), ours)
-
-
-def causal_class_of(folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    return causal_class(AutoConfig.from_pretrained(folder))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -331,24 +296,6 @@ def test_a_swap_names_the_factors() -> None:
         apply_swap(spec, "RoPE(scaling=LongRoPE(gain=1.2))")
     with pytest.raises(SpecError, match="short must be a tuple of a positive number"):
         apply_swap(after, "LongRoPE(short=(1, none))")
-
-
-def test_it_is_described() -> None:
-    assert LongRoPE((1.0, 1.0), (1.0, 2.5), 4096, 1.2).describe() == "LongRoPE 4096"
-
-
-@torch.no_grad()
-@pytest.mark.slow
-@pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
-def test_compiled_in_one_graph(model: Model) -> None:
-    """Which factors apply is decided on the device: one compiled table serves passes of both kinds."""
-    rope = model.spec.layers[0].mixer.rope
-    rope.table(torch.arange(3), 16, torch.float64)  # frequencies are kept before anything is traced
-    compiled = torch.compile(lambda positions: rope.table(positions, 16, torch.float64), fullgraph=True, dynamic=True)
-    for start, length in ((0, 5), (ORIGINAL - 5, 5), (ORIGINAL - 4, 5), (ORIGINAL, 5)):
-        positions = torch.arange(start, start + length)
-        for ours, expected in zip(compiled(positions), rope.table(positions, 16, torch.float64), strict=True):
-            assert_equal(ours, expected)
 
 
 @pytest.mark.slow

@@ -6,14 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 import zoo
 from tests.exact import assert_equal
 from tests.models import randomised, tokens_of
 from zoo import GLU, GQA, Decoder, GeGLU, Layer, LayerInput, LayerScale, PerLayerInputs, RMSNorm, RoPE, olmo, pre
-from zoo.core.cache import prepare_forward
 from zoo.errors import SpecError
 
 DIM, VOCAB, WIDTH, LAYERS = 12, 30, 5, 3
@@ -21,40 +18,6 @@ NORM = RMSNorm(1e-5)
 ATTN = GQA(heads=2, kv_heads=1, head_dim=4, rope=RoPE(1e4))
 LAYER = Layer(pre(NORM, ATTN), pre(NORM, GLU(16)), olmo(NORM, LayerInput(WIDTH)), LayerScale())
 SPEC = Decoder(VOCAB, DIM, (LAYER,) * LAYERS, NORM, embed_scale=DIM**0.5, per_layer=PerLayerInputs(WIDTH, NORM))
-
-
-def filled(module: nn.Module) -> nn.Module:
-    for weight in module.parameters():
-        weight.data.normal_()
-    return module
-
-
-@torch.no_grad()
-def test_inputs_are_a_row_of_the_table_and_a_projection_of_the_embedding() -> None:
-    module = filled(PerLayerInputs(WIDTH, NORM).build(DIM, VOCAB, LAYERS))
-    tokens, x = torch.randint(VOCAB, (2, 4)), torch.randn(2, 4, DIM)
-    inputs = module(tokens, x)
-    assert inputs.shape == (LAYERS, 2, 4, WIDTH)
-    for layer in range(LAYERS):
-        columns = slice(layer * WIDTH, (layer + 1) * WIDTH)
-        for b in range(2):
-            for t in range(4):
-                projected = module.projection.weight[columns] @ x[b, t] / DIM**0.5
-                normed = projected * (projected.square().mean() + 1e-5) ** -0.5 * module.norm.weight
-                row = module.embed.weight[tokens[b, t], columns] * WIDTH**0.5
-                assert_equal(inputs[layer, b, t], (normed + row) / 2**0.5)
-
-
-@torch.no_grad()
-def test_a_layer_joins_its_own_input_after_its_feed_forward_and_scales_last() -> None:
-    module, x = filled(LAYER.build(DIM)), torch.randn(2, 4, DIM)
-    cache = zoo.build(SPEC, dtype=torch.float64).new_cache(2, 4).layers[0]
-    ctx = prepare_forward(0, 4, LAYER.tables(), [cache], dtype=torch.float64)
-    given = torch.randn(2, 4, WIDTH)
-    before = module.ffn(module.attn(x, ctx, cache), ctx)
-    joined = F.gelu(before @ module.inputs.block.gate.weight.T, approximate="tanh") * given
-    expected = (before + module.inputs.post(joined @ module.inputs.block.out.weight.T)) * module.output_scale.weight
-    assert_equal(module(x, replace(ctx, layer_input=given), cache), expected)
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -14,7 +13,7 @@ from torch import Tensor
 import zoo
 from tests.exact import BOUND, assert_equal
 from tests.models import chunks, randomised, tokens_of
-from tests.presets import distinct, over, representatives, screen, split
+from tests.presets import distinct, representatives, screen, split
 from zoo.catalog import allocate
 from zoo.core.cache import Cache, prepare_forward
 from zoo.errors import CacheFullError, UsageError
@@ -40,13 +39,6 @@ def model_of(name: str) -> Model:
 def whole(name: str) -> Tensor:
     """Logits (2, LENGTH, vocab) of one pass without a cache."""
     return model_of(name)(tokens_of(model_of(name).spec, 2, LENGTH))
-
-
-def test_every_tiny_window_is_the_one_tested_here() -> None:
-    assert {layer.cache_spec().reach.limit for name in distinct() for layer in zoo.spec(name, tiny=True).layers} == {
-        None,
-        WINDOW,
-    }
 
 
 @pytest.mark.parametrize("name", screen())
@@ -127,19 +119,6 @@ def test_full_sizes_allocate_the_bytes_of_the_formula_too(name: str) -> None:
     model = zoo.build(spec, device="meta", dtype=torch.bfloat16)
     for context in (1000, spec.context):
         assert model.new_cache(2, context).nbytes == spec.kv_bytes(context, batch=2)
-
-
-@over(zoo.names())
-def test_growth_is_exact_once_every_window_is_full(name: str) -> None:
-    spec = zoo.spec(name)
-    fixed, slope = spec.kv_growth()
-    largest = max(layer.cache_spec().reach.limit or 1 for layer in spec.layers)
-    block = math.lcm(*(layer.cache_spec().block for layer in spec.layers))  # 1, or the tokens of entries
-    for context in (largest, largest + block, 3 * largest, spec.context):
-        assert spec.kv_bytes(context) == fixed + slope * context
-    states = (state for layer in spec.layers for state in layer.cache_spec().state)
-    in_float32 = sum(math.prod(state.shape) for state in states if state.in_float32)  # in any dtype of the model
-    assert spec.kv_growth(torch.float32) == (2 * fixed - 4 * in_float32, 2 * slope)
 
 
 @torch.no_grad()
@@ -257,35 +236,6 @@ def changed_one_by_one(spec: zoo.Decoder) -> Tensor:
 def moved(last: Tensor) -> list[bool]:
     """Whether each row differs from the last row by more than rounding."""
     return ((last[:-1] - last[-1]).abs().flatten(1).amax(-1) > BOUND * last.abs().max()).tolist()
-
-
-MIXED = [name for name in WINDOWED if any(isinstance(x.ffn.block, zoo.MoE) for x in zoo.spec(name, tiny=True).layers)]
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", split(MIXED, representatives()))
-def test_with_a_mixture_of_experts_a_token_out_of_reach_changes_roundings_alone(name: str) -> None:
-    """With all experts: their input is equal to a rounding, and so is the output."""
-    spec = zoo.spec(name, tiny=True)
-    layer = next(filter(is_bounded, spec.layers))
-    model = randomised(of_one(spec, layer))
-    given: list[Tensor] = []
-    model.layers[0].ffn.register_forward_pre_hook(lambda module, args: given.append(args[0][:, -1].flatten(1)))
-    logits = model(changed_one_by_one(spec))[:, -1]
-    for last in (given[0], logits):
-        assert moved(last) == within(layer)
-
-
-@pytest.mark.parametrize("name", split(WINDOWED, representatives()))
-def test_no_gradient_reaches_a_token_out_of_reach(name: str) -> None:
-    spec = zoo.spec(name, tiny=True)
-    layer = windowed(spec)
-    model = randomised(of_one(spec, layer))
-    embedded = []
-    model.embed.register_forward_hook(lambda module, args, out: embedded.append(out) or out.retain_grad())
-    model(tokens_of(spec, 1, LENGTH))[0, -1].sum().backward()
-    reached = embedded[0].grad[0].abs().amax(-1) > 0
-    assert reached.tolist() == within(layer)
 
 
 def lengths_to_go_on_from(spec: zoo.Decoder, held: int) -> set[int]:

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import zoo
 from tests.presets import representatives, split
 from zoo.core.cache import FullCache, NoCache, RingCache, prepare_forward
-from zoo.core.forward_context import CacheView, ReachMask, block_count, visible
+from zoo.core.forward_context import CacheView, ReachMask, block_count, blocks_of, visible
 from zoo.costs import CacheSpec, Chunk, Full, Reach, Window
 
 SIZE = 5  # of a window or chunk
@@ -87,3 +89,11 @@ def test_a_context_has_one_view_per_geometry_and_one_table_per_rotary_width(name
             rows = block_count(3, rope.every) if hasattr(rope, "every") else 3  # of blocks, or of tokens
             assert all(part.dtype == torch.float32 and part.shape[0] == rows for part in parts)
             assert width % 2 == 0 or not isinstance(rope, zoo.RoPE)
+
+
+@given(st.integers(0, 60), st.integers(1, 40), st.integers(2, 9))
+def test_blocks_of_tokens_in_a_row(past: int, new: int, every: int) -> None:
+    numbers = blocks_of(torch.arange(past, past + new), every).tolist()
+    touched = sorted({token // every for token in range(past, past + new)})
+    assert len(numbers) == block_count(new, every)
+    assert numbers == touched + [touched[-1]] * (len(numbers) - len(touched))

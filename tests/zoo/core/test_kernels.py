@@ -41,13 +41,6 @@ def test_an_operation_is_set_in_all_its_dtypes_or_in_one() -> None:
     assert replaced == [("attention prefill", dtype) for dtype in dtypes]
 
 
-def test_kernels_are_back_after_the_block() -> None:
-    with kernels.using({"linear prefill": "onednn"}):
-        with kernels.using(PLAIN):
-            assert not kernels.is_replaced(*LINEAR)
-        assert kernels.is_replaced(*LINEAR)
-
-
 def test_kernels_are_saved_and_set(tmp_path: Path) -> None:
     file = tmp_path / "kernels.json"
     with kernels.using({kernels.name(each): OPERATIONS[each[0]].kernel for each in ALL}):

@@ -1,4 +1,4 @@
-"""Reading a diagram back: its texts, boxes and heights, and what stands where it should not."""
+"""Reads a diagram back: its texts, boxes and heights, and misplaced elements."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import zoo
+from tests.presets import representatives
 from zoo import GLU, GQA, Decoder, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, YarnScaling, names, pre, spec
 from zoo.blocks import PostNorm
 from zoo.diagram import svg
@@ -45,6 +46,7 @@ EXTREME = Decoder(
 )
 MODELS = {name: spec(name) for name in names()} | {f"tiny {name}": spec(name, tiny=True) for name in names()}
 MODELS |= {"extreme": EXTREME}
+SHOWN = [*representatives(), *(f"tiny {name}" for name in representatives()), "extreme"]  # by default
 BASE = Decoder(
     1000,
     64,

@@ -1,20 +1,19 @@
-"""The insides of blocks: heads, experts, and what is done in which order."""
+"""The insides of blocks: heads, experts, and the order of computation."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import pytest
-from torch import nn
 
 import zoo
 from tests.presets import over, representatives
+from tests.unseen import Unseen
 from tests.zoo.diagram.drawing import BASE, LAYOUTS, drawn, misplaced, small_boxes, texts
-from zoo import GQA, MoE, names, spec
+from zoo import GLU, GQA, MoE, names, spec
 from zoo.blocks import MLA, DenseAndMoE, SparseMLA
 from zoo.costs import CacheSpec, State
 from zoo.diagram.canvas import Canvas, typeset
@@ -101,7 +100,7 @@ def test_every_block_shows_its_fields(name: str) -> None:
 
 
 def test_norm_and_rotation_are_drawn_in_the_order_they_are_applied() -> None:
-    """After the projections, before the cache and the softmax."""
+    """They follow the projections and precede the cache and the softmax."""
     attn = next(part for part in BASE.walk() if isinstance(part, GQA))
     canvas = blown_up(replace(attn, qk_norm=zoo.RMSNorm(1e-6), gate="head"))
     y = order(canvas, "queries", "QK-norm", "RoPE", "KV cache", "softmax", "output gate", "output 128")
@@ -110,7 +109,7 @@ def test_norm_and_rotation_are_drawn_in_the_order_they_are_applied() -> None:
 
 @over(names(), representatives())
 def test_nothing_is_said_twice(name: str) -> None:
-    """An option has one box. A norm's kind may be that of several."""
+    """Only the kind of a norm may be that of several norms."""
     for block in [*blocks(name, "attn"), *blocks(name, "ffn")]:
         said = Counter(texts(namespaced(blown_up(block))))
         assert all(n == 1 for text, n in said.items() if not text.endswith("Norm") and text != "shared"), said
@@ -130,20 +129,8 @@ def test_layers_that_share_keys_project_queries_alone() -> None:
 
 
 @dataclass(frozen=True)
-class _Averages(Mixer):
+class _Averages(Unseen, Mixer):
     """A mixer for which `inside` has no function, with three states."""
-
-    def resized(self, to: Any) -> dict[str, Any]:
-        return {}
-
-    def build(self, dim: int) -> nn.Module:
-        raise NotImplementedError
-
-    def params(self, dim: int) -> int:
-        return dim
-
-    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
-        return dim * new
 
     def cache_spec(self) -> CacheSpec:
         return CacheSpec(state=tuple(State(name, (1024, 16), in_float32=True) for name in ("fast", "slow", "slowest")))
@@ -152,45 +139,38 @@ class _Averages(Mixer):
         return "_Averages, of what was seen before, at three speeds"
 
 
+@dataclass(frozen=True)
+class _Mystery(Unseen):
+    """A kind for which `inside` has no function."""
+
+    role = "ffn"
+
+    def describe(self) -> str:
+        return "three times nothing, said at such length that it takes more than a single line of the block"
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_new_mixer_shows_its_description_and_states(layout: str) -> None:
-    root = drawn(zoo.swap(BASE, GQA, _Averages()), **LAYOUTS[layout])
+def test_new_kinds_show_their_descriptions_and_states(layout: str) -> None:
+    root = drawn(zoo.swap(zoo.swap(BASE, GQA, _Averages()), GLU, _Mystery()), **LAYOUTS[layout])
     assert list(misplaced(root)) == []
     said = " ".join(texts(root))
     assert "of what was seen before, at three speeds" in said
     assert all(f"{name} state 1,024 × 16, float32" in said for name in ("fast", "slow", "slowest"))
     assert not [text for text in texts(root) if "…" in text]
+    assert _Mystery().describe() in said
+    assert "_Mystery" in texts(root, "strong")
 
 
 @pytest.mark.parametrize(
-    ("name", "heading", "changes"),
+    ("name", "changes"),
     [
-        ("smollm3-3b", "as in the layers above, but", ["NoPE"]),
-        ("gpt-oss-20b", "as in the layers above, but", ["sees all earlier tokens"]),
-        ("gemma3-27b", "as in the layers above, but", ["RoPE 1M (linear ×8)", "sees all earlier tokens"]),
+        ("smollm3-3b", ["NoPE"]),
+        ("gpt-oss-20b", ["sees all earlier tokens"]),
+        ("gemma3-27b", ["RoPE 1M (linear ×8)", "sees all earlier tokens"]),
     ],
 )
-def test_a_block_that_hardly_differs_is_shown_by_its_differences(name: str, heading: str, changes: list[str]) -> None:
+def test_a_block_that_hardly_differs_is_shown_by_its_differences(name: str, changes: list[str]) -> None:
     said = texts(drawn(spec(name)))
-    at = said.index(heading)
+    at = said.index("as in the layers above, but")
     assert said[at + 1 : at + 1 + len(changes)] == changes
     assert len([text for text in said if text == "queries"]) == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "printed"),
-    [
-        ("window 4096", "window 4,096"),
-        ("RoPE 10k (YaRN x40 from 4096)", "RoPE 10k (YaRN ×40 from 4,096)"),
-        ("scale 168^-1/2", "scale 1/√168"),
-        ("scale 1.6384e+04^-1/2", "scale 1/√16,384"),
-        ("scale 16384^-1/2", "scale 1/√16,384"),
-        ("scale 1^-1/2", "scale 1"),
-        ("queries x(1 + 0.1 ln(1 + position/16,384))", "queries ×(1 + 0.1 ln(1 + position/16,384))"),
-        ("sigmoid top-8 router, weights x2.5", "sigmoid top-8 router, weights ×2.5"),
-        ("max of 0.0001", "max of 0.0001"),
-        ("0.00012", "0.00012"),
-    ],
-)
-def test_descriptions_are_typeset(text: str, printed: str) -> None:
-    assert typeset(text) == printed

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import zoo
 from tests.presets import over, representatives
-from tests.zoo.diagram.drawing import (
-    BASE,
-    EXTREME,
-    drawn,
-    parts,
-    small_boxes,
-)
+from tests.zoo.diagram.drawing import BASE, EXTREME, drawn, parts, small_boxes
 from zoo import names, spec, swap
 from zoo.blocks import Indexer, MoE
 from zoo.diagram.blow_ups import LAYOUTS
@@ -21,7 +15,7 @@ LOOKS = (*reaches(), *FEED_FORWARDS, NONE)
 
 @over(names(), representatives())
 def test_the_strip_holds_every_layer_in_order(name: str) -> None:
-    """Above what each layer's attention reaches, below its feed-forward."""
+    """The reach of a layer's attention stands above its feed-forward."""
     model = spec(name)
     strip = parts(drawn(model))[1][1]
     found = [(box, name) for name in LOOKS for box in small_boxes(strip, name)]

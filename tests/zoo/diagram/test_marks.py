@@ -1,4 +1,4 @@
-"""What differs from another model is marked: structure strongly, sizes weakly."""
+"""Differences from another model are marked: structure strongly, sizes weakly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from tests.presets import over, representatives
 from tests.zoo.diagram.drawing import BASE, SVG, classes, drawn, texts
 from zoo import GLU, GQA, Decoder, MoE, NoPE, RMSNorm, RoPE, SoftmaxTopK, names, spec, swap
 from zoo.diagram import marked_elements
-from zoo.diagram.canvas import structure
 from zoo.swaps.grammar import apply_swap
 
 
@@ -33,7 +32,6 @@ def changed(kind: type, **values: Any) -> Decoder:
     return swap(BASE, kind, lambda part: replace(part, **values))
 
 
-MIXED = swap(BASE, GLU, lambda ffn: MoE(8, ffn, SoftmaxTopK(2)))
 STRUCTURE: dict[str, tuple[Decoder, set[str]]] = {
     "one KV head": (changed(GQA, kv_heads=1), {"MQA", "8 heads on one KV head"}),
     "a window": (changed(GQA, window=7), {"unseen", "window 7"}),
@@ -76,27 +74,15 @@ def test_sizes_are_marked_weakly(case: str) -> None:
 
 
 def test_experts_are_marked() -> None:
-    assert {"MoE", "2 of 8 experts active", "softmax top-2 router"} <= marked(MIXED, BASE)
-    assert "64 → 96 → 64" in marked(BASE, MIXED)
+    mixed = swap(BASE, GLU, lambda ffn: MoE(8, ffn, SoftmaxTopK(2)))
+    assert {"MoE", "2 of 8 experts active", "softmax top-2 router"} <= marked(mixed, BASE)
+    assert "64 → 96 → 64" in marked(BASE, mixed)
 
 
 def test_a_pair_of_one_structure_has_no_strong_mark() -> None:
     """Two sizes of a family differ in numbers alone."""
     assert marked(spec("llama3.1-70b"), spec("llama3.1-8b")) == set()
     assert marked(spec("llama3.1-70b"), spec("llama3.1-8b"), "resized")
-
-
-@pytest.mark.parametrize(
-    ("text", "other"),
-    [
-        ("window 128", "window 4,096"),
-        ("RoPE 1M", "RoPE 500k"),
-        ("top-8 router ×2.5", "top-4 router ×1"),
-        ("3 MiB", "1 GiB"),
-    ],
-)
-def test_numbers_are_no_structure(text: str, other: str) -> None:
-    assert structure(text) == structure(other) != structure("something else")
 
 
 @pytest.mark.parametrize("layout", ["wide", "narrow"])

@@ -31,13 +31,13 @@ def contrast(one: str, other: str) -> float:
     "behind", ["paper", "card", "attn", "ffn", "inputs", "norm", "table", "rope", "window", "kept-fill"]
 )
 def test_text_has_enough_contrast(theme: int, text: str, behind: str) -> None:
-    """By 4.5 to 1, the contrast that WCAG 2.1 asks of small text (criterion 1.4.3)."""
+    """WCAG 2.1 requires 4.5 to 1 for small text (criterion 1.4.3)."""
     assert contrast(palette()[text][theme], palette()[behind][theme]) >= 4.5
 
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_kinds_of_layer_have_colours_that_differ(theme: int) -> None:
-    """Also in grey, where one stands above the other: attention against the feed-forward below it."""
+    """The two kinds of feed-forward differ in grey, too."""
     reaches = [pair[theme] for name, pair in palette().items() if name.startswith("reach-")]
     assert len(set(reaches)) == len(reaches) == 7
     assert contrast(palette()["ffn-dense"][theme], palette()["ffn-experts"][theme]) >= 2
@@ -61,7 +61,7 @@ def test_a_page_has_one_style_sheet_with_variables() -> None:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["gpt-oss-20b", "deepseek-v4-flash-284b", "gemma4-e2b"])
 def test_a_file_has_literal_colours_and_no_style_sheet(name: str, theme: str) -> None:
-    """Every shape and text says its own colours, those of the theme, in attributes that every program reads."""
+    """Every shape and text has the theme's colours in attributes that every program reads."""
     text = svg(spec(name), name, theme=theme, against=BASE, costs=True, callouts=(("attn", "One."),))
     root = ElementTree.fromstring(text)
     assert not any(word in text for word in ("<style", "class=", "var(", "--zoo", "@", "currentColor"))

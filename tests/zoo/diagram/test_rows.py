@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
 
 import pytest
-from torch import nn
 
 import zoo
 from tests.presets import over, representatives
-from tests.zoo.diagram.drawing import (
-    BASE,
-    LAYOUTS,
-    MODELS,
-    SVG,
-    classes,
-    drawn,
-    misplaced,
-    parts,
-    rects,
-    texts,
-)
-from zoo import GLU, Decoder, names, spec, swap
+from tests.zoo.diagram.drawing import BASE, MODELS, SHOWN, SVG, classes, drawn, parts, rects, texts
+from zoo import Decoder, names, spec, swap
 from zoo.blocks import HyperBranch, PostNorm
 from zoo.registry import Block
 from zoo.swaps.grammar import apply_swap
-
-SHOWN = [*representatives(), *(f"tiny {name}" for name in representatives()), "extreme"]
 
 
 def branches(model: Decoder) -> list[str]:
@@ -60,7 +45,7 @@ def test_norms_are_drawn_at_their_placement(name: str, place: str | None, layout
 
 @over(names(), representatives())
 def test_a_block_is_blown_up_where_most_layers_use_it(name: str) -> None:
-    """Once, beside the kind of layer with the most layers; the others say where."""
+    """It is drawn once, beside the kind with the most layers; the other kinds say where."""
     model = spec(name)
     counts = Counter(model.layers)
     used: dict[tuple[str, Block], list[int]] = {}
@@ -82,7 +67,7 @@ def test_a_block_is_blown_up_where_most_layers_use_it(name: str) -> None:
 
 @over(MODELS, SHOWN)
 def test_the_figures_add_up_to_the_model(name: str) -> None:
-    """The exact figures, which are in the tooltips."""
+    """Tooltips have the exact figures."""
     model = MODELS[name]
     tips = [group.findtext(f"{SVG}title") or "" for group in drawn(model, context=777).iter(f"{SVG}g")]
 
@@ -98,35 +83,8 @@ def test_the_figures_add_up_to_the_model(name: str) -> None:
 
 
 def test_the_cache_is_said_fixed_and_per_token() -> None:
-    """A window's share is fixed, a state's too; one figure says both."""
+    """The bytes of windows and states are fixed."""
     assert "416 MiB fixed + 80 KiB per token" in texts(drawn(spec("gemma3-27b")))
     assert "128 KiB per token" in texts(drawn(spec("llama3.1-8b")))
     windows = swap(BASE, zoo.GQA, lambda attn: zoo.GQA(attn.heads, attn.kv_heads, attn.head_dim, attn.rope, window=16))
     assert "8 KiB fixed" in texts(drawn(windows))
-
-
-@dataclass(frozen=True)
-class _Mystery(Block):
-    """A kind for which `inside` has no function."""
-
-    role = "ffn"
-
-    def build(self, dim: int) -> nn.Module:
-        raise NotImplementedError
-
-    def params(self, dim: int) -> int:
-        return 3 * dim
-
-    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
-        return 6 * dim * new
-
-    def describe(self) -> str:
-        return "three times nothing, said at such length that it takes more than a single line of the block"
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_new_kind_of_block_shows_its_description(layout: str) -> None:
-    root = drawn(swap(BASE, GLU, _Mystery()), **LAYOUTS[layout])
-    assert list(misplaced(root)) == []
-    assert _Mystery().describe() in " ".join(texts(root))
-    assert "_Mystery" in texts(root, "strong")

@@ -7,18 +7,11 @@ import zoo
 from tests.presets import distinct, of_families, over
 from weights.matching import TensorMapping, match, skipped
 from zoo.architectures import families
-from zoo.blocks.gated_delta_net import GatedDeltaNet
 from zoo.catalog import allocate, sizes
 from zoo.errors import UsageError
 from zoo.hf.checkpoint_layout import (
     COMMON,
-    FusedQKV,
     LayerPrefix,
-    PackedRows,
-    PairedIndexRows,
-    PairedRows,
-    Rearranged,
-    Rename,
     Rule,
     Rules,
     Skipped,
@@ -35,7 +28,7 @@ def moves(spec: zoo.Decoder, rules: Rules) -> list[TensorMapping]:
 
 
 def stored_shapes(name: str, spec: zoo.Decoder) -> list[tuple[str, tuple[int, ...]]]:
-    """What a checkpoint of a published size, or of its tiny form, is expected to hold."""
+    """The names and shapes that a checkpoint of a published size, or of its tiny form, is expected to hold."""
     parameters = dict(allocate(spec, "meta").named_parameters())
     return [pair for move in moves(spec, layout(name)) for pair in move.expected(parameters).items()]
 
@@ -54,7 +47,7 @@ def test_a_checkpoint_holds_every_number_once_and_nothing_of_it_is_skipped(name:
     [("qwen3-0.6b", 310), ("qwen3-14b", 443), ("qwen3-30b-a3b", 18_867), ("mistral-small-3.1-24b", 363)],
 )
 def test_released_files_hold_that_many_tensors(name: str, count: int) -> None:
-    """Of the text part, a tied head's second copy not counted."""
+    """The text part counts, without a second copy of a tied head."""
     shapes = stored_shapes(name, zoo.spec(name))
     assert len(shapes) == count
     assert sum(torch.Size(shape).numel() for _, shape in shapes) == sizes()[name].params
@@ -118,85 +111,3 @@ def test_what_is_skipped_may_be_of_layers_with_one_kind_of_mixer() -> None:
     names = [f"layers.{i}.k" for i in range(len(spec.layers) + 1)]
     assert skipped(spec, (rule, *COMMON), names) == {"it": names[-6:-1]}
     assert not skipped(zoo.spec("gemma4-12b", tiny=True), (rule, *COMMON), [*names, "layers..k"])
-
-
-def test_rotary_pairs_of_rows_become_halves() -> None:
-    """Two heads of one plain and four rotary rows: pairs (0, 1) and (2, 3) become (0, 2) and (1, 3)."""
-    rule = PairedRows("attn.block.q", "q", "nope_dim", "rope_dim")
-    norm = zoo.RMSNorm(1e-6)
-    mla = zoo.MLA(heads=2, q_rank=None, kv_rank=4, nope_dim=1, rope_dim=4, v_dim=4, norm=norm, rope=zoo.NoPE())
-    layer = zoo.Layer(zoo.pre(norm, mla), zoo.pre(norm, zoo.GLU(4)))
-    (rows,) = rule.read([torch.arange(10.0)[:, None].expand(10, 3)], layer)
-    assert rows[:, 0].tolist() == [0, 1, 3, 2, 4, 5, 6, 8, 7, 9]
-
-
-def test_qwen3_next_packs_the_rows_of_a_group_of_heads() -> None:
-    """Two key heads of one row, three value heads of two rows for each: a group is query, key, values, gates."""
-    mixer = GatedDeltaNet(key_heads=2, value_heads=6, key_dim=1, value_dim=2, conv=2, norm=zoo.RMSNorm(1e-6))
-    layer = zoo.Layer(zoo.pre(zoo.RMSNorm(1e-6), mixer), None)
-    rule = PackedRows(("qkv", "gate"), "in", "key_heads", lambda mixer: (mixer.mixed_widths, (12,)))
-    stored = torch.arange(28)[:, None]  # 14 rows of each group
-    qkv, gate = rule.read([stored], layer)
-    assert qkv[:, 0].tolist() == [0, 14, 1, 15, *range(2, 8), *range(16, 22)]
-    assert gate[:, 0].tolist() == [*range(8, 14), *range(22, 28)]
-    assert torch.equal(rule.write([qkv, gate], layer)[0], stored)
-
-
-def test_a_rule_for_one_kind_of_mixer_leaves_the_others() -> None:
-    rules = (Rename("attn.block.o", "linear_attn.out_proj", mixer=GatedDeltaNet), *COMMON)
-    spec = zoo.spec("qwen3-next-80b-a3b", tiny=True)
-    outputs = [f"layers.{i}.attn.block.o.weight" for i in range(len(spec.layers))]
-    names = [name for mapping in match(spec, outputs, rules, stored=()) for name in mapping.checkpoint_names]
-    stored = ["linear_attn.out_proj", "linear_attn.out_proj", "linear_attn.out_proj", "self_attn.o_proj"]
-    assert names == [f"model.layers.{i}.{name}.weight" for i, name in enumerate(stored)]
-
-
-def test_pairs_of_all_rows_of_a_head_become_halves() -> None:
-    """Two heads of four rows, all rotary: pairs (0, 1) and (2, 3) become (0, 2) and (1, 3)."""
-    rule, norm = PairedRows("attn.block.q", "q", None, "head_dim"), zoo.RMSNorm(1e-6)
-    layer = zoo.Layer(zoo.pre(norm, zoo.GQA(2, 2, 4, rope=zoo.RoPE(1e4))), zoo.pre(norm, zoo.GLU(4)))
-    (rows,) = rule.read([torch.arange(8.0)[:, None].expand(8, 3)], layer)
-    assert rows[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
-
-
-def test_fused_rows_are_those_of_queries_keys_and_values_in_turn() -> None:
-    """Four heads of two, on one KV head of two."""
-    norm = zoo.RMSNorm(1e-6)
-    layer = zoo.Layer(zoo.pre(norm, zoo.GQA(4, 1, 2, rope=zoo.NoPE())), zoo.pre(norm, zoo.GLU(4)))
-    rule, fused = FusedQKV(("q", "k", "v"), "qkv"), torch.arange(12.0)[:, None].expand(12, 3)
-    parts = rule.read([fused], layer)
-    assert [part[:, 0].tolist() for part in parts] == [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9], [10, 11]]
-    assert torch.equal(rule.write(parts, layer)[0], fused)
-
-
-def test_gpt2_holds_queries_keys_and_values_side_by_side() -> None:
-    """One input, two outputs each."""
-    rule = Rearranged(("q", "k", "v"), "c_attn", "inputs (qkv outputs) -> qkv outputs inputs")
-    stored = torch.tensor([[1, 2, 3, 4, 5, 6]])
-    parts = rule.read([stored], None)
-    assert [part.tolist() for part in parts] == [[[1], [2]], [[3], [4]], [[5], [6]]]
-    assert torch.equal(rule.write(list(parts), None)[0], stored)
-
-
-def test_rotary_pairs_of_an_indexers_rows_become_halves() -> None:
-    """Two heads of four rotary and two plain rows, and a vector of one head: pairs (0, 1) and (2, 3) become (0, 2) and
-    (1, 3)."""
-    rule = PairedIndexRows("attn.block.indexer.q", "q", None, "rope_dim")
-    norm, indexer = zoo.RMSNorm(1e-6), zoo.Indexer(heads=2, head_dim=6, k=3, norm=zoo.LayerNorm(1e-6))
-    widths = dict(heads=3, q_rank=8, kv_rank=4, nope_dim=1, rope_dim=4, v_dim=4)
-    mla = zoo.SparseMLA(**widths, norm=norm, rope=zoo.NoPE(), indexer=indexer)
-    layer = zoo.Layer(zoo.pre(norm, mla), None)
-    (rows,) = rule.read([torch.arange(12.0)[:, None].expand(12, 8)], layer)
-    assert rows[:, 0].tolist() == [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]
-    (vector,) = rule.read([torch.arange(6.0)], layer)
-    assert vector.tolist() == [0, 2, 1, 3, 4, 5]
-
-
-def test_gpt_oss_experts_are_transposed_and_take_turns() -> None:
-    """One expert, two inputs, three hidden: columns are gate, up, gate, up, gate, up."""
-    rule = Rearranged(("gate", "up"), "gate_up", "e dim (hidden gate_up) -> gate_up e hidden dim")
-    gate, up = rule.read([torch.tensor([[[1, 10, 2, 20, 3, 30], [4, 40, 5, 50, 6, 60]]])], None)
-    assert gate.tolist() == [[[1, 4], [2, 5], [3, 6]]]
-    assert up.tolist() == [[[10, 40], [20, 50], [30, 60]]]
-    (down,) = Rearranged("down", "down", "e hidden dim -> e dim hidden").read([torch.tensor([[[1, 2], [3, 4]]])], None)
-    assert down.tolist() == [[[1, 3], [2, 4]]]

@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 
 import zoo
 from tests.exact import assert_as_near, assert_equal
-from tests.models import has_compiler, one_layer_of_each, randomised, tokens_of
+from tests.models import has_compiler, randomised, tokens_of
 from tests.presets import distinct, split
 from zoo.core import kernels
 from zoo.errors import NotAvailable
@@ -153,18 +153,3 @@ def test_a_missing_cpp_compiler_is_a_one_line_error(monkeypatch: pytest.MonkeyPa
     with pytest.raises(NotAvailable, match=r"C\+\+ compiler"):
         model.compile()
     assert model(tokens_of(model.spec, 1, 3)).isfinite().all()
-
-
-@torch.no_grad()
-@pytest.mark.slow
-def test_layers_that_take_an_earlier_ones_choice() -> None:
-    """GLM-5.2's three kinds of layer: passes of fewer tokens than are chosen, of as many and of more."""
-    spec = one_layer_of_each(zoo.spec("glm5.2-744b", tiny=True))
-    assert [bool(layer.takes()) for layer in spec.layers] == [False, True, False]
-    uncompiled, compiled = randomised(spec), randomised(spec)
-    compiled.compile(backend="aot_eager")
-    for sizes, room in (([40, 1, 1, 23, 1], 5), ([24, 1, 9], 1), ([20, 1, 1, 1, 1, 1, 50, 1], 3), ([24, 24, 24, 1], 0)):
-        tokens = tokens_of(spec, 2, sum(sizes))
-        expected = run(uncompiled, tokens, sizes, room)
-        assert_equal(run(compiled, tokens, sizes, room), expected)
-    assert counters["stats"]["unique_graphs"] <= 3 * (len(spec.layers) + 1)

@@ -304,16 +304,6 @@ def test_a_compiled_model_can_be_copied() -> None:
 
 
 @torch.no_grad()
-def test_a_second_model_of_equal_specs_has_weights_of_its_own() -> None:
-    plain, fast = pair()
-    other = randomised(plain.spec, seed=1)
-    expected, tokens = run(other, tokens_of(plain.spec, 1, 26)), tokens_of(plain.spec, 1, 26)
-    other.compile(backend="eager")
-    run(fast, tokens)
-    assert_equal(run(other, tokens), expected)
-
-
-@torch.no_grad()
 def test_every_compiled_function_drops_the_guards_on_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the first alone: torch removes entries from the options that it is given."""
     filtered = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -26,7 +25,6 @@ from zoo.model.module import Model
 from zoo.model.parallel import ParallelModel, Ranks, build_part, divide, summing
 from zoo.sharding import Cut, FirstRankOnly, Rank, cut_of
 
-pytestmark = pytest.mark.xdist_group("parallel")  # tests share what their processes compute
 LENGTH, CHUNK = 40, 13
 VOCAB = 509  # which no number of ranks divides
 OPERATORS = {
@@ -113,37 +111,21 @@ def in_passes(part: ParallelModel, tokens: Tensor) -> Tensor:
     return torch.cat([part(tokens[:, start:end], cache) for start, end in pairwise(ends)], dim=1)
 
 
-@cache
-def in_all_ranks(ranks: int, names: tuple[str, ...], ep: bool) -> list[dict[str, Found]]:
-    """What each rank finds: processes are started once for all tests."""
-    return in_ranks(ranks, compare, list(names), ep)
-
-
-def assert_logits(ranks: int, names: list[str], ep: bool = False) -> None:
-    for found in in_all_ranks(ranks, tuple(names), ep):
-        far = {name: each.logits for name, each in found.items() if not max(each.logits) <= BOUND}
-        assert not far
+@pytest.mark.parametrize(
+    ("ranks", "ep"), [(2, False), (2, True), *(pytest.param(4, ep, marks=pytest.mark.slow) for ep in (False, True))]
+)
+def test_ranks_compute_what_one_process_does(ranks: int, ep: bool) -> None:
+    """Logits, gradients, and the bytes that the formula says. Four ranks have fewer KV heads, key heads or groups; of a
+    single token in each of two sequences, two of four ranks with whole experts route none."""
+    names = list(representatives() if ranks == 2 else distinct())
+    names = mixtures(names) if ep else names
+    for found in in_ranks(ranks, compare, names, ep):
         assert list(found) == names
-
-
-def test_two_ranks_compute_the_logits_of_one_process() -> None:
-    assert_logits(2, list(representatives()))
-
-
-@pytest.mark.slow
-def test_four_ranks_compute_the_logits_of_one_process() -> None:
-    """With fewer KV heads, key heads or groups than ranks."""
-    assert_logits(4, list(distinct()))
-
-
-def test_two_ranks_with_whole_experts_compute_the_logits_of_one_process() -> None:
-    assert_logits(2, mixtures(representatives()), ep=True)
-
-
-@pytest.mark.slow
-def test_four_ranks_with_whole_experts_compute_the_logits_of_one_process() -> None:
-    """Of a single token in each of two sequences, two ranks route none."""
-    assert_logits(4, mixtures(distinct()), ep=True)
+        assert not {name: each.logits for name, each in found.items() if not max(each.logits) <= BOUND}
+        assert not {name: each.gradients for name, each in found.items() if each.gradients}
+        for name, each in found.items():
+            for measured, formula in (each.nbytes, each.count):
+                assert measured == formula, name
 
 
 def gradients_of(model: Model, logits: Tensor, tokens: Tensor) -> dict[str, Tensor]:
@@ -172,25 +154,6 @@ def far_gradients(part: ParallelModel, own: dict[str, Tensor], expected: dict[st
     assert expected.keys() == own.keys()
     whole = {parameter: gathered(parameter, own[parameter], each, part) for parameter, each in expected.items()}
     return differing_gradients(whole, expected)
-
-
-def assert_gradients(ranks: int, names: list[str], ep: bool = False) -> None:
-    for found in in_all_ranks(ranks, tuple(names), ep):
-        assert {name: each.gradients for name, each in found.items()} == {name: {} for name in names}
-
-
-def test_two_ranks_compute_the_gradients_of_one_process() -> None:
-    assert_gradients(2, list(representatives()))
-
-
-@pytest.mark.slow
-def test_four_ranks_compute_the_gradients_of_one_process() -> None:
-    assert_gradients(4, list(distinct()))
-
-
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_ranks_with_whole_experts_compute_the_gradients_of_one_process(ranks: int) -> None:
-    assert_gradients(ranks, mixtures(representatives() if ranks == 2 else distinct()), ep=True)
 
 
 class Exchanged(TorchDispatchMode):
@@ -227,26 +190,6 @@ def exchanged(part: ParallelModel, tokens: Tensor) -> tuple[tuple[Bytes, Bytes],
     formula[of_head.kind] += of_head.nbytes(2, 4) * ranks
     total = {kind: int(sums(nbytes)[0]) for kind, nbytes in measured.nbytes.items()}
     return (total, dict(formula)), (measured.count, len(by_token) + 1)
-
-
-def assert_exchanged(ranks: int, names: list[str], ep: bool = False) -> None:
-    for found in in_all_ranks(ranks, tuple(names), ep):
-        for name, each in found.items():
-            for measured, formula in (each.nbytes, each.count):
-                assert measured == formula, name
-
-
-def test_what_two_ranks_exchange_follows_from_the_formula() -> None:
-    assert_exchanged(2, list(representatives()))
-
-
-@pytest.mark.slow
-def test_what_four_ranks_exchange_follows_from_the_formula() -> None:
-    assert_exchanged(4, list(distinct()))
-
-
-def test_what_ranks_with_whole_experts_exchange_follows_from_the_formula() -> None:
-    assert_exchanged(2, mixtures(representatives()), ep=True)
 
 
 @torch.no_grad()

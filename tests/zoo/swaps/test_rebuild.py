@@ -1,4 +1,4 @@
-"""Blocks rebuilt in the place of others, whatever their fields hold; also of kinds that are defined here only."""
+"""Blocks rebuilt in the place of others: fields of every type, and kinds that only this file defines."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 import zoo
 from tests.presets import over
+from tests.unseen import Unseen
 from zoo import GLU, GQA, Decoder, Layer, RMSNorm, RoPE, Spec, pre
 from zoo.errors import UsageError
 from zoo.registry import Block
@@ -20,14 +21,14 @@ NORM = RMSNorm(1e-6)
 
 @dataclass(frozen=True)
 class _Wide(GLU):
-    """A feed-forward with fields that its base has not."""
+    """A feed-forward with more fields than its base."""
 
     groups: int = 2
     route: Literal["first", "last"] = "first"
 
 
 @dataclass(frozen=True)
-class _Odd(Block):
+class _Odd(Unseen):
     """Fields of every type that a spec may have, each with a default."""
 
     role = "ffn"
@@ -43,17 +44,8 @@ class _Odd(Block):
     deep: bool = False
     qk_norm: RMSNorm | None = None
 
-    def build(self, dim: int) -> Any:
-        raise NotImplementedError
-
     def describe(self) -> str:
         return "odd"
-
-    def params(self, dim: int) -> int:
-        return dim
-
-    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
-        return 0
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,7 @@ def model(ffn: Block) -> Decoder:
 
 
 def test_a_subclass_lends_only_the_fields_of_its_base() -> None:
-    """In its place, and from elsewhere in the model."""
+    """The subclass stands in the same place, or elsewhere in the model."""
     wide = _Wide(96, bias=True, groups=4)
     after, dropped = apply_swap(model(wide), "ffn=GLU")
     assert after == model(GLU(96, bias=True))
@@ -119,7 +111,7 @@ def test_a_dropped_feature_of_any_type_is_named(values: dict[str, Any], dropped:
 
 @over(zoo.names())
 def test_every_option_of_a_preset_can_be_dropped(name: str) -> None:
-    """And is named without the facts that a kind of block always states."""
+    """Names of dropped options exclude the facts that a kind of block always states."""
     spec = zoo.spec(name)
     dropped = set(dropped_features(spec, NORM))
     assert all(text.isprintable() and "{" not in text for text in dropped)

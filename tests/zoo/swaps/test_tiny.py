@@ -38,7 +38,7 @@ def mixed(part: zoo.Spec) -> bool:
 
 @over(zoo.names())
 def test_every_distinct_kind_of_layer_is_there_in_the_full_models_order(name: str) -> None:
-    """From the first layer on, unless that takes too many."""
+    """The tiny model starts at the first layer, unless that takes too many layers."""
     full, small = zoo.spec(name), zoo.spec(name, tiny=True)
     kinds, toys = ([composition(layer, spec.dim) for layer in spec.layers] for spec in (full, small))
     assert len(set(full.layers)) == len(set(kinds)), "two kinds of layer differ in sizes alone: compare those too"
@@ -55,44 +55,36 @@ def test_every_distinct_kind_of_layer_is_there_in_the_full_models_order(name: st
 @over(zoo.names())
 def test_everything_but_sizes_stays(name: str) -> None:
     full, small = zoo.spec(name), zoo.spec(name, tiny=True)
-    assert small.norm == full.norm
-    assert small.tied == full.tied
+    assert (small.norm, small.tied) == (full.norm, full.tied)
     assert (small.embed_scale == small.dim**0.5) == (full.embed_scale == full.dim**0.5)
     assert (small.embed_scale == 1) == (full.embed_scale == 1)
     for kind in (zoo.RMSNorm, zoo.LinearScaling, zoo.NoPE, zoo.SwiGLU, zoo.GeGLU):
         of_small, of_full = ({part for part in spec.walk() if isinstance(part, kind)} for spec in (small, full))
         assert of_small == of_full
+    assert tiny(small) == small == zoo.spec(name, tiny=True)
 
 
 @over(zoo.names())
 def test_it_is_small_and_runs_past_its_windows_and_scalings(name: str) -> None:
     small = zoo.spec(name, tiny=True)
     assert small.params() < 1_500_000
-    assert small.context is not None
     sizes = [getattr(part, "window", None) or getattr(part, "original", 0) for part in small.walk()]
-    assert max(sizes) < 80 < small.context
+    assert max(sizes) < 80 < (small.context or 0)
     logits = zoo.build(small)(torch.zeros(1, 80, dtype=torch.long))
     assert logits.isfinite().all()
     assert logits.abs().max() > 0.1
 
 
-@over(zoo.names())
-def test_a_tiny_models_tiny_form_is_itself(name: str) -> None:
-    small = zoo.spec(name, tiny=True)
-    assert tiny(small) == small
-    assert zoo.spec(name, tiny=True) == small
-
-
-@pytest.mark.parametrize(("shared", "toy"), [(1, 1), (2, 2), (4, 4), (0.5, 0.5), (1.5, 1.5)])
+@pytest.mark.parametrize("shared", [1, 2, 4, 0.5, 1.5])
 @over(name for name in zoo.names() if any(map(mixed, zoo.spec(name).walk())))
-def test_a_shared_expert_stays_as_many_times_as_wide(name: str, shared: float, toy: float) -> None:
-    """It stands for as many routed ones: `to_hf` says how many, and reads it again."""
+def test_a_shared_expert_stays_as_many_times_as_wide(name: str, shared: float) -> None:
+    """A config gives its width as a number of routed experts, and reads back the same model."""
     spec = zoo.spec(name)
     width = next(part.expert.hidden for part in spec.walk() if mixed(part))
     spec = zoo.swap(spec, MoE, lambda moe: replace(moe, shared=GLU(int(width * shared))))
     small = tiny(spec)
     found = {(part.shared.hidden / part.expert.hidden, part.expert.hidden) for part in small.walk() if mixed(part)}
-    assert found == {(toy, 96)}
+    assert found == {(shared, 96)}
     assert tiny(small) == small
     if name == "deepseek-v3-671b" and shared >= 1 and shared == int(shared):
         assert zoo.to_hf(small)["n_shared_experts"] == zoo.to_hf(spec)["n_shared_experts"] == shared

@@ -162,14 +162,6 @@ def test_ten_steps_in_two_processes_and_their_checkpoint_in_one(tmp_path) -> Non
         assert_equal(value, one_file[0][name], name)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama3", "olmo2"])
-def test_without_experts_the_pieces_do_not_matter(family, tmp_path) -> None:
-    one = train(torch.device("cpu"), family, str(tmp_path / "1"))
-    for found in in_ranks(2, train, family, str(tmp_path / "2"), 2):
-        assert_same(found, one)
-
-
 def autocast_losses(device: torch.device, recompute: bool, autocast: bool = True) -> list[list[float]]:
     """The losses of the first steps of each of three seeds."""
     seeds = (train(device, "qwen3", "", 1, CUT - 1, None, recompute, autocast, seed) for seed in range(3))

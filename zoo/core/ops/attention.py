@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from zoo.core import inductor, kernels
+from zoo.core import kernels
 from zoo.core.float32 import upcast, upcast_dtype
 from zoo.core.forward_context import Mask, ReachMask, causal, visible, whole_mask
 from zoo.core.kernels import is_replaced
@@ -31,7 +31,7 @@ from zoo.core.ops.flash import (
     operator,
     reach_blocks,
 )
-from zoo.core.ops.linear import dot, is_plain_memory, linear, materialize
+from zoo.core.ops.linear import allows_operators, dot, is_plain_memory, linear, materialize
 from zoo.costs import reach_of
 
 MAX_REDUCTION_HEADS = 8  # maximum query heads per key head for decode by reductions
@@ -98,15 +98,8 @@ def attention(
 
 
 def _allows_kernels(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether kernels for plain CPU memory may run: no gradients, no autocast, no export, no tensor subclasses."""
-    return (
-        q.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_exporting()
-        and is_plain_memory(q, k)
-        and is_plain_memory(q, v)
-    )
+    """Whether kernels for plain CPU memory may run: operators are allowed, and all is in one dtype."""
+    return allows_operators(q, k, v) and is_plain_memory(q, k) and is_plain_memory(q, v)
 
 
 # Single-token decode.
@@ -120,7 +113,7 @@ def _decode(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, 
     # compile to loops; library calls stay in one opaque operator.
     if not _allows_kernels(q, k, v):
         return _apply_sinks(*_explicit_attention(q, k, v, mask, scale), sinks).to(v.dtype)
-    if q.shape[2] <= MAX_REDUCTION_HEADS and _reductions_replace(q.dtype):
+    if q.shape[2] <= MAX_REDUCTION_HEADS and is_replaced("compiled decode attention", q.dtype):
         # On an AMD EPYC with two cores, keys and values are read 1.2 times as fast as by torch's kernel in float32, and
         # 1.2 to 4 times in bfloat16.
         return _apply_sinks(*_explicit_attention(q, k, v, mask, scale, by_reductions=True), sinks).to(v.dtype)
@@ -143,12 +136,6 @@ def _like(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
 
 _decode_operator = custom_op("zoo::decode_attention", _decode_sdpa, mutates_args=())
 _decode_operator.register_fake(_like)
-
-
-@inductor.constant
-def _reductions_replace(dtype: torch.dtype) -> bool:
-    """Whether reductions are the chosen kernel. The compiler evaluates it while tracing and bakes in the result."""
-    return is_replaced("compiled decode attention", dtype)
 
 
 # Prefill.

@@ -46,7 +46,7 @@ def nothing(dtype: torch.dtype) -> float:
 def plain(values: Tensor, scores: Tensor, positions: Tensor, every: int, pending: Pooled) -> Pooled:
     """`pooled`, block by block: mean = sum of softmax(scores) * values, weight = log(sum of exp(scores)).
 
-    What the first block holds of earlier tokens counts as one more token.
+    Earlier tokens of the first block count as one more token.
     """
     if positions[0] % every:
         values, scores = (torch.cat([first, x], dim=1) for first, x in zip(pending, (values, scores), strict=True))

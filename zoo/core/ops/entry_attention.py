@@ -20,7 +20,6 @@ from zoo.core.ops.flash import token_by_token
 from zoo.core.ops.indexing import (
     NOT_CHOSEN,
     Index,
-    allows_operators,
     choose_keys,
     complete,
     gathered_attention,
@@ -30,6 +29,7 @@ from zoo.core.ops.indexing import (
     sees_all,
     top_keys,
 )
+from zoo.core.ops.linear import allows_operators
 from zoo.costs import Full, Reach, Window, reach_of
 
 
@@ -115,7 +115,7 @@ def dense_index_pairs(past: int, new: int, every: int, most: int) -> int:
 
 
 def _first_that_see_all(past: int, new: int, every: int, most: int | None) -> int:
-    """The number of leading tokens, among `new` after `past`, that see at most `most` entries."""
+    """The number of leading tokens, of `new` after `past`, that see at most `most` entries."""
     return new if most is None else sees_all(most, past, new, every)
 
 
@@ -177,8 +177,8 @@ _operator.register_fake(lambda q, *_: token_by_token(torch.empty_like(q)))
 
 
 def _places(positions: Tensor, past: int, held: int, tokens: int, reach: Reach) -> Tensor:
-    """Positions (t,) after `past` tokens -> where the keys in each one's reach are (t, tokens), int32: of the cache's
-    ring of `tokens` the first `held`, then those of the pass, which begins at position `past`."""
+    """Positions (t,) after `past` tokens -> places of the keys in each reach (t, tokens), int32. The first `held`
+    places are those of the cache's ring of `tokens`; those of the pass, which begins at position `past`, follow."""
     keys = positions[:, None] - torch.arange(tokens, device=positions.device)
     places = torch.where(keys < past, keys % tokens, keys - past + held)
     is_seen = reach.sees(positions[:, None], keys) & (keys >= 0)

@@ -47,8 +47,8 @@ def plain(x: Tensor, weights: Tensor, chosen: Tensor, experts: Sequence[Expert],
 def separate_mixture(
     x: Tensor, weights: Tensor, chosen: Tensor, experts: Sequence[Expert], scales_input: bool = False
 ) -> Tensor:
-    """`plain`, with each expert run once, on the tokens that chose it. Compiled, it runs on all tokens: how many chose
-    it is unknown there."""
+    """`plain`, with each expert run once, on the tokens that chose it. Compiled code does not know their number and
+    runs each expert on all tokens."""
     tokens, ids, factors = x.flatten(0, -2), chosen.flatten(0, -2), weights.flatten(0, -2)
 
     def output(expert: Expert, x: Tensor, factor: Tensor) -> Tensor:
@@ -139,8 +139,8 @@ def grouped_linear(x: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | Non
 
 
 def allows_grouped_mm(x: Tensor, weight: Tensor) -> bool:
-    """Whether `grouped_mm` takes x (n, in) and weight (experts, out, in): bfloat16 alone, and each row, of the output
-    and of gradients too, a multiple of 16 bytes."""
+    """Whether `grouped_mm` takes x (n, in) and weight (experts, out, in): only bfloat16, and rows of inputs and outputs
+    whose length is a multiple of 16 bytes."""
     return x.dtype == weight.dtype == torch.bfloat16 and all(
         width * x.dtype.itemsize % ROW_BYTES == 0 for width in weight.shape[1:]
     )

@@ -25,7 +25,7 @@ from zoo.core.forward_context import causal
 from zoo.core.ops import attention as scores
 from zoo.core.ops.attention import attention
 from zoo.core.ops.flash import operator
-from zoo.core.ops.linear import PLAIN_TYPES
+from zoo.core.ops.linear import allows_operators
 
 NOT_CHOSEN = -1
 SCORE_ELEMENTS = 2**19  # maximum scores of all heads in memory at once
@@ -102,16 +102,14 @@ def _key_blocks(keys: Tensor, rows: int, exact: torch.dtype) -> Sequence[Tensor]
     return keys.split(max(block, 1), dim=1)
 
 
-def top_keys(scores: Tensor, k: int, visible: Tensor | None = None) -> Tensor:
+def top_keys(scores: Tensor, k: int, visible: Tensor) -> Tensor:
     """Returns the k stored tokens with the highest scores (b, t, s) for each query: (b, t, k) int32, unordered.
 
-    `visible` (t, s) is True where a query sees a token; None: everywhere. A query that sees fewer than k tokens gets
-    all of them, and NOT_CHOSEN in the other places. Among equal scores the earlier token wins. The result is k wide for
+    `visible` (t, s) is True where a query sees a token. A query that sees fewer than k tokens gets all of them, and
+    NOT_CHOSEN in the other places. Among equal scores the earlier token wins. The result is k wide for
     every s, so that compiled code has one shape for all lengths.
     """
-    if visible is not None:
-        scores = scores.masked_fill(~visible, -inf)
-    scores = F.pad(scores, (0, torch.sym_max(k - scores.shape[-1], 0)), value=-inf)
+    scores = F.pad(scores.masked_fill(~visible, -inf), (0, torch.sym_max(k - scores.shape[-1], 0)), value=-inf)
     chosen = top_k_set(scores, k)
     return chosen.to(torch.int32).masked_fill(scores.gather(-1, chosen) == -inf, NOT_CHOSEN)
 
@@ -215,15 +213,6 @@ def sparse_attention(
     gathered = latent[:, 0][sequence, chosen.masked_fill(absent, 0)].flatten(0, 1)
     out = _over_gathered(q.transpose(1, 2).flatten(0, 1), gathered, absent.flatten(0, 1), scale)
     return out.unflatten(0, chosen.shape[:2]).transpose(1, 2)[..., :width]
-
-
-def allows_operators(*tensors: Tensor) -> bool:
-    """Whether compiled code may call an operator without gradient: ordinary tensors, no autocast, no export."""
-    return not (
-        torch.is_grad_enabled()
-        or torch.compiler.is_exporting()
-        or any(type(x) not in PLAIN_TYPES or torch.is_autocast_enabled(x.device.type) for x in tensors)
-    )
 
 
 def gathered_attention(q: Tensor, keys: Tensor, chosen: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from torch.library import Library, register_fake
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from zoo.core import inductor, kernels
+from zoo.core import kernels
 from zoo.core.float32 import upcast_dtype
 from zoo.core.kernels import is_replaced
 
@@ -84,14 +84,10 @@ def _traced_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if use_gemv(x, weight):
         y = gemv_reduce(x.squeeze(1), weight).unsqueeze(1)
         return y if bias is None else y + bias
-    if torch.compiler.is_exporting() or not _may_be_onednn(x.dtype) or not _allows_operator(x, weight, bias):
+    may_be_onednn = is_replaced("linear prefill", x.dtype) or is_replaced("linear decode", x.dtype)
+    if torch.compiler.is_exporting() or not may_be_onednn or not _allows_operator(x, weight, bias):
         return F.linear(x, weight, bias)
     return _operator(x, weight, bias)  # the kernel depends on the number of rows, which is known when it runs
-
-
-@inductor.constant
-def _may_be_onednn(dtype: torch.dtype) -> bool:
-    return is_replaced("linear prefill", dtype) or is_replaced("linear decode", dtype)
 
 
 # oneDNN, for float32.
@@ -138,6 +134,15 @@ def is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
+def allows_operators(*tensors: Tensor) -> bool:
+    """Whether compiled code may call an operator without gradient: ordinary tensors, no autocast, no export."""
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_exporting()
+        or any(type(x) not in PLAIN_TYPES or torch.is_autocast_enabled(x.device.type) for x in tensors)
+    )
+
+
 def is_plain_memory(x: Tensor, other: Tensor) -> bool:
     """Whether both are ordinary strided tensors on the CPU, of one dtype."""
     return (
@@ -173,7 +178,7 @@ def use_gemv(x: Tensor, weight: Tensor) -> bool:
         and is_single_token(x)
         and is_plain_memory(x, weight)
         and not torch.is_autocast_enabled("cpu")
-        and _gemv_replaces(x.dtype)
+        and is_replaced("compiled decode linear", x.dtype)
     )
 
 
@@ -182,12 +187,6 @@ def is_single_token(x: Tensor) -> bool:
     if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or x.ndim < 3 or x.shape[1] != 1:
         return False
     return x.device.type == "cuda" or x.shape[0] <= MAX_GEMV_BATCH
-
-
-@inductor.constant
-def _gemv_replaces(dtype: torch.dtype) -> bool:
-    """Whether reductions are the chosen kernel. The compiler evaluates it while tracing and bakes in the result."""
-    return is_replaced("compiled decode linear", dtype)
 
 
 def gemv_reduce(x: Tensor, weight: Tensor) -> Tensor:

@@ -18,13 +18,12 @@ from zoo.core.ops.linear import is_plain_memory, is_transformed
 Join = Callable[[Tensor, Tensor], Tensor]  # gate and up (n, hidden) -> (n, hidden)
 
 
-BLOCK_BYTES = 2**20  # of a block's inputs, which together with what is made of them fits into a processor's cache
+BLOCK_BYTES = 2**20  # bytes of a block's inputs: with its intermediates they fit in a processor's cache
 NAMES = "x", "weights", "chosen", "gate", "up", "down", "gate_bias", "up_bias", "down_bias"
 
 
 def allows_routed_glu(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether `routed_glu` may compute this: uncompiled, with gradients, of plain CPU memory in one dtype that sums of
-    a token's experts may be rounded to."""
+    """Whether `routed_glu` may compute this: uncompiled, with gradients, on plain CPU memory in float32 or float64."""
     return (
         torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
@@ -118,8 +117,8 @@ class _RoutedGLU(torch.autograd.Function):
 
 
 def _blocks(counts: list[int], size: int) -> list[tuple[slice, slice, list[int]]]:
-    """The sorted rows in blocks of whole experts, of at most `size` rows or one expert: the rows of each, its experts,
-    and how many rows each of these has."""
+    """Returns (rows, experts, number of rows of each expert) for each block of the sorted rows. A block has whole
+    experts, and at most `size` rows unless it is a single expert."""
     blocks, first, start, end = [], 0, 0, 0
     for e, count in enumerate([*counts, size + 1]):
         if e > first and end + count > start + size:
@@ -130,7 +129,7 @@ def _blocks(counts: list[int], size: int) -> list[tuple[slice, slice, list[int]]
 
 
 def _products(x: Tensor, matrices: Tensor, bias: Tensor | None, experts: slice, sizes: list[int], into: Tensor) -> None:
-    """Each expert's rows of x times its matrix (out, in), written into its rows of `into`."""
+    """Writes the products of each expert's rows of x and its matrix (out, in) into its rows of `into`."""
     operands = x.split(sizes), matrices.transpose(1, 2), into.split(sizes)
     if bias is None:
         _each(_product, *operands)
@@ -139,7 +138,7 @@ def _products(x: Tensor, matrices: Tensor, bias: Tensor | None, experts: slice, 
 
 
 def _each(function: Callable[..., object], *operands: Iterable[Tensor]) -> None:
-    """Call it once for each expert."""
+    """Calls the function once for each expert."""
     for given in zip(*operands, strict=True):
         function(*given)
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.exact import assert_equal
-from zoo.core.ops.chunk_loop import _loop, _loop_backward_operator, _loop_operator, pass_on
+from zoo.core.ops.chunk_loop import _loop, _loop_backward_operator, _loop_operator
 
 pytestmark = pytest.mark.usefixtures("_float64")
 
@@ -36,17 +35,6 @@ def test_it_is_the_loop_and_keeps_the_compiler_s_rules(erases: bool) -> None:
     for found, expected in zip(_loop_operator(*given), _loop(*given), strict=True):
         assert torch.equal(found, expected)
     torch.library.opcheck(_loop_operator, given)
-
-
-@torch.no_grad()
-def test_the_last_state_continues() -> None:
-    kept, write, erase, inverse, value, state = (x.unsqueeze(0) for x in streams(True))
-    starts, written, last = pass_on(kept, write, erase, inverse, value, state)
-    first = pass_on(*(x[:, :, :1] for x in (kept, write, erase, inverse, value)), state)
-    rest = pass_on(*(x[:, :, 1:] for x in (kept, write, erase, inverse, value)), first[2])
-    assert torch.equal(starts[:, :, 0], state)
-    assert_equal(rest[2], last)
-    assert_equal(torch.cat([first[1], rest[1]], dim=2), written)
 
 
 @torch.no_grad()

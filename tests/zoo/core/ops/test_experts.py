@@ -24,14 +24,6 @@ def one_by_one(x: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None) -> T
 
 
 @pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
-def test_sorted_tokens_meet_their_experts(with_bias: bool) -> None:
-    """Some experts have many tokens, some one, some none."""
-    ids = torch.tensor([0, 0, 0, 2, 3, 3, 5])
-    counts, (weight, bias), x = ids.bincount(minlength=EXPERTS), stacked(with_bias), torch.randn(len(ids), WIDE)
-    assert_equal(grouped_linear(x, counts, weight, bias), one_by_one(x, ids, weight, bias))
-
-
-@pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
 def test_the_grouped_kernel_is_as_near_as_one_product_for_each_expert(with_bias: bool) -> None:
     """It takes bfloat16 alone."""
     ids, found = torch.tensor([0, 0, 0, 2, 3, 3, 5]), []

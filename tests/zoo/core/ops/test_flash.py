@@ -44,7 +44,7 @@ def test_gradients_equal_those_of_a_softmax(case: str, with_sinks: bool, monkeyp
     if window is not None:
         mask = ReachMask(positions[keys - new :], positions, reach)
     q, k, v = torch.randn(2, 4, new, 8), torch.randn(2, 2, keys, 8), torch.randn(2, 2, keys, 8)
-    sinks = torch.tensor([0.3, -30.0, 5.0, 1.0]) if with_sinks else None
+    sinks = torch.tensor([0.3, -30.0, 5.0, 1e4]) if with_sinks else None
     inputs = [x.requires_grad_() for x in (q, k, v, *(() if sinks is None else (sinks,)))]
     used = []
     if window is not None or with_sinks:

@@ -26,7 +26,6 @@ from zoo.core.ops.linear import (
     gemv_reduce,
     is_single_token,
     linear,
-    materialize,
     use_gemv,
 )
 
@@ -193,16 +192,6 @@ def test_vmap_and_forward_mode_derivatives_work(onednn: list[object]) -> None:
     assert_computes(tangent, lambda x, weight: torch.ones_like(x) @ weight.T, lambda: [each[0] for each in inputs()])
 
 
-def test_gradients_are_torchs(onednn: list[object]) -> None:
-    x, weight = torch.randn(2, 6, requires_grad=True), torch.randn(5, 6, requires_grad=True)
-    linear(x, weight).square().sum().backward()
-    gradients = x.grad.clone(), weight.grad.clone()
-    x.grad = weight.grad = None
-    F.linear(x, weight).square().sum().backward()
-    assert torch.equal(gradients[0], x.grad)
-    assert torch.equal(gradients[1], weight.grad)
-
-
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:TF32")  # of a GPU that is not asked for
 def test_disabling_onednn_is_respected(onednn: list[object]) -> None:
@@ -235,16 +224,6 @@ def test_narrow_dtypes_are_added_up_in_float32() -> None:
     assert out.dtype == torch.float32
     assert out.item() == 4097
     assert gemv_reduce(ones[None], ones[None]).dtype == torch.bfloat16
-
-
-def test_materialize_keeps_the_elements_of_any_layout() -> None:
-    x = torch.randn(4, 6)
-    for part in (x, x[1:, 2:], x.T, x[:, ::2], x[2]):
-        assert torch.equal(materialize(part), part)
-
-
-def test_uncompiled_products_are_no_reductions() -> None:
-    assert not use_gemv(torch.randn(1, 1, 4), torch.randn(3, 4))
 
 
 @pytest.mark.parametrize(

@@ -101,17 +101,6 @@ def test_gradients_are_those_of_the_definition(kind: str, tokens: int) -> None:
     assert_all_equal(gradients(run), gradients(token_by_token))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_state_no_decay_no_erasing_is_causal_linear_attention(kind: str) -> None:
-    """With decays of one, orthogonal keys and beta one, nothing is ever overwritten."""
-    q, _, v, decay, *rest = inputs(kind, WIDTH)
-    keys = torch.eye(WIDTH, dtype=torch.float64)[None, :, None].expand(BATCH, -1, KEY_HEADS, -1)
-    rest = [torch.ones_like(x) for x in rest[:-1]] + [torch.zeros_like(rest[-1])]
-    out, _ = run(kind, [q, keys, v, torch.zeros_like(decay), *rest])
-    scores = (q.transpose(1, 2) @ keys.transpose(1, 2).mT).tril().repeat_interleave(HEADS // KEY_HEADS, dim=1)
-    assert_equal(out, (scores @ v.transpose(1, 2)).transpose(1, 2))
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("tokens", [1, 65, 600])
 @pytest.mark.parametrize("kind", KINDS)

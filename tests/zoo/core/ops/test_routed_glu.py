@@ -71,15 +71,6 @@ def test_only_what_needs_a_gradient_gets_one() -> None:
         assert_equal(alone[i].grad, expected)
 
 
-def test_blocks_hold_whole_experts() -> None:
-    blocks = module._blocks([3, 0, 2, 9, 1, 0], 5)
-    assert [(rows.start, rows.stop, experts.start, experts.stop, sizes) for rows, experts, sizes in blocks] == [
-        (0, 5, 0, 3, [3, 0, 2]),
-        (5, 14, 3, 4, [9]),
-        (14, 15, 4, 6, [1, 0]),
-    ]
-
-
 def test_what_it_is_used_for() -> None:
     """Float32 on the CPU, with gradients, of one dtype, without autocast or functional transforms."""
     x, weight = torch.randn(2, 3, DIM).float(), torch.randn(EXPERTS, HIDDEN, DIM).float()

@@ -1,4 +1,4 @@
-"""Sinkhorn's normalisation: what it converges to, and the operator that compiled code calls."""
+"""Sinkhorn's normalisation: the operator that compiled code calls."""
 
 import pytest
 import torch
@@ -8,14 +8,6 @@ from tests.exact import assert_equal
 from zoo.core.ops.sinkhorn import _backward, _operator, doubly_stochastic
 
 pytestmark = pytest.mark.usefixtures("_float64")
-
-
-def test_mixtures_neither_grow_nor_shrink() -> None:
-    """Rows and columns add up to one after some iterations, whatever the scores."""
-    matrix = doubly_stochastic(torch.randn(100, 4, 4), 0.0, 500)
-    for axis in (-1, -2):
-        assert_equal(matrix.sum(axis), torch.ones(100, 4))
-    assert (matrix > 0).all()
 
 
 def test_the_operator_is_the_same_function_with_the_same_gradient() -> None:

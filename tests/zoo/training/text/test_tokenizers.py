@@ -14,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from weights.tokenizer import decoder, encode, read_tokenizer
 from zoo.errors import MalformedError, NotAvailable, UsageError
 from zoo.training.text import tokenizers
-from zoo.training.text.data import Corpus, Piece, read_text, standard_library
+from zoo.training.text.data import Corpus, read_text, standard_library
 from zoo.training.text.tokenizers import ByteTokenizer, LibraryTokenizer, Tokenizer, id_dtype, train_bpe
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)  # every character that UTF-8 has, zero bytes too
@@ -134,15 +134,6 @@ def test_a_bpe_is_the_same_each_time() -> None:
 def test_a_vocab_that_cannot_be_is_refused(vocab: int, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         train_bpe(small_corpus(), vocab)
-
-
-def test_a_text_that_changes_while_a_bpe_is_learnt_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("words\n" * 99)
-    corpus = read_text(tmp_path)
-    assert isinstance(corpus.splits.train[0], Piece)
-    (tmp_path / "a.txt").write_text("words\n" * 98)
-    with pytest.raises(UsageError, match="has changed"):
-        train_bpe(corpus, 260)
 
 
 def source(*tokens: str) -> Library:

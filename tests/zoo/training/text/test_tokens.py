@@ -76,20 +76,17 @@ def test_a_file_holds_the_text_of_its_splits(
     assert not tokens.train.flags.writeable
 
 
-def test_a_uniform_guess_of_bytes_costs_eight_bits(files: dict[str, TokenFile]) -> None:
-    tokens = files["bytes"]
+def test_a_uniform_guess_of_bytes_costs_eight_bits_and_a_longer_token_spreads_its_bits(
+    files: dict[str, TokenFile],
+) -> None:
+    tokens, bpe = files["bytes"], files["bpe"]
     scored = sum(int(batch.scored()) for batch in heldout_batches(tokens, 3, 7))
     assert scored == tokens.heldout_bytes
-    assert tokens.bits_per_byte(scored * math.log(256), scored) == pytest.approx(8)
-    assert tokens.bits_per_byte(5 * math.log(256), 5) == pytest.approx(8)  # a part stands for the whole
-    assert tokens.bits_per_byte(5 * math.log(256), 5, "tuning") == pytest.approx(8)
-
-
-def test_a_longer_token_spreads_its_bits(files: dict[str, TokenFile]) -> None:
-    tokens = files["bpe"]
-    scored = len(tokens.heldout) - 1
-    assert scored < tokens.heldout_bytes
-    assert tokens.bits_per_byte(100 * math.log(2), scored) == pytest.approx(100 / tokens.heldout_bytes)
+    for count, split in ((scored, "heldout"), (5, "heldout"), (5, "tuning")):  # a part stands for the whole
+        assert tokens.bits_per_byte(count * math.log(256), count, split) == pytest.approx(8)
+    scored = len(bpe.heldout) - 1
+    assert scored < bpe.heldout_bytes
+    assert bpe.bits_per_byte(100 * math.log(2), scored) == pytest.approx(100 / bpe.heldout_bytes)
 
 
 @given(
@@ -129,21 +126,6 @@ def test_a_row_follows_from_seed_and_step(
         bytes([*row, int(last)]) in stream
         for row, last in zip(batch.inputs.tolist(), batch.targets[:, -1], strict=True)
     )
-
-
-def test_other_seeds_and_steps_draw_other_windows(files: dict[str, TokenFile]) -> None:
-    drawn = [training_batch(files["bytes"], step, 4, 50, seed).inputs for seed in range(3) for step in range(3)]
-    assert len({tuple(each.flatten().tolist()) for each in drawn}) == 9
-
-
-def test_windows_are_drawn_from_everywhere(files: dict[str, TokenFile]) -> None:
-    """The first and the last token are as likely as the others: with a context of all but four, each start occurs."""
-    tokens = files["bytes"]
-    context = len(tokens.train) - 4
-    starts = [bytes(row) for row in training_batch(tokens, 0, 400, context, 0).inputs.to(torch.uint8).numpy()]
-    counts = [starts.count(tokens.train[i : i + context].tobytes()) for i in range(4)]
-    assert sum(counts) == 400
-    assert min(counts) > 60
 
 
 def philox(key: tuple[int, int], block: int) -> list[int]:

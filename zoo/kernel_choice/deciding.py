@@ -21,7 +21,7 @@ from zoo.core.collectives import Group, summed
 from zoo.core.kernels import OPERATIONS, PLAIN, Decision, KernelChoices, active
 from zoo.core.ops.attention import attention
 from zoo.core.ops.linear import linear
-from zoo.kernels import kept
+from zoo.kernel_choice import kept
 
 MIN_PARAMETERS = 2**25  # parameters of the smallest model that earns a measurement
 MAX_SECONDS = 1.6  # timing of all decisions that are wanted at once; two seconds with their setup
@@ -29,6 +29,8 @@ SETTLED_TURNS, SETTLED_WITHIN = 3, 1.1  # turns, and their maximum time as a mul
 MAX_TIME_RATIO = 0.95  # another kernel is chosen below this share of the plain one's time
 Call = Callable[[], object]
 Trial = Callable[[], list[Call]]  # returns calls, which use the kernels chosen when they first run
+Compute = Callable[[Tensor, Tensor], Tensor]
+Pairs = list[tuple[Tensor, Tensor]]  # operands
 
 # Trials. Widths are those of models of 135 million to 8 billion parameters.
 ROWS = 128  # rows of a prefill's products
@@ -157,9 +159,9 @@ def _can_measure() -> bool:
 
 def _decide_in_group(wanted: list[Decision], group: Group) -> None:
     """Gives every rank the decisions of rank 0."""
-    if group.rank.index == 0:
-        decide(wanted)
     first = group.rank.index == 0
+    if first:
+        decide(wanted)
     own = torch.tensor([first and kernels.is_replaced(*each) for each in wanted], dtype=torch.int64, device="cpu")
     for each, flag in zip(wanted, summed(own, group).tolist(), strict=True):
         active().add({each: OPERATIONS[each[0]].kernel if flag else PLAIN})
@@ -173,66 +175,23 @@ def _decide_in_group(wanted: list[Decision], group: Group) -> None:
 def trial(decision: Decision) -> Trial:
     """Returns the trial of an operation in a dtype."""
     operation, dtype = decision
-    return TRIALS[operation](dtype)
+    compute, operands = TRIALS[operation]
+    groups = list(operands(dtype))
+    if operation.startswith("compiled"):
+        return lambda: _compiled_calls(compute, groups)
+    return lambda: [partial(compute, *pair) for pairs in groups for pair in pairs]
 
 
-def _linear_prefill(dtype: torch.dtype) -> Trial:
-    operands = [(_filled(ROWS, width, dtype=dtype), _filled(out, width, dtype=dtype)) for width, out in PRODUCTS]
-    return lambda: [partial(linear, *given) for given in operands]
+def _compiled_calls(compute: Compute, groups: list[Pairs]) -> list[Call]:
+    """A call of compiled code computes all shapes of a group, so that they are compiled together: a shape alone takes
+    half as long."""
+    from torch._dynamo.decorators import mark_unbacked
 
-
-def _linear_decode(dtype: torch.dtype) -> Trial:
-    operands = [pair for pairs in _products(dtype) for pair in pairs]
-    return lambda: [partial(linear, *given) for given in operands]
-
-
-def _attention_prefill(dtype: torch.dtype) -> Trial:
-    operands = [
-        (_filled(1, queries, TOKENS, width, dtype=dtype), _filled(2, 1, keys, TOKENS, width, dtype=dtype))
-        for queries, keys, width in PREFILL_HEADS
-    ]
-    return lambda: [partial(_attend, *given) for given in operands]
-
-
-def _compiled_linear(dtype: torch.dtype) -> Trial:
-    return _compiled(linear, list(_products(dtype)))
-
-
-def _compiled_attention(dtype: torch.dtype) -> Trial:
-    operands = list(_caches(dtype))
-
-    def calls() -> list[Call]:
-        from torch._dynamo.decorators import mark_unbacked
-
-        for pairs in operands:
-            for _, stored in pairs:  # as in a model, which compiles one function for any number of keys
-                mark_unbacked(stored, 3, hint_override=KEYS_HINT)
-        return _compiled(_attend, operands)()
-
-    return calls
-
-
-def _compiled(operation: Callable[[Tensor, Tensor], Tensor], operands: list[list[tuple[Tensor, Tensor]]]) -> Trial:
-    """A call of compiled code computes all shapes, so that they are compiled together: a shape alone takes half as
-    long."""
-
-    def compute(pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-        return [operation(*pair) for pair in pairs]
-
-    def calls() -> list[Call]:
-        compiled = inductor.compiled(compute, dynamic=False)
-        return [partial(compiled, pairs) for pairs in operands]
-
-    return calls
-
-
-TRIALS: dict[str, Callable[[torch.dtype], Trial]] = {
-    "linear prefill": _linear_prefill,
-    "linear decode": _linear_decode,
-    "attention prefill": _attention_prefill,
-    "compiled decode linear": _compiled_linear,
-    "compiled decode attention": _compiled_attention,
-}
+    if compute is _attend:  # as in a model, which compiles one function for any number of keys
+        for _, stored in (pair for pairs in groups for pair in pairs):
+            mark_unbacked(stored, 3, hint_override=KEYS_HINT)
+    compiled = inductor.compiled(lambda pairs: [compute(*pair) for pair in pairs], dynamic=False)
+    return [partial(compiled, pairs) for pairs in groups]
 
 
 def _attend(q: Tensor, stored: Tensor) -> Tensor:
@@ -241,14 +200,27 @@ def _attend(q: Tensor, stored: Tensor) -> Tensor:
     return attention(q, k, v, None, q.shape[3] ** -0.5)
 
 
-def _products(dtype: torch.dtype) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def _prefill_products(dtype: torch.dtype) -> Iterator[Pairs]:
+    """Yields the rows of a prefill and a matrix for each width."""
+    yield [(_filled(ROWS, width, dtype=dtype), _filled(out, width, dtype=dtype)) for width, out in PRODUCTS]
+
+
+def _prefill_heads(dtype: torch.dtype) -> Iterator[Pairs]:
+    """Yields the queries of a prefill with its keys and values for each number of heads."""
+    yield [
+        (_filled(1, queries, TOKENS, width, dtype=dtype), _filled(2, 1, keys, TOKENS, width, dtype=dtype))
+        for queries, keys, width in PREFILL_HEADS
+    ]
+
+
+def _products(dtype: torch.dtype) -> Iterator[Pairs]:
     """Yields pairs of a token (1, 1, in) and a matrix (out, in), one pair per width, again and again."""
     for _ in range(READ_BYTES // (MATRIX_BYTES * len(WIDTHS))):
         shapes = [(width, MATRIX_BYTES // dtype.itemsize // width) for width in WIDTHS]
         yield [(_filled(1, 1, width, dtype=dtype), _filled(out, width, dtype=dtype)) for width, out in shapes]
 
 
-def _caches(dtype: torch.dtype) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def _caches(dtype: torch.dtype) -> Iterator[Pairs]:
     """Yields a token's queries with keys and values for each number of heads, again and again."""
     nbytes = sum(2 * keys * KEYS * width * dtype.itemsize for _, keys, width in DECODE_HEADS)
     for _ in range(READ_BYTES // nbytes):
@@ -262,3 +234,12 @@ def _filled(*shape: int, dtype: torch.dtype) -> Tensor:
     """Returns a tensor of equal elements. Zeros and subnormal numbers alone would take another time than other
     values."""
     return torch.full(shape, 0.5, dtype=dtype, device="cpu")
+
+
+TRIALS: dict[str, tuple[Compute, Callable[[torch.dtype], Iterator[Pairs]]]] = {
+    "linear prefill": (linear, _prefill_products),
+    "linear decode": (linear, _products),
+    "attention prefill": (_attend, _prefill_heads),
+    "compiled decode linear": (linear, _products),
+    "compiled decode attention": (_attend, _caches),
+}

@@ -1,4 +1,5 @@
-"""Gated DeltaNet (Yang et al. 2025): a linear recurrence that overwrites the value stored under a key."""
+"""The gated delta rule, a linear recurrence that overwrites the value stored under a key: Gated DeltaNet (Yang et al.
+2025), with a decay for each head, and Kimi Delta Attention (Kimi Team 2025), with one for each key channel."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,13 +22,15 @@ from zoo.costs import Breakdown, CacheSpec, State
 from zoo.facts import Fact
 from zoo.sharding import Divide
 
-__all__ = ["GatedDeltaNet"]
+__all__ = ["KDA", "GatedDeltaNet"]
+
+STREAMS = "q", "k", "v"  # of KDA
 
 
 @dataclass(frozen=True)
 class GatedDeltaNet(TableMixer):
-    """Each of `value_heads` heads has a state of `key_dim` x `value_dim`; value_heads / key_heads of them share a query
-    and a key.
+    """Gated DeltaNet. Each of `value_heads` heads has a state of `key_dim` x `value_dim`; value_heads / key_heads of
+    them share a query and a key.
 
     Queries, keys and values are mixed over the last `conv` tokens. Each token decays the state by one factor per head,
     exp(-exp(A_log) softplus(decay(x) + dt_bias)). It then overwrites the fraction beta = sigmoid(beta(x)) of the value
@@ -122,3 +125,99 @@ class _GatedDeltaNet(PartsModule):
         cache.set_state("recurrent", state)
         gate = F.silu(upcast(self.gate(x).unflatten(-1, (spec.value_heads, -1))))
         return self.o((self.norm(out.to(x.dtype)) * gate).to(x.dtype).flatten(2))
+
+
+@dataclass(frozen=True)
+class KDA(TableMixer):
+    """Kimi Delta Attention. Each of `heads` heads has a state of `head_dim` x `head_dim`.
+
+    Queries, keys and values are mixed over the last `conv` tokens. Each token decays a head's key channel by the factor
+    exp(-exp(A_log) softplus(decay(x) + dt_bias)), with one A_log per head and one dt_bias per channel. It then
+    overwrites the fraction beta = sigmoid(beta(x)) of the value stored under its key. The output of each head is
+    normalised and then multiplied by sigmoid(gate(x)). The projections `decay` and `gate` have rank head_dim.
+    """
+
+    heads: int
+    head_dim: int
+    conv: int
+    norm: Norm
+
+    divides: ClassVar = {"heads": Divide.EVENLY}
+
+    def check(self) -> None:
+        self.require(self.conv > 1, f"conv={self.conv} must be at least 2 tokens")
+
+    def resized(self, to: Any) -> dict[str, Any]:
+        return to.plain_heads(self)
+
+    def build(self, dim: int) -> nn.Module:
+        return _KDA(self, self.parts(dim))
+
+    @property
+    def width(self) -> int:
+        """Width of all heads."""
+        return self.heads * self.head_dim
+
+    def parts(self, dim: int) -> Parts:
+        down, up = matrix(dim, self.head_dim), matrix(self.head_dim, self.width, rows="heads")
+        return {
+            **dict.fromkeys(STREAMS, matrix(dim, self.width, rows="heads")),
+            "beta": matrix(dim, self.heads, rows="heads"),
+            "o": matrix(self.width, dim, columns="heads"),
+            **{"decay.down": down, "decay.up": up, "gate.down": down, "gate.up": up},
+            **{f"{name}_conv": conv(self.width, self.conv, rows="heads") for name in STREAMS},
+            "A_log": vector(self.heads, rows="heads"),
+            "dt_bias": vector(self.width, rows="heads"),
+            "norm": normed(self.norm, self.head_dim),
+        }
+
+    def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
+        """Returns the FLOPs by part. `scores` counts the recurrence (zoo.core.ops.recurrence)."""
+        sizes = self.heads, self.heads, self.head_dim, self.head_dim
+        scores = gated_delta_flops(new, *sizes, per_channel=self.head_dim > 1, causal=causal)
+        return {"projections": self.projection_flops(dim, new), "scores": scores}
+
+    def cache_spec(self) -> CacheSpec:
+        convs = (State(name, (self.conv - 1, self.width)) for name in STREAMS)
+        recurrent = State("recurrent", (self.heads, self.head_dim, self.head_dim), in_float32=True)
+        return CacheSpec(state=(*convs, recurrent))
+
+    def facts(self) -> tuple[Fact, ...]:
+        heads = Fact("heads", (self.heads, self.head_dim), "heads", "{} heads of {}")
+        return Fact("kind", "KDA"), heads, Fact("conv", self.conv, "tokens", "convolution over {}")
+
+
+class _KDA(PartsModule):
+    def __init__(self, spec: KDA, parts: Parts) -> None:
+        super().__init__(spec, parts)
+        self.identity = {
+            "A_log": initial_decay_rates(spec.heads),
+            "dt_bias": initial_time_steps(spec.head_dim) * spec.heads,
+        }
+
+    def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
+        """(b, t, dim) -> (b, t, dim)"""
+        q, k, v = (self._stream(name, x, cache) for name in STREAMS)
+        steps = F.softplus(upcast(self.decay(x)) + upcast(self.dt_bias))
+        out, state = gated_delta_rule(
+            l2_normalise(q) * self.spec.head_dim**-0.5,
+            l2_normalise(k),
+            v,
+            -upcast(self.A_log).exp().unsqueeze(-1) * self._heads(steps),
+            self.beta(x).sigmoid(),
+            cache.state("recurrent", x),
+        )
+        cache.set_state("recurrent", state)
+        # In float32 except for the recurrence's output: the released code rounds in the same places.
+        normed = self.norm(upcast(out.to(x.dtype)))
+        return self.o((normed * self._heads(upcast(self.gate(x))).sigmoid()).to(x.dtype).flatten(2))
+
+    def _stream(self, name: str, x: Tensor, cache: LayerCache) -> Tensor:
+        """(b, t, dim) -> queries, keys or values (b, t, h, d), mixed over the last tokens."""
+        projection, conv = getattr(self, name), getattr(self, f"{name}_conv")
+        y, last = conv(projection(x), cache.state(name, x))
+        cache.set_state(name, last)
+        return self._heads(y)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.spec.heads, self.spec.head_dim))

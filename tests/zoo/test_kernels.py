@@ -1,4 +1,4 @@
-"""python -m zoo.kernels: what is decided on this machine, deciding what was not."""
+"""python -m zoo.kernels decides the undecided kernels of a machine and shows all."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from zoo.cli.runner import exit_code
 from zoo.core import kernels
 from zoo.core.kernels import OPERATIONS, PLAIN, Decision
 from zoo.errors import NotAvailable
-from zoo.kernels import deciding, kept
+from zoo.kernel_choice import deciding, kept
 
 PROG = "python -m zoo.kernels"
-APP = runpy.run_module("zoo.kernels.__main__")["app"]
+MODULE = runpy.run_module("zoo.kernels")
+APP = MODULE["app"]
 EAGER = 2 + 3  # float32 products, and attention in three dtypes
 
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Decision]]:
-    """What was measured, each time the other kernel is found faster."""
+    """The decisions that were measured; each finds the other kernel faster."""
     found: list[Decision] = []
     monkeypatch.setattr(deciding, "measure", lambda each, *_: found.append(each) or OPERATIONS[each[0]].kernel)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -96,9 +97,11 @@ def test_the_number_of_threads_is_part_of_the_machine(measured: list[Decision]) 
     assert kept.read() == {}
 
 
-def test_the_command_runs_beside_the_package_of_its_name() -> None:
-    """`zoo.kernels` is the package, whose __main__ is the command: runpy has nothing to warn of."""
-    assert zoo.kernels.choices() == kernels.choices()
+def test_the_command_runs_beside_the_functions_of_its_name() -> None:
+    """`zoo.kernels` is zoo.kernel_choice, so runpy does not warn; `import zoo.kernels` offers the same functions."""
+    names = [name for name, value in vars(zoo.kernels).items() if callable(value)]
+    assert "use" in names
+    assert all(MODULE[name] is getattr(zoo.kernels, name) for name in names)
     environment = os.environ | {"ZOO_KERNELS": PLAIN}
     done = subprocess.run(
         [sys.executable, "-W", "error::RuntimeWarning", "-m", "zoo.kernels"],

@@ -1,4 +1,4 @@
-"""Files of diagrams, drawn by several programs: none is black, and all show the same."""
+"""Typeset text, and files of diagrams: several programs draw the same picture, in its colours."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from zoo import spec
 from zoo.diagram import encode, svg
+from zoo.diagram.canvas import structure, typeset
 from zoo.diagram.palette import PALETTE
 from zoo.errors import NotAvailable, UsageError
 
@@ -31,7 +32,7 @@ def opened(png: bytes) -> Any:
 
 
 def assert_in_colours(image: Any, theme: str) -> None:
-    """Most of the picture is paper, and the colours of blocks are there."""
+    """Asserts that most of the picture is paper, and that the colours of blocks are there."""
     pixels = image.width * image.height
     colours = {colour: n for n, colour in image.getcolors(maxcolors=pixels)}
 
@@ -54,9 +55,17 @@ def difference(one: Any, other: Any) -> float:
 
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("name", SHOWN)
-def test_a_file_is_not_black_in_resvg(name: str, theme: str) -> None:
-    """vl-convert draws with resvg, which knows no CSS variables."""
-    assert_in_colours(opened(encode(picture(name, theme), Path("a.png"))), theme)
+def test_a_file_is_the_same_in_resvg_and_mupdf(name: str, theme: str) -> None:
+    """vl-convert draws with resvg, which knows no CSS variables. MuPDF shares no code with it or with Chromium, and its
+    wheel needs no system library."""
+    drawing = picture(name, theme)
+    drawn = opened(encode(drawing, Path("a.png")))
+    assert_in_colours(drawn, theme)
+    pymupdf = pytest.importorskip("pymupdf")
+    page = pymupdf.open(stream=drawing.encode(), filetype="svg")[0]
+    image = opened(page.get_pixmap(matrix=pymupdf.Matrix(2, 2)).tobytes("png"))
+    assert_in_colours(image, theme)
+    assert difference(image, drawn) < TOLERANCE
 
 
 def test_a_page_s_drawing_is_not_for_files() -> None:
@@ -88,23 +97,11 @@ def test_a_missing_package_is_named(suffix: str, monkeypatch: pytest.MonkeyPatch
     assert encode("<svg/>", Path("a.svg")) == b"<svg/>\n"
 
 
-@pytest.mark.parametrize("theme", THEMES)
-@pytest.mark.parametrize("name", SHOWN)
-def test_mupdf_draws_the_same(name: str, theme: str) -> None:
-    """MuPDF is an engine that shares no code with resvg or Chromium, and its wheel needs no system library."""
-    pymupdf = pytest.importorskip("pymupdf")
-    drawing = picture(name, theme)
-    page = pymupdf.open(stream=drawing.encode(), filetype="svg")[0]
-    image = opened(page.get_pixmap(matrix=pymupdf.Matrix(2, 2)).tobytes("png"))
-    assert_in_colours(image, theme)
-    assert difference(image, opened(encode(drawing, Path("a.png")))) < TOLERANCE
-
-
 @pytest.mark.browser
 @pytest.mark.xdist_group("gallery")
 @pytest.mark.parametrize("theme", THEMES)
 def test_chromium_draws_the_same(theme: str, browser: Any, tmp_path: Path) -> None:
-    """As an image, as a post or a README shows it, in a reader's dark scheme."""
+    """A post or a README shows the file as an image, here to a reader with a dark scheme."""
     drawing = picture(SHOWN[0], theme)
     (tmp_path / "a.svg").write_text(drawing, encoding="utf-8")
     page = browser.new_page(device_scale_factor=2, color_scheme="dark", viewport={"width": 760, "height": 400})
@@ -114,3 +111,35 @@ def test_chromium_draws_the_same(theme: str, browser: Any, tmp_path: Path) -> No
     page.close()
     assert_in_colours(image, theme)
     assert difference(image, opened(encode(drawing, Path("a.png")))) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("window 4096", "window 4,096"),
+        ("RoPE 10k (YaRN x40 from 4096)", "RoPE 10k (YaRN ×40 from 4,096)"),
+        ("scale 168^-1/2", "scale 1/√168"),
+        ("scale 1.6384e+04^-1/2", "scale 1/√16,384"),
+        ("scale 16384^-1/2", "scale 1/√16,384"),
+        ("scale 1^-1/2", "scale 1"),
+        ("queries x(1 + 0.1 ln(1 + position/16,384))", "queries ×(1 + 0.1 ln(1 + position/16,384))"),
+        ("sigmoid top-8 router, weights x2.5", "sigmoid top-8 router, weights ×2.5"),
+        ("max of 0.0001", "max of 0.0001"),
+        ("0.00012", "0.00012"),
+    ],
+)
+def test_descriptions_are_typeset(text: str, printed: str) -> None:
+    assert typeset(text) == printed
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("window 128", "window 4,096"),
+        ("RoPE 1M", "RoPE 500k"),
+        ("top-8 router ×2.5", "top-4 router ×1"),
+        ("3 MiB", "1 GiB"),
+    ],
+)
+def test_numbers_are_no_structure(text: str, other: str) -> None:
+    assert structure(text) == structure(other) != structure("something else")

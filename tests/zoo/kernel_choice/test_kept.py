@@ -1,9 +1,8 @@
-"""What a machine has decided is kept in a file of its own; whatever happens to that file, models are made."""
+"""Each machine keeps its decisions in a file of its own; models are made whatever happens to that file."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import redirect_stderr
@@ -19,17 +18,15 @@ from tests.ranks import as_launched
 from zoo.core import kernels
 from zoo.core.kernels import PLAIN
 from zoo.errors import NotAvailable
-from zoo.kernels import decide, deciding, kept
+from zoo.kernel_choice import decide, deciding, kept
 
-LINEAR, DECODE, ATTENTION = (
-    (operation, torch.float32) for operation in ("linear prefill", "linear decode", "attention prefill")
-)
+LINEAR, DECODE = ("linear prefill", torch.float32), ("linear decode", torch.float32)
 BLOCKS = ("attention prefill", torch.bfloat16)
 
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[kernels.Decision]]:
-    """What was measured on a machine that has decided nothing yet; everything is found plain."""
+    """The decisions measured on a machine that has kept none; each finds the plain kernel faster."""
     found: list[kernels.Decision] = []
 
     def measure(decision: kernels.Decision, *_: Any) -> str:
@@ -40,10 +37,6 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[k
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with kernels.using(None):
         yield found
-
-
-def another_process() -> None:
-    kernels.use(None)
 
 
 def test_the_file_names_its_machine_and_is_a_setting_too(measured: list[kernels.Decision], tmp_path: Path) -> None:
@@ -58,17 +51,8 @@ def test_the_file_names_its_machine_and_is_a_setting_too(measured: list[kernels.
         assert kernels.choices() == document["kernels"]
 
 
-def test_nothing_that_is_kept_is_lost_when_more_is_decided(measured: list[kernels.Decision]) -> None:
-    kept.write({LINEAR: "onednn"})
-    decide([DECODE])
-    assert kept.read() == {LINEAR: "onednn", DECODE: PLAIN}
-    decide([ATTENTION, LINEAR])
-    assert measured == [DECODE, ATTENTION]
-    assert kept.read() == {LINEAR: "onednn", DECODE: PLAIN, ATTENTION: PLAIN}
-
-
 def test_another_machine_has_another_file(measured: list[kernels.Decision], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another processor, torch, number of threads, or a library that is kept from instructions."""
+    """A machine differs by its processor, its torch, its threads, or instructions that a variable disables."""
     kept.write({LINEAR: "onednn"})
     files = {kept.path()}
     threads, machine = torch.get_num_threads(), kept.machine()
@@ -126,15 +110,31 @@ def test_a_file_that_is_damaged_or_anothers_is_put_aside_and_decided_again(
     assert "decided again" in caplog.text
     assert file.with_suffix(".unread").read_bytes() == content
     assert kept.read() == {LINEAR: PLAIN, DECODE: PLAIN}
-    another_process()
+    kernels.use(None)  # another process
     decide([LINEAR, DECODE])
     assert len(measured) == 2
 
 
-@pytest.mark.parametrize("what", ["the folder is a file", "no home", "the file is a folder"])
+def failing(error: Exception) -> Any:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        ("the folder is a file", "cannot be written"),
+        ("no home", "Could not determine home"),
+        ("the file is a folder", "cannot be written"),
+        ("the disk is full", "No space left on device"),
+    ],
+)
 def test_where_nothing_can_be_kept_each_process_decides_and_says_so(
     measured: list[kernels.Decision],
     what: str,
+    why: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -143,18 +143,20 @@ def test_where_nothing_can_be_kept_each_process_decides_and_says_so(
         (tmp_path / "cache").write_text("", encoding="utf-8")
     elif what == "the file is a folder":
         monkeypatch.setattr(kept, "path", lambda: tmp_path)
-        monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("not here")))
-    else:
+        monkeypatch.setattr(Path, "replace", failing(OSError("not here")))
+    elif what == "no home":
         monkeypatch.delenv("XDG_CACHE_HOME")
-        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home")))
+        monkeypatch.setattr(Path, "home", failing(RuntimeError("Could not determine home")))
+    else:
+        monkeypatch.setattr(kernels, "write", failing(NotAvailable("No space left on device")))
     for _ in range(2):
-        another_process()
+        kernels.use(None)  # another process
         decide([LINEAR])
         assert kernels.choices() == {"linear prefill, float32": PLAIN}
     assert measured == [LINEAR, LINEAR]
     said = [record.getMessage() for record in caplog.records if "decided by each process" in record.getMessage()]
     assert len(said) == 2
-    assert not any("\n" in line for line in said)
+    assert all(why in line and "\n" not in line for line in said)
 
 
 def test_the_cache_folder_is_the_systems(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -173,7 +175,7 @@ def test_the_cache_folder_is_the_systems(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def decided(folder: str) -> tuple[list[kernels.Decision], dict[str, str], str]:
-    """In one of several processes, which would not agree: what it measures, its kernels, and what it says."""
+    """Runs in one of several processes that would disagree. Returns its measurements, its kernels, and its stderr."""
     found: list[kernels.Decision] = []
 
     def measure(decision: kernels.Decision, *_: Any) -> str:
@@ -190,7 +192,7 @@ def decided(folder: str) -> tuple[list[kernels.Decision], dict[str, str], str]:
 
 @pytest.mark.skipif(os.name == "nt", reason="no flock")
 def test_of_several_processes_at_once_one_decides_for_all(tmp_path: Path) -> None:
-    """One file, whole; the others wait, and take what it says."""
+    """The others wait and read its file."""
     measured, chosen, said = zip(*as_launched(4, decided, str(tmp_path)), strict=True)
     assert said == ("",) * 4
     assert sorted(measured) == [[], [], [], [LINEAR]]
@@ -210,16 +212,3 @@ def test_a_process_that_decides_for_too_long_is_not_waited_for(
         decide([LINEAR])
     assert measured == [LINEAR]
     assert kept.read() == {LINEAR: PLAIN}
-
-
-def test_writing_says_why_it_failed(
-    measured: list[kernels.Decision], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise NotAvailable("k.json cannot be written: No space left on device")
-
-    monkeypatch.setattr(kernels, "write", full)
-    with caplog.at_level(logging.WARNING):
-        decide([LINEAR])
-    assert "No space left on device" in caplog.text
-    assert kernels.choices() == {"linear prefill, float32": PLAIN}

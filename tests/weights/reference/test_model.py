@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,47 +27,40 @@ SMALL = {
 }
 
 
-# Modules renamed and experts stacked; experts stacked; a fused matrix in two; names as they are stored.
-@pytest.fixture(params=["mixtral", "qwen3_moe", "olmoe", "phi3", "llama"])
-def reference(request: pytest.FixtureRequest) -> Iterator[Any]:
+def made(model_type: str, folder: Path, **sizes: int) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A reference with random parameters, and the tensors that it stores."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(request.param, **SMALL), dtype=torch.float32)
+    config = AutoConfig.for_model(model_type, **SMALL | sizes)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     randomise(model, 0)
-    return model
+    model.save_pretrained(folder)
+    return model, load_file(folder / "model.safetensors")
 
 
-def test_every_tensor_of_the_reference_is_made_of_its_own_file(reference: Any, tmp_path: Path) -> None:
-    reference.save_pretrained(tmp_path)
-    stored = load_file(tmp_path / "model.safetensors")
-    made = conversions(reference, stored)
+# Modules renamed and experts stacked; experts stacked; a fused matrix in two; names as they are stored.
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "olmoe", "phi3", "llama"])
+def test_every_tensor_of_the_reference_is_made_of_its_own_file(model_type: str, tmp_path: Path) -> None:
+    reference, stored = made(model_type, tmp_path)
+    converted = conversions(reference, stored)
     wanted = reference.state_dict()
-    assert made.keys() == wanted.keys()
+    assert converted.keys() == wanted.keys()
     for name, like in wanted.items():
-        found = made[name].make(name, torch.empty_like(like), stored.__getitem__, reference.config)
+        found = converted[name].make(name, torch.empty_like(like), stored.__getitem__, reference.config)
         assert torch.equal(found, like), name
 
 
 def test_experts_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     """With ten or more experts, 10 comes after 9."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.for_model("mixtral", **SMALL | {"num_local_experts": 12, "num_experts": 12})
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.save_pretrained(tmp_path)
-    stored = load_file(tmp_path / "model.safetensors")
+    model, stored = made("mixtral", tmp_path, num_local_experts=12, num_experts=12)
     place = "model.layers.0.block_sparse_moe.experts"
     conversion = conversions(model, reversed(stored))["model.layers.0.mlp.experts.down_proj"]
     assert list(conversion.stored.values()) == [[f"{place}.{e}.w2.weight" for e in range(12)]]
 
 
 def test_experts_are_converted_one_by_one(tmp_path: Path) -> None:
-    """So that a layer's experts are not in memory twice: each is read once, none while another is held."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("mixtral", **SMALL), dtype=torch.float32)
-    model.save_pretrained(tmp_path)
-    stored, read = load_file(tmp_path / "model.safetensors"), list[str]()
+    """Each is read once, and none while another is held: a layer's experts are never in memory twice."""
+    (model, stored), read = made("mixtral", tmp_path), list[str]()
 
     def get(name: str) -> torch.Tensor:
         read.append(name.split("experts.")[1])

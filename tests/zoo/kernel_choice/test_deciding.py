@@ -1,4 +1,4 @@
-"""Deciding kernels: by timed turns, once a machine, where a model is made; and never where nothing may be measured."""
+"""Kernels are decided by timed turns, once per machine, when a model is made, and never where measuring is unsafe."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain, cycle
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import weights
 import zoo
 from tests.models import has_compiler, tokens_of
 from tests.ranks import in_ranks
-from zoo.core import kernels
+from zoo.core import inductor, kernels
 from zoo.core.collectives import Group
-from zoo.core.kernels import OPERATIONS, PLAIN, Decision
-from zoo.kernels import deciding, kept
+from zoo.core.kernels import OPERATIONS, PLAIN, Decision, KernelChoices
+from zoo.core.ops import attention, linear
+from zoo.kernel_choice import deciding, kept
 
 LINEAR, DECODE, ATTENTION = (
     (operation, torch.float32) for operation in ("linear prefill", "linear decode", "attention prefill")
@@ -30,7 +33,7 @@ Seconds = dict[str, list[list[float]]]  # by kernel, of each shape, turn by turn
 
 
 class Clock:
-    """Time advances in calls alone: each says how long it takes. `asked`: the decisions that were measured. `chosen`:
+    """A clock that only calls advance, each by its own seconds. `asked`: the decisions that were measured. `chosen`:
     the kernels during each call."""
 
     def __init__(self) -> None:
@@ -43,7 +46,7 @@ class Clock:
         return self.now
 
     def trial(self, decision: Decision) -> Callable[[], list[Callable[[], None]]]:
-        """Calls that take these seconds by the kernel that is chosen, after a first call that does not count."""
+        """Returns calls that take the seconds of the chosen kernel, after a first call that does not count."""
         self.asked.append(decision)
 
         def run(turns: dict[str, Iterator[float]]) -> None:
@@ -98,7 +101,7 @@ def test_another_kernel_is_chosen_only_if_it_is_clearly_faster(
 
 
 def test_a_decision_ends_when_its_time_is_spent(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    """Or when each kernel was about as fast as at its fastest in three turns; else it is said that it was not."""
+    """It also ends when three turns of each kernel took about its fastest time; otherwise a warning says so."""
     warm_up = 2 * 7.0
     zoo.kernels.decide([LINEAR])
     assert clock.now == pytest.approx(warm_up + 3 * 3e-3)
@@ -113,7 +116,7 @@ def test_a_decision_ends_when_its_time_is_spent(clock: Clock, caplog: pytest.Log
 
 
 def test_decisions_share_the_time(clock: Clock) -> None:
-    """All of them together take two seconds, and what it takes to begin."""
+    """All of them together take two seconds, beside their warm-up."""
     clock.seconds[PLAIN] = [[1e-3 * 1.2**turn for turn in range(40)]]
     wanted = deciding.decisions([torch.float32, torch.bfloat16, torch.float16], compiled=True)
     zoo.kernels.decide(wanted)
@@ -136,7 +139,7 @@ def test_a_machine_decides_once(clock: Clock) -> None:
 
 
 def test_a_kernel_is_measured_beside_those_that_are_decided(clock: Clock) -> None:
-    """A prefill's blocks multiply by linear maps."""
+    """The trial of attention uses the decided kernel of linear maps."""
     zoo.kernels.decide([LINEAR, ATTENTION])
     linear = {"linear prefill, float32": "onednn"}
     assert clock.chosen[-2:] == [linear | {"attention prefill, float32": kernel} for kernel in (PLAIN, "blocks")]
@@ -156,7 +159,7 @@ def test_kernels_that_are_set_are_not_decided(clock: Clock, setting: kernels.Req
 def test_nothing_is_decided_in_a_thread_or_where_calls_are_intercepted(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor read from what is kept: a program's results would depend on what ran before. The next call decides."""
+    """Kept decisions are not read either, or results would depend on what ran before. The next call decides."""
     kept.write({LINEAR: "onednn"})
     decide = partial(zoo.kernels.decide, [LINEAR])
     thread = threading.Thread(target=decide)
@@ -181,8 +184,10 @@ def test_nothing_is_decided_in_a_thread_or_where_calls_are_intercepted(
     assert clock.asked == []
 
 
-def test_a_model_decides_before_its_first_pass(clock: Clock, saved: Callable[[str], Path]) -> None:
-    """When it is built or loaded, for its dtype; and the compiled operations when it is compiled."""
+def test_a_model_decides_before_its_first_pass(
+    clock: Clock, saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Building or loading a model decides, for its dtype."""
     makers: list[Callable[[torch.dtype], object]] = [
         lambda dtype: zoo.build("qwen3", tiny=True, dtype=dtype),
         lambda dtype: weights.load(saved("qwen3-0.6b"), dtype=dtype),
@@ -195,6 +200,9 @@ def test_a_model_decides_before_its_first_pass(clock: Clock, saved: Callable[[st
     kernels.use(None)
     zoo.build("qwen3", tiny=True, device="meta")
     assert kernels.choices() == {}
+    monkeypatch.setattr(deciding, "MIN_PARAMETERS", zoo.spec("qwen3", tiny=True).params() + 1)
+    zoo.build("qwen3", tiny=True)
+    assert kernels.choices() == {}, "too small"
 
 
 @pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
@@ -202,17 +210,6 @@ def test_a_compiled_model_decides_on_compiled_kernels(clock: Clock) -> None:
     model = zoo.build("qwen3", tiny=True)
     model.compile(backend="eager", options=None)
     assert clock.asked == [*EAGER, *COMPILED]
-
-
-def test_a_small_model_decides_nothing(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = zoo.build("qwen3", tiny=True)
-    kernels.use(None)
-    monkeypatch.setattr(deciding, "MIN_PARAMETERS", model.spec.params() + 1)
-    zoo.build("qwen3", tiny=True)
-    assert kernels.choices() == {}
-    monkeypatch.setattr(deciding, "MIN_PARAMETERS", model.spec.params())
-    zoo.build("qwen3", tiny=True)
-    assert kernels.choices() != {}
 
 
 @torch.no_grad()
@@ -230,7 +227,7 @@ def test_a_pass_decides_nothing(clock: Clock, compiled: bool) -> None:
 
 
 def decided_in_group(device: torch.device, folder: str) -> dict[str, str]:
-    """Rank 0 finds the other kernels faster, and rank 1 would find the plain ones."""
+    """Returns the kernels of a rank. Rank 0 finds the other kernels faster, rank 1 would find the plain ones faster."""
     with pytest.MonkeyPatch.context() as patch:
         rank = torch.distributed.get_rank()
         patch.setenv("XDG_CACHE_HOME", folder + str(rank))
@@ -246,3 +243,94 @@ def decided_in_group(device: torch.device, folder: str) -> dict[str, str]:
 def test_rank_0_decides_for_all_ranks(tmp_path: Path) -> None:
     first, second = in_ranks(2, decided_in_group, str(tmp_path))
     assert first == second == {kernels.name(each): OPERATIONS[each[0]].kernel for each in EAGER}
+
+
+# Trials call the operations themselves, which run the kernel that is chosen.
+
+CALLED = {  # by the other kernel alone
+    "linear prefill": (linear, "ONEDNN"),
+    "linear decode": (linear, "ONEDNN"),
+    "attention prefill": (attention, "_prefill_in_blocks"),
+}
+EVERY = deciding.decisions((torch.float32, torch.bfloat16, torch.float16), compiled=True)
+CALLING = [each for each in EVERY if each[0] in CALLED]
+COMPILING = [each for each in EVERY if each[0] not in CALLED]
+
+
+@pytest.fixture
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deciding, "READ_BYTES", 2**20)
+    monkeypatch.setattr(deciding, "MATRIX_BYTES", 2**18)
+    monkeypatch.setattr(deciding, "KEYS", 32)
+    monkeypatch.setattr(deciding, "TOKENS", 64)
+    monkeypatch.setattr(attention, "MIN_MULTIPLY_ADDS", 0)
+
+
+def chosen(decision: Decision, kernel: str) -> KernelChoices:
+    return KernelChoices({decision: kernel}, is_set=True)
+
+
+def results(calls: list[deciding.Call]) -> list[Tensor]:
+    outs = [call() for call in calls]
+    return [each for out in outs for each in ([out] if isinstance(out, Tensor) else out)]
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("decision", CALLING, ids=kernels.name)
+def test_both_kernels_are_called_and_compute_the_same(decision: Decision, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All elements are equal, and so are the keys: attention returns the value of each."""
+    module, function = CALLED[decision[0]]
+    if getattr(module, function) is None:
+        pytest.skip("this build of torch does not ask MKL")
+    other = Mock(wraps=getattr(module, function))
+    monkeypatch.setattr(module, function, other)
+    calls = deciding.trial(decision)()
+    assert len(calls) >= 2
+    with kernels.using(chosen(decision, PLAIN)):
+        plain = results(calls)
+    assert not other.called
+    with kernels.using(chosen(decision, OPERATIONS[decision[0]].kernel)):
+        replaced = results(calls)
+    assert other.call_count == len(calls)
+    require_near(plain, replaced)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("decision", COMPILING, ids=kernels.name)
+def test_compiled_code_has_the_kernel_that_is_chosen(decision: Decision, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph holds all shapes."""
+    found: list[tuple[list[str], list[Tensor]]] = []
+    for kernel in (PLAIN, OPERATIONS[decision[0]].kernel):
+        graphs: list[str] = []
+
+        def keep(graph: torch.fx.GraphModule, inputs: list[Tensor], graphs: list[str] = graphs) -> torch.fx.GraphModule:
+            graphs.append(graph.print_readable(print_output=False))
+            return graph
+
+        compiled = partial(torch.compile, fullgraph=True, isolate_recompiles=True, backend=keep)
+        monkeypatch.setattr(inductor, "compiled", compiled)
+        with kernels.using(chosen(decision, kernel)):
+            found.append((graphs, results(deciding.trial(decision)())))
+    (plain, expected), (replaced, got) = found
+    assert len(plain) == len(replaced) == 1
+    assert "as_strided" not in plain[0]
+    assert replaced[0].count("as_strided") >= 2, "a reduction reads materialized rows"
+    require_near(expected, got)
+
+
+def require_near(plain: list[Tensor], replaced: list[Tensor]) -> None:
+    near = 1e-5 if plain[0].dtype == torch.float32 else 1e-2
+    for one, other in zip(plain, replaced, strict=True):
+        torch.testing.assert_close(other, one, rtol=near, atol=near)
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
+@pytest.mark.parametrize("decision", [*CALLING, *COMPILING], ids=kernels.name)
+def test_a_decision_is_measured_at_full_size(decision: Decision) -> None:
+    """Which kernel is faster depends on the machine."""
+    assert 0.01 < deciding.time_ratio(decision, {}, 0.1) < 100

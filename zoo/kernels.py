@@ -1,4 +1,7 @@
-"""python -m zoo.kernels: shows the kernels of this machine, and decides those that are undecided."""
+"""python -m zoo.kernels: shows the kernels of this machine, and decides those that are undecided.
+
+Imported, it offers the functions of zoo.kernel_choice, which `zoo.kernels` is after `import zoo`.
+"""
 
 import logging
 from typing import Annotated
@@ -9,10 +12,17 @@ import typer
 from zoo.cli.runner import Debug, Json, emit, run
 from zoo.cli.tables import Column, Format, render
 from zoo.core import inductor
-from zoo.core.kernels import VARIABLE, active
+from zoo.core.kernels import VARIABLE
 from zoo.errors import NotAvailable
-from zoo.kernels import kept
-from zoo.kernels.deciding import decide, decisions
+from zoo.kernel_choice import active as active
+from zoo.kernel_choice import choices as choices
+from zoo.kernel_choice import decide as decide
+from zoo.kernel_choice import decide_for as decide_for
+from zoo.kernel_choice import kept
+from zoo.kernel_choice import save as save
+from zoo.kernel_choice import use as use
+from zoo.kernel_choice import using as using
+from zoo.kernel_choice.deciding import decisions
 from zoo.units import dtype_name
 
 DTYPES = torch.float32, torch.bfloat16, torch.float16  # float64 only for a model in it
@@ -34,17 +44,17 @@ def main(
     logging.basicConfig(format="%(message)s")
     if threads is not None:
         torch.set_num_threads(threads)
-    choices = active()
+    kernels = active()
     wanted = decisions(DTYPES, compiled=_has_compiler())
     decide(wanted, again)
     rows = [
-        {"operation": operation, "dtype": dtype_name(dtype), "kernel": choices.kernel(operation, dtype)}
+        {"operation": operation, "dtype": dtype_name(dtype), "kernel": kernels.kernel(operation, dtype)}
         for operation, dtype in wanted
     ]
     if json:
-        emit(render(rows, COLUMNS, Format.json, {"file": str(kept.path()), "set": choices.is_set}))
+        emit(render(rows, COLUMNS, Format.json, {"file": str(kept.path()), "set": kernels.is_set}))
         return
-    origin = f"Set by {VARIABLE}." if choices.is_set else f"Kept in {kept.path()}."
+    origin = f"Set by {VARIABLE}." if kernels.is_set else f"Kept in {kept.path()}."
     emit(f"{render(rows, COLUMNS)}\n\n{origin}")
 
 
