@@ -30,8 +30,8 @@ from zoo.model.decoder import Decoder
 from zoo.registry import Spec, require_spec
 from zoo.swaps.borrow import borrowed
 from zoo.swaps.expressions import BlockCall, Formula, aliased_kinds, kind_name, parse
-from zoo.swaps.layer_plan import at_depth
 from zoo.swaps.rebuild import dropped_features, field_names, rebuild
+from zoo.swaps.scaled import at_depth
 
 SUMMARY = """\
 A swap is one of these:

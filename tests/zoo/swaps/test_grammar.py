@@ -39,7 +39,7 @@ from zoo.blocks.layer import PLACEMENTS
 from zoo.errors import SpecError, UsageError
 from zoo.model.module import Model
 from zoo.swaps.grammar import SUMMARY, apply_swap
-from zoo.swaps.layer_plan import at_depth
+from zoo.swaps.scaled import at_depth
 
 NORM, QK_NORM = RMSNorm(1e-6), RMSNorm(1e-5)
 ROPE = RoPE(1e4, LinearScaling(8))
