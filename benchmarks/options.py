@@ -22,24 +22,21 @@ from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.models import NamedSpec, chosen, representatives
 from benchmarks.analytic.selection import Found, every_size, matching, one_each, smallest_each
 from benchmarks.analytic.weight_forms import BFLOAT16, FOUR_BIT, PLAIN, RELEASED, WeightForm
+from zoo.arguments import find_dtype
 from zoo.cli.runner import Imports
 from zoo.errors import IndivisibleError, SpecError, UsageError
-from zoo.units import parse_count, parse_month
+from zoo.units import dtype_name, parse_count, parse_month, parse_tokens
 
-TOKENS = {"": 1, "k": 2**10, "m": 2**20}
 BYTES = {"": 10**9, "gib": 2**30, "mib": 2**20, "tib": 2**40, "gb": 10**9, "mb": 10**6, "tb": 10**12}
-DTYPES = {
-    **{"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float8": torch.float8_e4m3fn},
-    **{"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn},
-}
+FORMS = (RELEASED.name, FOUR_BIT.name, *(form.name for form in PLAIN.values()))
+COMPUTING = ("float32", "bfloat16", "float16")
 
 
-def parse_tokens(text: str) -> int:
-    """Parses a number of tokens: 4096, 32k (k is 1,024), 1M."""
-    match = re.fullmatch(r"(\d+)([km]?)", text.strip().lower().replace(",", "").replace("_", ""))
-    if not match or not int(match[1]):
+def parse_context(text: str) -> int:
+    """Parses a number of tokens above 0: 4096, 32k (k is 1,024), 1M."""
+    if not (tokens := parse_tokens(text)):
         raise ValueError(f"{text!r} is not a number of tokens; write 4096 or 4k")
-    return int(match[1]) * TOKENS[match[2]]
+    return tokens
 
 
 def parse_memory(text: str) -> int:
@@ -50,19 +47,11 @@ def parse_memory(text: str) -> int:
     return int(float(match[1]) * BYTES[match[2]])
 
 
-def parse_dtype(text: str) -> torch.dtype:
-    """Parses a dtype by its name or its usual abbreviation."""
-    word = text.lower().removeprefix("torch.")
-    if word not in DTYPES:
-        raise ValueError(f"{text!r} is none of {', '.join(DTYPES)}")
-    return DTYPES[word]
-
-
 def parse_computing_dtype(text: str) -> torch.dtype:
     """Parses a dtype that layers compute in."""
-    found = parse_dtype(text)
-    if found.itemsize < 2:
-        raise ValueError(f"{text!r} is for storing only; choose float32, bfloat16 or float16")
+    found = find_dtype(text)
+    if dtype_name(found) not in COMPUTING:
+        raise ValueError(f"{text!r} is for storing only; choose {', '.join(COMPUTING)}")
     return found
 
 
@@ -71,7 +60,12 @@ def parse_weights(text: str) -> WeightForm:
     word = text.lower()
     if word in ("4bit", FOUR_BIT.name):
         return FOUR_BIT
-    return RELEASED if word == RELEASED.name else PLAIN[parse_dtype(text)]
+    if word == RELEASED.name:
+        return RELEASED
+    dtype = find_dtype(text)
+    if dtype not in PLAIN:
+        raise ValueError(f"{text!r} is not a form of weights; choose {', '.join(FORMS)}")
+    return PLAIN[dtype]
 
 
 def parsed_option(parse: Callable[[str], Any], metavar: str, **fixed: Any) -> partial[Any]:
@@ -86,12 +80,12 @@ def parsed_option(parse: Callable[[str], Any], metavar: str, **fixed: Any) -> pa
     return partial(typer.Option, parser=read, metavar=metavar, **fixed)
 
 
-tokens_option = parsed_option(parse_tokens, "TOKENS")
-tokens_or_none_option = parsed_option(lambda text: 0 if text.strip() == "0" else parse_tokens(text), "TOKENS")
+tokens_option = parsed_option(parse_context, "TOKENS")
+tokens_or_none_option = parsed_option(parse_tokens, "TOKENS")
 # The help of these states the default, which typer would show as torch.float32 or in bytes.
 count_option = parsed_option(parse_count, "COUNT", show_default=False)
 weights_option = parsed_option(parse_weights, "FORM", show_default=False)
-dtype_option = parsed_option(parse_dtype, "DTYPE", show_default=False)
+dtype_option = parsed_option(find_dtype, "DTYPE", show_default=False)
 computing_dtype_option = partial(parsed_option(parse_computing_dtype, "DTYPE", show_default=False), "--dtype")
 memory_option = parsed_option(parse_memory, "SIZE", show_default=False)
 month_option = parsed_option(parse_month, "MONTH")

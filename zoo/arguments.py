@@ -9,7 +9,7 @@ from zoo.errors import UsageError, unknown
 from zoo.units import parse_tokens
 
 FLOATS = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}  # of arithmetic
-STORED = FLOATS | {name: getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2", "int8", "int4")}
+STORED = FLOATS | {name: getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2", "int8", "uint8", "int4")}
 ABBREVIATIONS = {
     **{"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"},
     **{"fp8": "float8_e4m3fn", "float8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"},

@@ -1,6 +1,6 @@
 """The KV cache: bytes as affine pieces of the context, the usual formula, contexts that fit, and crossings."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -11,9 +11,11 @@ import torch
 
 from benchmarks.analytic.models import NamedSpec, about
 from benchmarks.analytic.weight_forms import BFLOAT16, RELEASED, WeightForm
+from zoo.arguments import element_bytes
 from zoo.blocks import GQA, MLA, KVSource, SharedKV
 from zoo.blocks.expert_parallel import expert_parallel
 from zoo.cli.tables import Row
+from zoo.costs import Bytes, whole
 from zoo.model.decoder import Decoder
 from zoo.registry import Mixer
 from zoo.sharding import Rank, require_same_ranks
@@ -79,9 +81,9 @@ class Piece:
     """
 
     start: int
-    fixed: int
-    per_token: int
-    entries: tuple[tuple[int, int], ...] = ()
+    fixed: float
+    per_token: float
+    entries: tuple[tuple[float, int], ...] = ()
 
     @property
     def block(self) -> int:
@@ -91,12 +93,12 @@ class Piece:
     @property
     def slope(self) -> Fraction:
         """Mean bytes per token, exact between multiples of `block` tokens."""
-        return self.per_token + sum((Fraction(nbytes, every) for nbytes, every in self.entries), Fraction())
+        return Fraction(self.per_token) + sum((Fraction(nbytes) / every for nbytes, every in self.entries), Fraction())
 
     def at(self, context: int) -> int:
         """Returns the bytes at this context, which must lie in the piece."""
         entries = sum(nbytes * -(-context // every) for nbytes, every in self.entries)
-        return self.fixed + self.per_token * context + entries
+        return ceil(self.fixed + self.per_token * context + entries)
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,13 @@ def pieces(spec: Decoder, dtype: torch.dtype) -> list[Piece]:
     States have a fixed size from the first token on.
     """
     caches = [layer.cache_spec() for layer in spec.layers]
-    layers = [(cache.elements() * dtype.itemsize, cache.reach.limit) for cache in caches]
-    kept: Counter[int] = Counter()  # bytes, by the number of tokens per entry
+    itemsize = element_bytes(dtype)
+    layers = [(whole(cache.elements() * itemsize), cache.reach.limit) for cache in caches]
+    kept: dict[int, Bytes] = defaultdict(int)  # by the number of tokens per entry
     for entries in (entries for cache in caches for entries in cache.entries):
-        kept[entries.every] += entries.elements * dtype.itemsize
-    by_block = tuple((nbytes, every) for every, nbytes in sorted(kept.items()))
-    states = int(sum(cache.state_bytes(dtype.itemsize) for cache in caches))
+        kept[entries.every] += entries.elements * itemsize
+    by_block = tuple((whole(nbytes), every) for every, nbytes in sorted(kept.items()))
+    states = whole(sum(cache.state_bytes(itemsize) for cache in caches))
     found = []
     for start in sorted({0, *(limit for _, limit in layers if limit is not None)}):
         full = [(size, limit) for size, limit in layers if limit is not None and limit <= start]
@@ -211,7 +214,7 @@ def usual_formula_bytes(spec: Decoder, context: int, batch: int, dtype: torch.dt
     if not {*map(type, mixers)} <= USUAL_FORMULAS.keys():
         return None
     per_token = sum(USUAL_FORMULAS[type(mixer)][1](mixer, spec.dim) for mixer in mixers)
-    return round(per_token * context * batch * dtype.itemsize)
+    return round(per_token * context * batch * element_bytes(dtype))
 
 
 def fit_row(model: NamedSpec, memory: int, config: InferenceConfig) -> Row:

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from benchmarks.analytic.models import one
 from benchmarks.analytic.params import cost_row
 from benchmarks.commands import costs, flops, kv, params
-from benchmarks.options import MEMORY, DeviceOptions, InferenceOptions, Memory, ModelOptions, with_groups
+from benchmarks.options import MEMORY, Contexts, DeviceOptions, InferenceOptions, Memory, ModelOptions, with_groups
 from benchmarks.output.report import Report
 from zoo.catalog import names
 from zoo.errors import UsageError
@@ -44,6 +44,7 @@ def verbs() -> dict[str, Callable[..., None]]:
 
 def every_table(
     *,
+    context: Contexts = None,
     inference: InferenceOptions,
     peak: DeviceOptions,
     memory: Memory = MEMORY,
@@ -52,13 +53,14 @@ def every_table(
 ) -> None:
     """All unmeasured tables: costs, params, kv and flops.
 
-    Each table uses the default contexts of its verb; call the verb itself to choose others.
+    Without --context, each table uses the default contexts of its verb.
     """
     chosen, device, against = models.chosen(), peak.device(), one(kv.AGAINST)
     report.add(*costs.static_tables([*map(cost_row, chosen)]))
     report.add(*params.tables(chosen))
-    report.add(*kv.tables(chosen, [kv.DEFAULT_CONTEXT], against, memory, inference))
-    report.add(*flops.tables(chosen, flops.DEFAULT_CONTEXT, inference, device))
+    report.add(*kv.tables(chosen, context or [kv.DEFAULT_CONTEXT], against, memory, inference))
+    for tokens in context or [flops.DEFAULT_CONTEXT]:
+        report.add(*flops.tables(chosen, tokens, inference, device))
 
 
 class Verbs(TyperGroup):

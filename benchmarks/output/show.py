@@ -36,8 +36,8 @@ def min_max(row: Mapping[str, Any], key: str, show: Callable[[Any], str]) -> str
 
 
 def format_tokens(number: int) -> str:
-    """Formats a number of tokens, in k if that is exact."""
-    return f"{number // 1024}k" if number % 1024 == 0 else f"{number:,}"
+    """Formats a number of tokens, in k (1,024) if that is exact. 128,000 is 125 k too, and stays as people write it."""
+    return f"{number // 1024}k" if number % 1024 == 0 and number % 1000 else f"{number:,}"
 
 
 def format_decimal_bytes(nbytes: float) -> str:

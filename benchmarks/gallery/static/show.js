@@ -32,7 +32,7 @@ function formatDecimalBytes(bytes) {
 const formatFlops = number => formatCount(number).replace("B", "G");
 
 const formatTokens = number =>
-  number % 2 ** 20 === 0 ? `${number / 2 ** 20}M` : number % 1024 === 0 ? `${number / 1024}k` : number.toLocaleString("en");
+  number % 2 ** 20 === 0 ? `${number / 2 ** 20}M` : number % 1024 === 0 && number % 1000 ? `${number / 1024}k` : number.toLocaleString("en");
 
 function formatChange(before, after) {
   if (before === after) return "the same";

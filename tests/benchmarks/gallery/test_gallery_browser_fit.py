@@ -15,9 +15,10 @@ from benchmarks.analytic.kv import fit_row
 from benchmarks.analytic.roofline import devices
 from benchmarks.analytic.weight_forms import FOUR_BIT, PLAIN
 from benchmarks.gallery.cost_terms import card_part
-from benchmarks.options import DTYPES
+from benchmarks.gallery.files import DTYPES
 from benchmarks.output.show import format_decimal_bytes
 from tests.benchmarks.gallery.conftest import SHOWN
+from zoo.arguments import find_dtype
 from zoo.cli.runner import exit_code
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("gallery")]
@@ -51,7 +52,7 @@ def test_cells_and_the_command_equal_python(
     assert exit_code(app, "python -m benchmarks", [*command[3:], "--json"]) == 0
     printed = {row["model"]: row for row in json.loads(capsys.readouterr().out)["rows"] if row["table"] == "fit"}
     assert len(printed) > 3
-    forms, fitting = {FOUR_BIT.name: FOUR_BIT} | {name: PLAIN[dtype] for name, dtype in DTYPES.items()}, 0
+    forms, fitting = {FOUR_BIT.name: FOUR_BIT} | {name: PLAIN[find_dtype(name)] for name in DTYPES}, 0
     for row, model in zip(page.locator("#fit-table tbody tr").all(), SHOWN, strict=True):
         cells = [cell.split("\n")[0] for cell in row.locator("td").all_inner_texts()]
         assert row.locator("th").inner_text() == model.name
@@ -60,14 +61,14 @@ def test_cells_and_the_command_equal_python(
             assert cells == [f"{cards} cards cannot divide it"]
             continue
         form = forms.get(weights, model.released_form)
-        weight_bytes, cache_bytes = form.model_bytes(spec), spec.kv_bytes(context, batch, DTYPES[cache])
+        weight_bytes, cache_bytes = form.model_bytes(spec), spec.kv_bytes(context, batch, find_dtype(cache))
         fits = weight_bytes + cache_bytes <= memory * 1e9
         fitting += fits
         sizes = (weight_bytes, cache_bytes, weight_bytes + cache_bytes)
         assert cells[1:4] == [format_decimal_bytes(each) for each in sizes]
         assert cells[4] == "yes" if fits else cells[4].startswith("no")
         assert row.locator("td.yes" if fits else "td.no").count() == 1
-        told = fit_row(model, memory * 10**9, replace(config, batch=batch, weights=form, cache=DTYPES[cache]))
+        told = fit_row(model, memory * 10**9, replace(config, batch=batch, weights=form, cache=find_dtype(cache)))
         longest = told["context_that_fits"] if told["limit"] == "cache" else model.spec.context
         longest = page.evaluate("formatTokens", longest or 0)
         assert cells[5] == {"weights": "none", "context": f"all of its {longest}", "cache": longest}[told["limit"]]
