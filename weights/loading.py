@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from weights.formats.hf_folder import CONFIG, DTYPES, HFFolder
+from weights.formats.hf_folder import CONFIG, HFFolder
 from weights.formats.zoo_folder import ZooFolder
 from weights.matching import (
     HEAD,
@@ -30,9 +30,10 @@ from weights.matching import (
 from weights.sources import described_by, locate
 from weights.tokenizer import Text
 from zoo import catalog
+from zoo.arguments import find_dtype
 from zoo.blocks.layer import Layer
 from zoo.core.collectives import Group
-from zoo.errors import MalformedError, UsageError, require_package, unknown
+from zoo.errors import MalformedError, UsageError, require_package
 from zoo.hf.checkpoint_layout import Rename, Stacked
 from zoo.kernel_choice import decide_for
 from zoo.model.decoder import Decoder
@@ -267,13 +268,7 @@ def match_model(spec: Decoder, source: Source, dtype: torch.dtype, ranks: Ranks 
 
 def resolve_dtype(dtype: str | torch.dtype, source: Source) -> torch.dtype:
     """Returns the dtype of this name; "auto" is the source's own."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        return source.dtype
-    if dtype not in DTYPES:
-        raise unknown("dtype", dtype, ["auto", *DTYPES])
-    return DTYPES[dtype]
+    return source.dtype if dtype == "auto" else find_dtype(dtype, computing=True)
 
 
 def _check_tied_head(source: Source) -> None:

@@ -5,11 +5,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from weights.specs import find_spec
 from zoo import diagram
+from zoo.arguments import find_dtype
 from zoo.callable_module import make_callable
 from zoo.catalog import build
 from zoo.cli import listing
@@ -30,14 +30,6 @@ class Theme(StrEnum):
 
     light = "light"
     dark = "dark"
-
-
-class DType(StrEnum):
-    """The dtype of weights and cache."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 def _count(text: str) -> int:
@@ -65,7 +57,7 @@ def main(
     ] = None,
     device: Annotated[str | None, typer.Option(help="Device of the model: cpu, cuda, meta (no run).")] = None,
     dtype: Annotated[
-        DType | None, typer.Option(help="Dtype of weights and cache. Default: float32 for a run, else bfloat16.")
+        str | None, typer.Option(help="Dtype of weights and cache. Default: float32 for a run, else bfloat16.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random weights and tokens.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -109,7 +101,7 @@ def main(
     if svg is not None:
         if json or device:
             raise UsageError("--svg draws and builds nothing: leave --json and --device out")
-        cache = getattr(torch, dtype or DType.bfloat16)
+        cache = find_dtype(dtype or "bfloat16", computing=True)
         drawing, dropped = figure(found, tiny, params, swaps, cache, (theme or Theme.light).value, costs)
         if dropped:
             print(f"dropped: {', '.join(dropped)}", file=sys.stderr)
@@ -121,7 +113,7 @@ def main(
     if theme or costs:
         raise UsageError("--theme and --costs change a diagram: give --svg FILE as well")
     place = find_device(device or ("cpu" if tiny or params else "meta"))
-    weights_dtype = getattr(torch, dtype or ("bfloat16" if place.type == "meta" else "float32"))
+    weights_dtype = find_dtype(dtype or ("bfloat16" if place.type == "meta" else "float32"), computing=True)
     report = build_report(found, tiny, swaps, place, weights_dtype, seed, params)
     emit(document(report) if json else report_text(report))
     if report["failures"]:

@@ -15,6 +15,7 @@ from weights.reference.report import ParityReport, Rounded
 from weights.reference.runs import Models, run_all
 from weights.sources import is_path
 from weights.tokenizer import TOKENIZER, read_tokenizer
+from zoo.arguments import find_dtype
 from zoo.core import processes
 from zoo.core.devices import free_memory
 from zoo.errors import MalformedError, NotAvailable, UsageError, unknown
@@ -67,7 +68,7 @@ def parity(
 
     Raises what `weights.load` raises, and NotAvailable where transformers is not installed.
     """
-    if (name := dtype_name(dtype)) not in DTYPES:
+    if (name := dtype_name(find_dtype(dtype, computing=True))) not in DTYPES:
         raise unknown("dtype to compare in", name, DTYPES)
     if not is_path(source):
         transformers()  # before anything is downloaded
