@@ -26,6 +26,7 @@ from zoo.core.inductor import load_compiler
 
 torch.set_num_threads(THREADS)
 load_compiler()  # under a C locale, before a test that has torch compile by itself
+pytest_plugins = ["tests.left_out"]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 

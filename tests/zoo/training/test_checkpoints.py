@@ -15,10 +15,10 @@ import zoo
 from tests.presets import over
 from zoo import new_files
 from zoo.errors import MalformedError, NotAvailable, UsageError
+from zoo.spec_files import as_json
 from zoo.training import checkpoints as stored
 from zoo.training.checkpoints import (
     Log,
-    as_json,
     best_checkpoint,
     checkpoints,
     json_differences,
