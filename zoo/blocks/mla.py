@@ -136,8 +136,9 @@ class MLAModule(PartsModule):
 
     def attend(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
         """q (b, h, t, d), latent (b, 1, s, r + rope_dim) -> (b, h, t, v)."""
-        up = self.kv_up.weight.unflatten(0, (self.spec.heads, -1))
-        return latent_attention(q_nope, q_rope, latent, up, mask, self.scale, self.kv_up)
+        up, new = self.kv_up.weight.unflatten(0, (self.spec.heads, -1)), q_nope.shape[2]
+        absorb = self.spec.absorbs(latent.shape[2] - new, new)
+        return latent_attention(q_nope, q_rope, latent, up, mask, self.scale, self.kv_up, absorb)
 
     def expand(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """(b, 1, s, r + rope_dim) -> keys and values of all heads, (b, h, s, nope_dim + rope_dim) and (b, h, s, v)."""

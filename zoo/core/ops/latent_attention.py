@@ -41,11 +41,14 @@ def latent_attention(
     mask: Tensor | None,
     scale: float,
     kv_up: Callable[[Tensor], Tensor] | None = None,
+    absorb: bool | None = None,
 ) -> Tensor:
-    """`plain`, absorbed or expanded, in the form that takes fewer FLOPs. A module `kv_up`, if given, expands the
-    latents in place of `up`."""
+    """`plain`, absorbed or expanded: where `absorb` is None, in the form that takes fewer FLOPs. A module `kv_up`, if
+    given, expands the latents in place of `up`."""
     (heads, new, nope_dim), kv_rank = q_nope.shape[1:], up.shape[2]
-    if absorbing_is_cheaper(latent.shape[2] - new, new, kv_rank, up.shape[1]):
+    if absorb is None:
+        absorb = absorbing_is_cheaper(latent.shape[2] - new, new, kv_rank, up.shape[1])
+    if absorb:
         # The values keep the rotary columns: a kernel that needs keys and values of one width copies neither.
         return absorbed(q_nope, q_rope, up, partial(attention, k=latent, v=latent, mask=mask, scale=scale))
     k, v = expand(latent, kv_up or partial(linear, weight=up.flatten(0, 1)), heads, kv_rank, nope_dim)
