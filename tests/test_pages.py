@@ -21,7 +21,7 @@ from benchmarks.measure import throughput_rows
 from benchmarks.measure.benchmark_models import BenchmarkModel
 from tests.benchmarks.fakes import MACHINE, fake_rows
 from weights import sources
-from weights.formats import gguf_file, gguf_tokenizer, hf_folder, untrusted
+from weights.formats import gguf_file, gguf_tokenizer, hf_folder, safetensors_folder, untrusted
 from zoo.architectures import families
 from zoo.cli.runner import exit_code
 from zoo.errors import UsageError
@@ -235,5 +235,5 @@ def test_the_limits_of_loading_are_those_of_the_code() -> None:
 def test_the_files_fetched_are_those_of_the_code() -> None:
     fetched = re.search(r"\*\*What is fetched\*\*: (.*?) Nothing else", LOADING)
     assert fetched is not None
-    named = {name for name in sources.SMALL_FILES if "template" not in name and name != hf_folder.INDEX}
+    named = {name for name in sources.SMALL_FILES if "template" not in name and name != safetensors_folder.INDEX}
     assert {word.strip(",") for word in fetched[1].split() if ".json" in word} == named

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from weights.formats.generation import generation_fields
-from weights.formats.hf_folder import CONFIG, DTYPES, GENERATION, INDEX, SINGLE
+from weights.formats.hf_folder import CONFIG, DTYPES
+from weights.formats.safetensors_folder import GENERATION, INDEX, SINGLE
 from weights.formats.untrusted import DTYPES as SAFETENSORS_DTYPES
 from weights.formats.zoo_folder import SPEC, own_layout
 from weights.matching import StoredTensor, listed, match, stored_tensors

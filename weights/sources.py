@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from weights.formats.hf_folder import CONFIG, GENERATION, INDEX, MODELOPT, SINGLE, check_scheme, weight_map
+from weights.formats.hf_folder import CONFIG, MODELOPT, check_scheme
+from weights.formats.safetensors_folder import GENERATION, INDEX, SINGLE, weight_map
 from weights.formats.untrusted import CONFIG_LIMIT, member, read_json
 from weights.formats.zoo_folder import SPEC
 from weights.tokenizer import OLDER_TEMPLATE, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG

@@ -13,8 +13,9 @@ import weights
 import zoo
 from tests.ranks import in_process
 from tests.weights.hub import Hub, serve
-from weights.specs import find_spec, import_modules
+from weights.specs import find_spec
 from zoo.catalog import sizes
+from zoo.cli.runner import import_modules
 from zoo.errors import MalformedError, NotAvailable, UsageError
 
 TOY = zoo.spec("qwen3", tiny=True)

@@ -5,7 +5,6 @@ for its scheme of quantisation before any field of its config is checked, since 
 """
 
 import logging
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -13,27 +12,24 @@ from reprlib import repr as brief
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from weights.formats.fp8_mxfp4 import EXPERT_DTYPES, FORMATS, FP4, PackedFormat, expert_dtype, formats_of
 from weights.formats.generation import generation_config
-from weights.formats.untrusted import CONFIG_LIMIT, INDEX_LIMIT, member, read_header, read_json
-from weights.matching import HEAD, READABLE_DTYPES, Part, Source, StoredTensor, layout, listed
+from weights.formats.safetensors_folder import GENERATION, SafetensorsFolder
+from weights.formats.untrusted import CONFIG_LIMIT, member, read_json
+from weights.matching import HEAD, READABLE_DTYPES, Part, layout
 from zoo import catalog
-from zoo.errors import MalformedError, NotAvailable, enough
+from zoo.errors import MalformedError
 from zoo.hf.checkpoint_layout import Rules
 from zoo.hf.config import contradicts_on_tying
 from zoo.hf.fields import Fields
 from zoo.model.decoder import Decoder
 from zoo.model.sampling import GenerationConfig
 
-CONFIG, GENERATION = "config.json", "generation_config.json"
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIG = "config.json"
 MODELOPT = "hf_quant_config.json"  # where older files of ModelOpt name their scheme, instead of config.json
-SHARD = re.compile(r"[A-Za-z0-9._-]{1,200}\.safetensors")
 MAX_PARAMETERS, MAX_EXPERTS = 10**14, 10**5  # in all layers: more than any release has, less than torch can size
-MAX_BROKEN_SHARDS = 20  # in one error message
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 _SPELT_ALIKE = (
     "AQLM|AWQ|BitNet|bitsandbytes|compressed-tensors|EETQ|FBGEMM FP8|FP-Quant|GGUF|GPTQ|HIGGS|HQQ|MXFP8|NVFP4|Quanto|"
@@ -57,16 +53,15 @@ MARKS = {
 log = logging.getLogger(__name__)
 
 
-class HFFolder(Source):
+class HFFolder(SafetensorsFolder):
     """The tensors of a folder. `get` maps a tensor into memory without reading it. A packed tensor (fp8, fp4, MXFP4)
     has the name of its codes, and `get` unpacks it."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self.config = read_json(member(path, CONFIG), CONFIG_LIMIT)
         check_scheme(path, self.config)
         self.family = catalog.family_of(self.config)
-        self._read_headers()
+        super().__init__(path)
         self._packed: dict[str, tuple[PackedFormat, str]] = {}  # name of the codes -> format, name of the scales
         self._quantization: Fields | None = None
         if (quantization := self._field("quantization_config")) is not None:
@@ -81,7 +76,7 @@ class HFFolder(Source):
         """The dtype that config.json states, or else that of the first tensor that is not packed."""
         name = self._field("dtype") or self._field("torch_dtype")
         if name is None:
-            unpacked = (each.dtype for each in self._stored if each.name not in self._packed)
+            unpacked = (each.dtype for each in self.held if each.name not in self._packed)
             return next((dtype for dtype in unpacked if dtype in READABLE_DTYPES), torch.float32)
         if not isinstance(name, str) or name not in DTYPES:
             raise MalformedError(f"{self.path / CONFIG}: dtype must be one of {', '.join(DTYPES)}, got {brief(name)}")
@@ -90,8 +85,7 @@ class HFFolder(Source):
     @property
     def generation(self) -> GenerationConfig:
         """The settings in generation_config.json. Where it names no end tokens, config.json does."""
-        has_file = (self.path / GENERATION).exists()
-        settings = read_json(member(self.path, GENERATION), CONFIG_LIMIT) if has_file else {}
+        settings = self.generation_settings()
         if settings.get("eos_token_id") is None:
             settings["eos_token_id"] = self._field("eos_token_id")
         return generation_config(settings, self.path / GENERATION)
@@ -105,7 +99,7 @@ class HFFolder(Source):
         if contradicts_on_tying(self.config):  # the reference ties a head only where none is stored
             spec = replace(spec, tied=HEAD not in self.tensors)
         experts = sum(layer.mixture.experts for layer in spec.layers if layer.mixture)
-        count = len(self._shard_of)
+        count = len(self.shard_of)
         limits = (
             ("layers", len(spec.layers), count, f"with {count} tensors in the files"),
             ("experts in all layers", experts, MAX_EXPERTS, f"above {MAX_EXPERTS}"),
@@ -115,48 +109,23 @@ class HFFolder(Source):
             raise MalformedError(f"{self.path / CONFIG} describes an impossible model; {', '.join(problems)}")
         return spec
 
-    def stored(self) -> list[StoredTensor]:
-        return self._stored
-
     def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
         """Returns the tensor. On the CPU and in its own dtype it shares the file's pages, unless it is packed."""
-        name = self.tensors[name].name
-        if name not in self._packed:
-            return self._mapped(name).to(device, dtype)
-        packing, scales = self._packed[name]
-        return packing.unpack(self._mapped(name).to(device), self._mapped(scales).to(device), dtype or torch.float32)
+        codes = self.tensors[name].name
+        if codes not in self._packed:
+            return super().get(name, device, dtype)
+        packing, scales = self._packed[codes]
+        return packing.unpack(self.mapped(codes).to(device), self.mapped(scales).to(device), dtype or torch.float32)
 
     def get_part(self, name: str, part: Part, device: str | torch.device, dtype: torch.dtype | None = None) -> Tensor:
-        """Returns part of a tensor. On the CPU and in its own dtype, one range of rows shares the file's pages; for
-        other parts the pages of the whole tensor may be touched, and are released."""
         stored = self.tensors[name]
         if stored.name not in self._packed:
-            return part.of(self._mapped(stored.name)).to(device, dtype)
+            return super().get_part(name, part, device, dtype)
         packing, scales_name = self._packed[stored.name]
-        whole = self._mapped(stored.name)
+        whole = self.mapped(stored.name)
         codes, scales = packing.parts(part, stored, tuple(whole.shape))
-        own_codes, own_scales = codes.of(whole), scales.of(self._mapped(scales_name))
+        own_codes, own_scales = codes.of(whole), scales.of(self.mapped(scales_name))
         return packing.unpack(own_codes.to(device), own_scales.to(device), dtype or torch.float32)
-
-    def _read_headers(self) -> None:
-        """Reads the header of each safetensors file."""
-        self._opened: dict[str, Any] = {}  # shard -> its mapped file
-        if (self.path / SINGLE).exists() or not (self.path / INDEX).exists():
-            self._stored = read_header(member(self.path, SINGLE))
-            self._shard_of = {tensor.name: SINGLE for tensor in self._stored}
-        else:
-            self._shard_of = weight_map(self.path)
-            self._stored = self._read_shards()
-
-    def _mapped(self, name: str) -> Tensor:
-        shard = self._shard_of[name]
-        if shard not in self._opened:
-            path = member(self.path, shard)
-            try:
-                self._opened[shard] = safe_open(path, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise MalformedError(f"{path} is not a readable safetensors file: {error}") from error
-        return self._opened[shard].get_tensor(name)
 
     def _field(self, name: str) -> Any:
         """Returns a field of config.json, which a multimodal wrapper may hold in its text_config."""
@@ -171,55 +140,16 @@ class HFFolder(Source):
         self._quantization = Fields(quantization, where="quantization_config.")
         for packing in formats_of(self.config, self._quantization):
             packing.check_config(self._quantization)
-            pairs = packing.pairs(self.path, self._stored)
+            pairs = packing.pairs(self.path, self.held)
             if not pairs:
                 raise MalformedError(f"{self.path}: {CONFIG} says {packing.description}, yet no tensor is stored so")
             self._packed |= {codes: (packing, scales) for codes, scales in pairs.items()}
             log.info("%d packed tensors (%s) are unpacked as they are read", len(pairs), packing.description)
         scales = {name for _, name in self._packed.values()}
-        tensors = [tensor for tensor in self._stored if tensor.name not in scales]
-        self._stored = [
+        tensors = [tensor for tensor in self.held if tensor.name not in scales]
+        self.held = [
             self._packed[each.name][0].unpacked(each) if each.name in self._packed else each for each in tensors
         ]
-
-    def _read_shards(self) -> list[StoredTensor]:
-        """Returns the tensors of all shards. Raises one MalformedError for all files that contradict the index."""
-        expected: dict[str, set[str]] = {}
-        for name, shard in self._shard_of.items():
-            expected.setdefault(shard, set()).add(name)
-        if absent := [shard for shard in expected if not (self.path / shard).exists()]:
-            raise NotAvailable(f"{self.path}: {INDEX} names files that are not there: {listed(absent)}")
-        tensors: list[StoredTensor] = []
-        problems: list[str] = []
-        for shard, names in sorted(expected.items()):
-            try:
-                found = read_header(member(self.path, shard))
-            except MalformedError as error:
-                problems.append(str(error))
-                continue
-            held = {tensor.name for tensor in found}
-            if missing := [name if name.isprintable() else ascii(name) for name in names - held]:
-                problems.append(f"{shard} lacks {listed(missing)}")
-            if surplus := held - names:
-                problems.append(f"{shard} holds {listed(surplus)} against the index")
-            else:
-                tensors += found
-        if problems:
-            raise MalformedError(f"{self.path / INDEX}: {'; '.join(problems[:MAX_BROKEN_SHARDS])}")
-        return tensors
-
-
-def weight_map(folder: Path) -> dict[str, str]:
-    """Maps each tensor to its shard, by the index of the folder. Raises MalformedError for a shard that is not a plain
-    file name."""
-    where = folder / INDEX
-    shards = read_json(member(folder, INDEX), INDEX_LIMIT).get("weight_map")
-    if not isinstance(shards, dict) or not shards or not all(type(shard) is str for shard in shards.values()):
-        raise MalformedError(f"{where}: weight_map must say for each tensor which file holds it")
-    if bad := sorted({shard for shard in shards.values() if not SHARD.fullmatch(shard)}):
-        names = enough(ascii(shard[:100]) for shard in bad)
-        raise MalformedError(f"{where}: not the plain name of a .safetensors file: {names}")
-    return shards
 
 
 def check_scheme(folder: Path, config: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from weights.formats.hf_folder import HFFolder
+from weights.formats.safetensors_folder import SafetensorsFolder
 from weights.formats.untrusted import CONFIG_LIMIT, member, read_json
 from weights.matching import READABLE_DTYPES, stored_tensors
 from zoo import catalog
@@ -24,18 +24,16 @@ from zoo.training.checkpoints import STATE
 SPEC, LAYERS, EMBEDDING = "spec.json", "layers.", "embed.weight"
 
 
-class ZooFolder(HFFolder):
+class ZooFolder(SafetensorsFolder):
     """The tensors of a folder whose `file` is a spec.json or a run's state.json. Each parameter is stored under its own
     name, in its own dtype."""
 
     def __init__(self, file: Path) -> None:
-        self.path, self.config, self._quantization = file.parent, {}, None
         content = read_json(member(file.parent, file.name), CONFIG_LIMIT)
         self._file = file
         self._spec = spec_from(from_state(content) if file.name == STATE else content, str(file))
-        self._packed = {}
-        self._read_headers()
-        params, held = self._spec.params(), sum(prod(tensor.shape) for tensor in self._stored)
+        super().__init__(file.parent)
+        params, held = self._spec.params(), sum(prod(tensor.shape) for tensor in self.held)
         if params > held:  # before a module is built
             raise MalformedError(f"{file} describes {params} parameters; the files hold at most {held}")
 

@@ -1,0 +1,110 @@
+"""Reads the safetensors files of a folder: one, or several with an index. Headers are checked first, and every tensor is
+mapped into memory when it is asked for.
+
+Nothing in the folder is trusted: docs/loading.md lists the errors for broken and hostile folders.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from weights.formats.generation import generation_config
+from weights.formats.untrusted import CONFIG_LIMIT, INDEX_LIMIT, member, read_header, read_json
+from weights.matching import Part, Source, StoredTensor, listed
+from zoo.errors import MalformedError, NotAvailable, enough
+from zoo.model.sampling import GenerationConfig
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+GENERATION = "generation_config.json"
+SHARD = re.compile(r"[A-Za-z0-9._-]{1,200}\.safetensors")
+MAX_BROKEN_SHARDS = 20  # in one error message
+
+
+class SafetensorsFolder(Source):
+    """The tensors of a folder. `held`: every stored tensor. `shard_of`: the file of each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._opened: dict[str, Any] = {}  # shard -> its mapped file
+        if (self.path / SINGLE).exists() or not (self.path / INDEX).exists():
+            self.held = read_header(member(self.path, SINGLE))
+            self.shard_of = {tensor.name: SINGLE for tensor in self.held}
+        else:
+            self.shard_of = weight_map(self.path)
+            self.held = self._read_shards()
+
+    @property
+    def generation(self) -> GenerationConfig:
+        """The settings in generation_config.json."""
+        return generation_config(self.generation_settings(), self.folder / GENERATION)
+
+    def generation_settings(self) -> dict[str, Any]:
+        """Returns the content of generation_config.json; {} where there is none."""
+        has_file = (self.folder / GENERATION).exists()
+        return read_json(member(self.folder, GENERATION), CONFIG_LIMIT) if has_file else {}
+
+    def stored(self) -> list[StoredTensor]:
+        return self.held
+
+    def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
+        """Returns the tensor. On the CPU and in its own dtype it shares the file's pages."""
+        return self.mapped(self.tensors[name].name).to(device, dtype)
+
+    def get_part(self, name: str, part: Part, device: str | torch.device, dtype: torch.dtype | None = None) -> Tensor:
+        """Returns part of a tensor. On the CPU and in its own dtype, one range of rows shares the file's pages; for
+        other parts the pages of the whole tensor may be touched, and are released."""
+        return part.of(self.mapped(self.tensors[name].name)).to(device, dtype)
+
+    def mapped(self, name: str) -> Tensor:
+        """Returns the tensor of this name in the files. It is mapped into memory, without being read."""
+        shard = self.shard_of[name]
+        if shard not in self._opened:
+            path = member(self.path, shard)
+            try:
+                self._opened[shard] = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise MalformedError(f"{path} is not a readable safetensors file: {error}") from error
+        return self._opened[shard].get_tensor(name)
+
+    def _read_shards(self) -> list[StoredTensor]:
+        """Returns the tensors of all shards. Raises one MalformedError for all files that contradict the index."""
+        expected: dict[str, set[str]] = {}
+        for name, shard in self.shard_of.items():
+            expected.setdefault(shard, set()).add(name)
+        if absent := [shard for shard in expected if not (self.path / shard).exists()]:
+            raise NotAvailable(f"{self.path}: {INDEX} names files that are not there: {listed(absent)}")
+        tensors: list[StoredTensor] = []
+        problems: list[str] = []
+        for shard, names in sorted(expected.items()):
+            try:
+                found = read_header(member(self.path, shard))
+            except MalformedError as error:
+                problems.append(str(error))
+                continue
+            held = {tensor.name for tensor in found}
+            if missing := [name if name.isprintable() else ascii(name) for name in names - held]:
+                problems.append(f"{shard} lacks {listed(missing)}")
+            if surplus := held - names:
+                problems.append(f"{shard} holds {listed(surplus)} against the index")
+            else:
+                tensors += found
+        if problems:
+            raise MalformedError(f"{self.path / INDEX}: {'; '.join(problems[:MAX_BROKEN_SHARDS])}")
+        return tensors
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """Maps each tensor to its shard, by the index of the folder. Raises MalformedError for a shard that is not a plain
+    file name."""
+    where = folder / INDEX
+    shards = read_json(member(folder, INDEX), INDEX_LIMIT).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(type(shard) is str for shard in shards.values()):
+        raise MalformedError(f"{where}: weight_map must say for each tensor which file holds it")
+    if bad := sorted({shard for shard in shards.values() if not SHARD.fullmatch(shard)}):
+        names = enough(ascii(shard[:100]) for shard in bad)
+        raise MalformedError(f"{where}: not the plain name of a .safetensors file: {names}")
+    return shards
