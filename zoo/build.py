@@ -76,9 +76,9 @@ def main(
 ) -> None:
     """Show a model's blocks and costs; with --tiny or --params, run it too.
 
-    Without them the model is built on the meta device, which allocates nothing. --params 200k gives the form that is
-    trained beside others: equal depth and parameters, the same proportions, a vocabulary of bytes and a context of
-    256 tokens. A swapped model is scaled to the same number again.
+    With neither option, the model is built on the meta device, which allocates nothing. --params 200k scales the model
+    for comparison by training. All models then have equal depth and parameters, their own proportions, a vocabulary of
+    bytes and a context of 256 tokens. After a swap, the model is scaled to the same number again.
 
     \b
     python -m zoo.build gemma3 --tiny

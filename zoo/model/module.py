@@ -300,9 +300,9 @@ class Sampler:
     """Takes the most likely token at temperature 0, else samples softmax(logits / temperature) within `top_k`, `top_p`.
 
     `top_k` keeps the k most likely tokens. Then `top_p` keeps the smallest set of most likely tokens with a total
-    probability of at least `top_p` (nucleus sampling, Holtzman et al. 2019). Of equally likely tokens, which are
-    common in bfloat16, the lower id comes first. `seed` makes the samples repeatable, independent of other randomness
-    in the process. Raises UsageError for options out of range.
+    probability of at least `top_p` (nucleus sampling, Holtzman et al. 2019). Among equally likely tokens, which
+    are common in bfloat16, the lower id comes first. `seed` makes the samples repeatable, independent of other
+    randomness in the process. Raises UsageError for options out of range.
     """
 
     def __init__(
