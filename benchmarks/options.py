@@ -173,7 +173,7 @@ class InferenceOptions(InferenceConfig):
     batch: Annotated[int, typer.Option(min=1, help="Number of sequences, all with the same context.")] = 1
     weights: Annotated[
         WeightForm,
-        weights_option("--dtype", help="Form of the weights: a dtype, released (as published) or 4-bit. [bfloat16]"),
+        weights_option("--dtype", help="Format of the weights: a dtype, released (as published) or 4-bit. [bfloat16]"),
     ] = BFLOAT16
     cache: Annotated[torch.dtype, dtype_option("--cache-dtype", help="Dtype of the cache. [bfloat16]")] = torch.bfloat16
     tp: Annotated[

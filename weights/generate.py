@@ -51,7 +51,7 @@ def main(
     top_p: Annotated[
         float | None, typer.Option(help="Sample among the fewest tokens with this total probability.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the samples. Default: another one each time.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the samples. Default: a different one each time.")] = None,
     device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="Dtype: auto (as stored), float32, bfloat16, float16.")] = "auto",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a source on the hub.")] = None,

@@ -81,12 +81,12 @@ class Shards:
         return self.whole.cuts()
 
     def layer(self, mapping: TensorMapping) -> Layer | None:
-        """Returns the rank's part of a mapping's layer: with it a rule makes parameters of the part that the rank
-        reads."""
+        """Returns the rank's shard of the spec of a mapping's layer. Given this shard, a rule makes the rank's part of
+        the parameters."""
         return None if mapping.layer is None else mapping.layer.shard(self.group.rank)
 
     def names(self, mapping: TensorMapping) -> tuple[str, ...]:
-        """Returns the stored tensors that a rank reads: of experts that are stored one by one, those that it holds."""
+        """Returns the stored tensors that a rank reads. If experts are stored one by one, it reads only its own."""
         cut = cut_of(mapping.module_names[0], self._cuts)
         if isinstance(mapping.rule, Stacked) and isinstance(cut, Cut) and cut.dim == 0:
             (held,) = cut.slices(len(mapping.checkpoint_names), self.group.rank)
@@ -196,7 +196,7 @@ def load(
     `ignore_fields` are fields of the config to ignore at your own risk. `check_finite` reads every tensor first, and
     refuses NaN and infinity. `offline` uses the download cache only.
 
-    Raises NotAvailable for a missing file or package, MalformedError for everything that does not fit, named at once.
+    Raises NotAvailable for a missing file or package, and one MalformedError that names everything that does not fit.
     """
     opened = open_source(source, revision, offline)
     generation = opened.generation  # before the tensors are read: it may be malformed
@@ -207,7 +207,7 @@ def load(
 
 
 def open_source(source: str | Path, revision: str | None = None, offline: bool = False) -> Source:
-    """The source of this name, downloaded if need be. Raises NotAvailable where it cannot be had."""
+    """Returns the source of this name, downloaded if necessary. Raises NotAvailable if there is none."""
     path = locate(source, revision, offline)
     if path.is_dir():
         file = described_by(path)
@@ -272,7 +272,7 @@ def resolve_dtype(dtype: str | torch.dtype, source: Source) -> torch.dtype:
 
 
 def _check_tied_head(source: Source) -> None:
-    """Checks that a head that is stored although it is tied equals the embedding bit by bit."""
+    """Checks that the stored copy of a tied head equals the embedding bit by bit."""
     head, embed = source.get(HEAD), source.get(source.embedding)
     if head.dtype != embed.dtype or not torch.equal(head.view(torch.uint8), embed.view(torch.uint8)):
         differs = f"{source.tensors[HEAD].name} differs from {source.tensors[source.embedding].name}"
@@ -280,7 +280,7 @@ def _check_tied_head(source: Source) -> None:
 
 
 def _check_stored(source: Source, model: Model) -> None:
-    """Raise MalformedError for what a module finds wrong with the buffers that were loaded into it."""
+    """Raises MalformedError if a module reports a mistake in the buffers that were loaded into it."""
     for path, module in model.named_modules():
         if problem := module.stored_problem() if hasattr(module, "stored_problem") else "":
             raise MalformedError(f"{source.path}: {path}.{problem}")

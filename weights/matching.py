@@ -29,7 +29,7 @@ HEAD = "lm_head.weight"
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor in a file, not read yet: its name in the file, its shape, and its dtype (None: an unreadable one)."""
+    """A tensor in a file, not read yet: its name in the file, its shape, and its dtype (None: unreadable)."""
 
     name: str
     shape: tuple[int, ...]

@@ -136,7 +136,7 @@ def _type(parameter: Tensor | None) -> str:
 
 
 def _shards(entries: Iterable[StoredTensor], max_bytes: int) -> Iterator[list[StoredTensor]]:
-    """Yields runs of at most `max_bytes`, and of at least one tensor."""
+    """Splits the tensors, in order, into lists of at most `max_bytes` each, but at least one tensor."""
     shard: list[StoredTensor] = []
     total = 0
     for entry in entries:

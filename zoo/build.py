@@ -73,9 +73,9 @@ def main(
 ) -> None:
     """Show a model's blocks and costs; with --tiny or --params, run it too.
 
-    Without them the model is built on the meta device, which allocates nothing. --params 200k gives the form that is
-    trained beside others: equal depth and parameters, the same proportions, a vocabulary of bytes and a context of
-    256 tokens. A swapped model is scaled to the same number again.
+    With neither option, the model is built on the meta device, which allocates nothing. --params 200k scales the model
+    for comparison by training. All models then have equal depth and parameters, their own proportions, a vocabulary of
+    bytes and a context of 256 tokens. After a swap, the model is scaled to the same number again.
 
     MODEL is one of these; the first that fits is taken. (1) FILE.py:NAME, a Decoder or a function that returns one;
     the file is run. (2) A file: spec.json, config.json, .gguf; a folder with a spec.json or config.json, such as a run

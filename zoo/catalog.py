@@ -153,7 +153,7 @@ def build(
     dtype: str | torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Model:
-    """Returns a model in eval mode with fresh weights drawn from `seed`; on the meta device it has none."""
+    """Returns a model in eval mode with fresh weights drawn from `seed`; on the meta device it has no weights."""
     model = allocate(_decoder(name_or_spec, tiny), device, find_dtype(dtype, computing=True))
     if torch.device(device).type != "meta":
         initialise(model, seed)
@@ -250,7 +250,7 @@ def _block_kinds(spec: Decoder) -> frozenset[type[Spec]]:
 
 @cache
 def _released_kinds(family: ModuleType) -> frozenset[type[Spec]]:
-    """Returns the kinds of blocks in all of the family's sizes."""
+    """Returns every kind of block that occurs in at least one of the family's sizes."""
     return frozenset().union(*(_block_kinds(size.spec) for size in family.SIZES.values()))
 
 

@@ -35,10 +35,10 @@ class Reach:
     """The earlier tokens that a token attends to. One value answers for the mask, the tokens that a cache keeps, the
     pairs that FLOPs count, the words, the colour and the published name.
 
-    Three numbers define it. Of the tokens since the last multiple of `period` (None: since the first token) a token
-    sees the last `limit` (None: all), itself included, and of these every `stride`-th, counted back from itself. A kind
-    is a subclass with a `name`. Its fields are integers, so that operators of compiled code can take a reach as the
-    name of its kind and a list of integers.
+    Three numbers define it. A token can see the tokens from the last multiple of `period` (None: from the first token)
+    up to itself, at most the last `limit` of them (None: all). It sees every `stride`-th, counted back from itself. A
+    kind is a subclass with a `name`. Its fields are integers, so that operators of compiled code can take a reach as
+    the name of its kind and a list of integers.
     """
 
     kinds: ClassVar[dict[str, type[Reach]]] = {}
@@ -147,7 +147,7 @@ class Reach:
 
 
 def reach_of(kind: str, numbers: Sequence[int]) -> Reach:
-    """Returns the reach with these `arguments`."""
+    """Returns the reach of a kind, given by its name, with these numbers in the order of its fields."""
     return Reach.kinds[kind](*numbers)
 
 
@@ -264,7 +264,7 @@ class Entries:
 @dataclass(frozen=True)
 class CacheSpec:
     """The cache of one layer: named streams of (heads, width) elements for each token in `reach`, states of a fixed
-    size, and streams with an entry for several tokens.
+    size, and streams with one entry per block of tokens.
 
     The cache is allocated from this object and the tables are printed from it, so the two cannot disagree.
     """
@@ -328,8 +328,8 @@ def whole(number: Bytes) -> int | float:
 
 
 def entry_pairs(past: int, new: int, every: int, most: int | None = None) -> int:
-    """The number of (query, entry) pairs of `new` tokens after `past`. A token sees the entries of all blocks of
-    `every` tokens that are complete once it is there, or at most `most` of them."""
+    """The number of (query, entry) pairs of `new` tokens after `past`. Each block of `every` tokens has one entry.
+    A token sees the entries of all blocks that end at it or before it, or at most `most` of them."""
 
     def upto(tokens: int) -> int:
         blocks, rest = divmod(tokens, every)

@@ -397,7 +397,7 @@ def _swap(spec: Any, kind: type[Spec], change: Callable[[Any], Spec]) -> Any:
 
 def differences(here: Spec, there: Spec, path: str = "") -> dict[str, int]:
     """Returns a line of text for every field in which two specs of one kind differ, with a weight: 10 if the field
-    holds another kind of block, else 1. Of equal pairs of layers, only the first is compared."""
+    holds another kind of block, else 1. Among equal pairs of layers, only the first is compared."""
     found: dict[str, int] = {}
     for field in fields(here):
         one, other = getattr(here, field.name), getattr(there, field.name)

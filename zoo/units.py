@@ -50,8 +50,7 @@ def format_bytes(nbytes: float) -> str:
 
 
 def three_digits(number: float) -> str:
-    """Formats a number in three digits, without trailing zeros after the point for a whole number: 671, 12.3, 8,
-    8.03."""
+    """Formats a number with three digits, or without decimals if it is whole: 671, 12.3, 8, 8.03."""
     digits = 0 if number >= 100 or number == int(number) else 1 if number >= 10 else 2
     return f"{number:.{digits}f}"
 

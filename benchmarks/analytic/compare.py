@@ -110,7 +110,10 @@ def field_in_words(path: str) -> str:
 
 
 def field_values(spec: Decoder) -> FieldValues:
-    """Returns the values of every field of a spec, by the field's path. A field of the whole model counts once."""
+    """Returns {path of a field: {value: number of layers that have it}} for every field of a spec.
+
+    For a field of the whole model, the number is 1.
+    """
     values: FieldValues = {"layers": Counter([len(spec.layers)])}
     for field in fields(spec):
         if field.name not in ("layers", "norm"):

@@ -41,9 +41,9 @@ USUAL_FORMULAS: dict[type[Mixer], tuple[str, Callable[[Any, int], Fraction]]] = 
 class InferenceConfig:
     """The conditions of a model's inference: batch size, formats, and the number of cards.
 
-    `batch` counts sequences. RELEASED as `weights` stands for each model's own form.
-    `cache` is the dtype of the cache. `tp` cards hold the model together (tensor parallel); expert parallel if `ep` is
-    the same number. Figures are those of the first card: no other card holds more.
+    `batch` counts sequences. `weights` is the format of the weights; RELEASED means the format that each model was
+    released in. `cache` is the dtype of the cache. `tp` cards share the model (tensor parallel); if `ep` equals `tp`,
+    each card holds whole experts (expert parallel). Figures are for the first card: no other card holds more.
     """
 
     batch: int = 1
@@ -56,7 +56,7 @@ class InferenceConfig:
         require_same_ranks(self.tp, self.ep)
 
     def of(self, model: NamedSpec) -> "InferenceConfig":
-        """Returns this config for one model: the model's own form replaces RELEASED."""
+        """Returns this config for one model: the format that it was released in replaces RELEASED."""
         return replace(self, weights=model.released_form) if self.weights is RELEASED else self
 
     def describe(self) -> Row:
@@ -103,7 +103,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Change:
-    """From `start` tokens to the next change, `sign` is that of the first model's bytes minus the second's."""
+    """The `sign` of the first model's bytes minus the second's, from `start` tokens to the next change."""
 
     start: int
     sign: int
@@ -242,7 +242,7 @@ def fit_row(model: NamedSpec, memory: int, config: InferenceConfig) -> Row:
 
 
 def crossing_row(model: NamedSpec, against: NamedSpec, config: InferenceConfig) -> Row:
-    """Returns a row whose `changes` list the smaller cache, the model's or that of `against`, from each context on.
+    """Returns a row whose `changes` list the contexts from which one cache is smaller: the model's or `against`'s.
 
     `from_context` and `smaller` repeat the last change.
     """

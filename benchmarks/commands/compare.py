@@ -39,7 +39,7 @@ def command(
 ) -> None:
     """Differences between two architectures, in blocks and costs.
 
-    With --swap, a model is compared with its changed form. --measure times both in turns, with random weights in
+    With --swap, a model is compared with its swapped version. --measure times both in turns, with random weights in
     --dtype; --tiny and --layers change the models that are timed.
     """
     device = peak.device()

@@ -29,8 +29,8 @@ def command(
     """KV-cache bytes, and the longest context that fits on a card.
 
     The first table shows the exact bytes beside those of the usual formula. The second shows the longest context whose
-    cache fits on a card beside the weights. The third shows the contexts at which a model's cache is smaller than that
-    of --against.
+    cache fits on a card beside the weights. The third shows the contexts at which a model's cache is smaller than the
+    cache of the --against model.
     """
     chosen, other = inference.divisible(models.chosen()), one(against, models.ignore_field or [])
     report.add(*tables(chosen, context or [DEFAULT_CONTEXT], other, memory, inference))

@@ -88,7 +88,7 @@ def _inline(match: re.Match[str]) -> str:
 
 
 def users(word: str, linked: Collection[str] = ()) -> str:
-    """Returns the architectures, or those of their sizes, that use a block, alias, option or placement."""
+    """Returns the architectures that use a block, alias, option or norm placement, with the sizes if only some do."""
     found = []
     for family, module in families().items():
         names = [name for name in module.SIZES if word in words(name)]
@@ -174,7 +174,7 @@ STAGE_PITCH, STAGE_WIDTH = 96.0, 84.0
 
 
 def _forward_pass(canvas: Canvas) -> None:
-    """Draws the way from text to the probabilities of the next token."""
+    """Draws the path from text to the probabilities of the next token."""
     for i, (name, content, look) in enumerate(STAGES):
         x = 8 + i * STAGE_PITCH
         if i:

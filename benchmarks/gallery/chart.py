@@ -50,9 +50,9 @@ PAGE = {name: f"var(--{name})" for name in LIGHT}  # the page's own colours, whi
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of the rows of the first of its `tables`; marks in it may be of the others.
+    """A chart of the rows of the first of its `tables`. Some of its marks may show rows of the other tables.
 
-    `figure`: the column without which a row is not shown. `by_model`: whether its colours distinguish models. `row`:
+    `figure`: the column that a row needs to be shown. `by_model`: whether its colours distinguish models. `row`:
     the pixels of each model's row, in a chart of rows. `panels`: whether it has several panels, one above the other.
     """
 

@@ -200,7 +200,7 @@ def _marks(model: NamedSpec, others: Sequence[NamedSpec]) -> dict[str, list[tupl
 
 
 def _swaps(models: Sequence[NamedSpec]) -> Json:
-    """Returns the parts of the drawings of all swaps, once each, and the drawings of each model."""
+    """Returns the parts of the drawings of all swaps, without duplicates, and the drawings of each model."""
     parts: Interned = {}
     drawn = {model.name: swap_drawings(model.spec, lambda part: _index(parts, part)) for model in models}
     return {"parts": [part for _, part in parts.values()], "models": drawn, "strip": STRIP_PLACE}

@@ -146,7 +146,7 @@ def _box(name: str, x: float, y: float, place: Place) -> Box:
 
 
 def _cost(box: Box, others: Sequence[Box]) -> float:
-    """Returns the square pixels of a box that overlap others, or exceed the left and right edges."""
+    """Returns the area of a box, in square pixels, that overlaps others or exceeds the left and right edges."""
     left, top, right, bottom = box
     shared = sum(
         max(min(right, other[2]) - max(left, other[0]), 0) * max(min(bottom, other[3]) - max(top, other[1]), 0)

@@ -23,23 +23,23 @@ UNDATED = "9999-99"  # the month of an unpublished model: after all others
 
 
 def _named(*names: str) -> Callable[[Decoder], bool]:
-    """Returns a test whether a spec uses a kind of block, an alias or a norm placement of one of these names."""
+    """Returns a test of whether a spec uses a kind of block, an alias or a norm placement of one of these names."""
     return lambda spec: not used_names(spec).isdisjoint(names)
 
 
 def _states(key: str) -> Callable[[Decoder], bool]:
-    """Returns a test whether a block of a spec states an option with this key."""
+    """Returns a test of whether a block of a spec states an option with this key."""
     return lambda spec: any(key in options(node) for node in set(spec.walk()))
 
 
 def _of_cache(holds: Callable[[CacheSpec], bool]) -> Callable[[Decoder], bool]:
-    """Returns a test whether `holds` is true of the cache of some layer."""
+    """Returns a test of whether `holds` is true of the cache of some layer."""
     return lambda spec: any(holds(layer.cache_spec()) for layer in spec.layers)
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A feature that a reader may filter by: the test whether a spec has it, and its section in the text on blocks."""
+    """A feature that a reader may filter by: a test of whether a spec has it, and its section in the text on blocks."""
 
     has: Callable[[Decoder], bool]
     section: str
@@ -156,9 +156,9 @@ def _why_active(model: NamedSpec) -> str:
 
 
 def why_flops(spec: Decoder, context: int) -> str:
-    """Returns the parts of a decoded token's FLOPs: 2 per active parameter in products with weights, and attention.
+    """Explains a decoded token's FLOPs: 2 per active parameter in products with weights, plus those of attention.
 
-    The text is empty if attention over the context is below 5 %.
+    The text is empty if attention over the context takes less than 5 % of them.
     """
     whole, fixed = spec.flops(context - 1, 1), spec.flops(0, 1)
     attention = whole - fixed

@@ -168,7 +168,7 @@ class Results:
 
 
 class Comparison:
-    """Makes the runs of a comparison that are not kept yet, `jobs` at a time.
+    """Makes the runs of a comparison that have no kept outcome yet, `jobs` at a time.
 
     Notes on stderr state the expected time and name each run that fails or diverges. `made` and `failed` count runs.
     """
@@ -209,10 +209,10 @@ class Comparison:
                 raise
 
     def planned(self) -> list[Run]:
-        """Returns the runs that are not kept yet.
+        """Returns the runs that still have to be made.
 
-        A run whose learning rate is still open counts as kept if it is kept at one rate of the sweep. A widening of a
-        sweep is not predicted.
+        A run whose learning rate is not chosen yet counts as made if it was made at any rate of the sweep. Runs by
+        which a sweep may widen are not included.
         """
         results, config, found = self.results, self.results.config, list[Run]()
         for entry in results.entries:
@@ -239,7 +239,7 @@ class Comparison:
         return max(sum(each) * OVERHEAD / self.jobs, *each)
 
     def _tuning_losses(self, pairs: Sequence[tuple[Entry, float]]) -> dict[tuple[Entry, float], float]:
-        """Makes the sweep runs of these models and rates, and returns the losses of those that ended."""
+        """Makes the sweep runs of these (model, rate) pairs, and returns the losses of the finished runs."""
         config = self.results.config
         later = config.seeds * len(config.trained) * len(self.results.entries)
         self._make((self.results.sweep_run(*pair) for pair in pairs), later)
@@ -250,7 +250,7 @@ class Comparison:
         return {pair: outcome.figures.get(BITS_PER_BYTE, inf) for pair, outcome in kept.items() if outcome}
 
     def _make(self, runs: Iterable[Run], later: int = 0) -> None:
-        """Makes the runs that are not kept, the longest first; `later` more runs follow."""
+        """Makes the runs that have no kept outcome, the longest first; `later` more runs follow."""
         runs = list(dict.fromkeys(runs))
         outcomes = self.results.outcomes
         outcomes |= {run: kept for run in runs if (kept := self.store.load(run)) is not None}
@@ -284,7 +284,7 @@ def training_cost(run: Run) -> float:
 
 
 def seconds_per_token(spec: Decoder, config: LearnConfig) -> float:
-    """Returns the seconds of training per token of text on one thread."""
+    """Returns the training seconds per token of text on one thread."""
     with one_thread():
         trainer = Trainer(zoo.build(spec), TrainingConfig(1, 1e-3, config.batch, config.context))
         tokens = torch.randint(spec.vocab, (config.batch, config.context), generator=torch.Generator().manual_seed(0))
@@ -315,7 +315,7 @@ def check_text(tokens: TokenFile, context: int) -> None:
 
 
 def parse_tasks(text: str) -> tuple[str, ...]:
-    """Parses tasks from "text,recall" or "all". Raises UsageError for an unknown task, or none."""
+    """Parses tasks from "text,recall" or "all". Raises UsageError for an unknown task, or if there is none."""
     words = [word.strip().lower().replace("_", "-") for word in text.split(",") if word.strip()]
     if words == ["all"]:
         return ALL_TASKS

@@ -40,7 +40,7 @@ CODE = (
 
 @cache
 def code_hash() -> str:
-    """Returns the hash of the code that determines the figures of a run."""
+    """Returns the hash of all code that affects a run's figures."""
     digest = hashlib.sha256()
     for top in CODE:
         path = ROOT / top
@@ -97,10 +97,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a run: its figures, its curve, and the speed of its training steps alone.
+    """The outcome of a run: its figures, its curve, and the tokens and seconds of its training steps alone.
 
     `figures` by name: bits per byte, or the accuracy at each size of the task. `curve`: evaluations during training on
-    text. `diverged` says where the loss became NaN; such a run has no figures.
+    text. `diverged`: the message of a run whose loss became NaN; such a run has no figures.
     """
 
     figures: dict[str, float]
@@ -146,5 +146,5 @@ class RunStore:
         write_file(self.path(run), f"{text}\n".encode())
 
     def missing(self, runs: Iterable[Run]) -> list[Run]:
-        """Returns the runs that have not ended, in their order and each once."""
+        """Returns the runs without a kept outcome, in their order and without duplicates."""
         return [run for run in dict.fromkeys(runs) if self.load(run) is None]

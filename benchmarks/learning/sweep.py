@@ -77,7 +77,7 @@ def check_trained(sweeps: Iterable[tuple[str, Sweep]]) -> None:
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
-    """Parses learning rates from "4e-3,8e-3", lowest first. Raises UsageError unless all are above 0, or for none."""
+    """Parses learning rates from "4e-3,8e-3", lowest first. Raises UsageError for none, or for one not above 0."""
     try:
         rates = sorted({float(word) for word in text.split(",")})
     except ValueError:

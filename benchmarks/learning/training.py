@@ -30,7 +30,7 @@ def beyond(times: int) -> str:
 
 
 def at_size(size: int) -> str:
-    """Returns the name of the figure of the accuracy at a size of a synthetic task."""
+    """Returns the figure's name: accuracy at one size of a synthetic task."""
     return f"accuracy_at_{size}"
 
 

@@ -174,9 +174,10 @@ def merged(choices: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 
 def kernel_summary(machine: Mapping[str, Any]) -> str:
-    """Returns the kernels of a machine block, in a line: "kernels: linear prefill float32: onednn".
+    """Returns one line with the kernels that a document records: "kernels: linear prefill float32: onednn".
 
-    Files of earlier versions list kernels by class of sizes. All kernels of an operation and dtype are named then.
+    Files of earlier versions list a kernel for each class of sizes. The line then names all kernels of an operation
+    and dtype.
     """
     found = merged({" ".join(name.split(", ")[:2]): kernel} for name, kernel in machine["kernels"].items())
     summary = ", ".join(f"{name}: {kernel}" for name, kernel in found.items())

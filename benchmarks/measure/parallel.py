@@ -115,7 +115,7 @@ def _collective(exchange: Exchange, tokens: int, config: ThroughputConfig, group
 
 
 def parts_of_a_step(row: Row, machine: Device | None, exchange_seconds: list[float] | None, passes: int) -> Row:
-    """Returns the seconds of a pass of a row, measured and predicted; None if one process has the model.
+    """Returns columns for a row: measured and predicted seconds per pass, None if one process holds the whole model.
 
     `step_seconds` is measured. The prediction is the longer of reading weights and cache (`read_seconds`) and computing
     (`compute_seconds`), plus the exchange (`exchange_seconds`).

@@ -36,7 +36,7 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Runner:
-    """Passes of a model over a cache of its own kind; these compute nothing and have no cache."""
+    """The passes of a model over its own kind of cache. This base class computes nothing and has no cache."""
 
     model: Any
 
@@ -51,7 +51,7 @@ class Runner:
         return lambda: None
 
     def train_step(self, tokens: Tensor) -> None:
-        """Takes a training step on token ids (batch, t + 1), each of which but the last predicts the next."""
+        """Takes a training step on token ids (batch, t + 1): each of the first t predicts the next."""
 
     def release(self) -> None:
         """Frees the memory that is kept between tasks beside the weights."""
@@ -106,7 +106,7 @@ class Workload:
 
     @property
     def untimed(self) -> int:
-        """Tokens between the depth and the timed ones: decode begins after its first token."""
+        """Untimed tokens after the first `depth` tokens: 1 in decode, whose first token is not timed, else 0."""
         return int(self.phase == "decode")
 
     @property
@@ -173,9 +173,9 @@ def random_tokens(workload: Workload, vocab: int, seed: int, device: torch.devic
 class ThroughputConfig:
     """Settings that all candidates share.
 
-    `modes`: execution modes of the zoo. `baseline`, `baseline_compiled`: transformers takes part, in these forms.
-    `one_process`: so does the whole model in one process, beside the `ranks` that divide each model. `thorough`: also
-    measure ceilings, GEMMs alone, memory, experts and overhead.
+    `modes`: execution modes of the zoo. `baseline`, `baseline_compiled`: whether transformers takes part, eager
+    and compiled. `one_process`: whether the whole model in one process takes part, beside the `ranks` that divide each
+    model. `thorough`: whether to measure ceilings, GEMMs alone, memory, experts and overhead too.
     """
 
     workloads: tuple[Workload, ...]
@@ -229,7 +229,7 @@ class Results:
 
     @property
     def timed(self) -> Samples:
-        """The samples that count, or the warm-up's for a task that an interruption left without any."""
+        """The samples that count. A task that an interruption left without samples has its warm-up samples instead."""
         return self.warmups | self.samples
 
 

@@ -64,7 +64,8 @@ def measure_throughput(
     """Builds and times all models, and adds to the report the `tables` of speeds, ceilings and machine.
 
     Raises NotAvailable, before anything is built, if the models do not fit into memory. Raises CheckFailed if the
-    logits of transformers, or of ranks and one process, differ; in training, if loss or gradient norm differ.
+    zoo's logits differ from transformers', or the ranks' from one process's; in training, if a loss or gradient norm
+    differs.
     """
     if config.baseline:
         require_package("transformers", "parity")
@@ -139,7 +140,7 @@ def require_model_memory(models: Sequence[BenchmarkModel], config: ThroughputCon
 
 
 def run(results: Results) -> None:
-    """Times the candidates in turns, and fills `results`. The candidates of a workload follow each other."""
+    """Times all candidates in turns, one workload after another in each round, and fills `results`."""
     config, candidates, timer = results.config, results.candidates, clock(results.config.device)
     divided = config.ranks.group is not None
     timer = parallel.ready_clock(timer) if divided else timer

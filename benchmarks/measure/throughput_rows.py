@@ -152,8 +152,9 @@ def _row(candidate: Candidate, work: Workload, results: Results, machine: Device
 def least_work(spec: Decoder, work: Workload, dtype: torch.dtype, hits: dict[int, float]) -> Pass:
     """Returns the FLOPs of all passes of a workload, and the least number of bytes that they read.
 
-    They read the cache with the new tokens, and the weights once per pass. Unused rows of the embedding are left out,
-    and experts that no token hits: as counted (`hits` by layer), or else as expected. Training counts FLOPs alone.
+    Each pass reads the cache with the new tokens, and the weights once. Unused rows of the embedding and experts that
+    no token hits do not count. `hits` has the counted experts by layer; for other layers, the expected number is used.
+    Training counts FLOPs alone.
     """
     if work.phase == "train":
         return Pass(work.batch * work.tokens, training_flops(spec, work), weight_bytes=0, kv_bytes=0)

@@ -81,7 +81,7 @@ class Comparison(ABC):
     def row(
         self, variant: str, phase: str, context: int, seconds: Sequence[float] = (), reference_s: float | None = None
     ) -> Row:
-        """Returns the row of a variant that took `seconds`, with None for what only `prepare` finds.
+        """Returns the row of a variant that took `seconds`, with None in the columns that only `prepare` fills.
 
         `reference_s` is the median time of `REFERENCE`.
         """

@@ -127,7 +127,7 @@ class Report:
 
     @property
     def rows(self) -> list[Row]:
-        """The rows of all tables, each once: tables may share rows."""
+        """The rows of all tables without duplicates: tables may share rows."""
         return list({id(row): row for table in self.tables for row in table.rows}.values())
 
     def add(self, *tables: Table) -> None:

@@ -48,10 +48,10 @@ def keep(slug: str, files: Sequence[Path]) -> None:
 
 
 def gather(files: Sequence[Path]) -> Row:
-    """Returns one document from several of the same processor: all their rows, under the facts of the first document.
+    """Returns one document with the rows of several documents from the same processor, and the header of the first.
 
-    If several files hold a test, the last file's rows count, since the rounds of a test belong together. Raises the
-    errors of `read`, and MalformedError for a file of another processor.
+    If several files contain the same test, only the last file's rows of it are kept, since the rounds of a test belong
+    together. Raises the errors of `read`, and MalformedError for a file from another processor.
     """
     documents = [read(file) for file in files]
     machines = [document["machine"] for document in documents]

@@ -74,7 +74,7 @@ class PackedFormat(ABC):
         """Returns the tensor, rounded to `dtype` once. Temporaries are small compared with it."""
 
     def unpacked(self, codes: StoredTensor) -> StoredTensor:
-        """Returns a tensor of `pairs` after unpacking, under the name of its codes."""
+        """Describes the tensor that `codes` (in `pairs`) unpack to: the same name, the unpacked shape, float32."""
         return StoredTensor(codes.name, self.unpacked_shape(codes.shape) or (), torch.float32)
 
     def pairs(self, where: Path, stored: Iterable[StoredTensor]) -> dict[str, str]:
@@ -96,8 +96,8 @@ class PackedFormat(ABC):
         return scales
 
     def _scales_of(self, codes: str, tensors: Container[str]) -> str:
-        """Returns the name of the scales of `codes`: with the first ending that is in `tensors`, or else with the first
-        ending."""
+        """Returns the name of the scales of `codes`: the first possible name that is in `tensors`, or else the first
+        possible name."""
         names = [codes.removesuffix(self.codes) + ending for ending in self.scales]
         return next((name for name in names if name in tensors), names[0])
 

@@ -95,7 +95,7 @@ class LongList:
 
 
 class _Reader(gguf.GGUFReader):  # type: ignore[misc]
-    """The library's reader without long lists, since it reads a vocabulary entry by entry, for ten seconds."""
+    """The library's reader, changed to skip long lists: reading a vocabulary entry by entry takes ten seconds."""
 
     entries = 0  # in short lists
 
@@ -291,7 +291,7 @@ class GGUFFile(Source):
         return sorted(found)
 
     def stored(self) -> list[StoredTensor]:
-        """Returns every tensor, under Hugging Face's name, or under its own if it has none there."""
+        """Returns every tensor, under its Hugging Face name or, if it has none, under its name in the file."""
         found = [StoredTensor(name, self._shape(name), torch.float32) for name in self._names]
         used = {name for tensor in self._names.values() for name in tensor.names}
         others = self._tensors.keys() - used - ROPE_TABLES  # `_other_factors` compares these

@@ -24,8 +24,8 @@ Undo = Callable[[Tensor, Any], Tensor]  # a tensor, and the mixer of its layer
 
 @dataclass(frozen=True)
 class Change:
-    """Hugging Face's tensors whose names end with `pattern` (a regular expression) are stored changed; `undo` restores
-    them and keeps their shape."""
+    """A change that llama.cpp's converter makes to tensors whose Hugging Face names end with `pattern` (a regular
+    expression). `undo` reverses it and keeps the shape."""
 
     pattern: str
     undo: Undo
@@ -161,7 +161,7 @@ class TensorNames:
         self._table = gguf.get_tensor_name_map(kinds[kind], layers)
 
     def __call__(self, name: str) -> str | None:
-        """Returns GGUF's name of a Hugging Face tensor, or of a tensor of this file's rules; None if it has none."""
+        """Returns GGUF's name for a Hugging Face tensor, or a tensor of this file's rules; None if it has no name."""
         if found := re.fullmatch(r".*?layers\.(\d+)\.(.+)|.*?\.h\.(\d+)\.(.+)", name):
             number, local = found[1] or found[3], found[2] or found[4]
             ending = next((ours for theirs, ours in BY_ENDING.items() if local.endswith(theirs)), None)
@@ -192,7 +192,7 @@ def joined(keys: Tensor, values: Tensor) -> Tensor:
 
 
 def undone(name: str, tensor: Tensor, mixer: Any, changes: Iterable[Change]) -> Tensor:
-    """Returns a tensor in Hugging Face's form."""
+    """Returns a tensor as Hugging Face stores it: undoes those of the `changes` that apply to its name."""
     for change in changes:
         if change.applies(name):
             tensor = change.undo(tensor, mixer)

@@ -110,7 +110,7 @@ def parity(
 
 
 def _fits_in_memory(models: Models) -> bool:
-    """Whether both models fit in memory in float64, with their logits, of which two and a copy are held at a time."""
+    """Whether both models fit in memory in float64, together with the logits of both and one copy."""
     free = free_memory(torch.device("cpu"))
     needed = 8 * (2 * models.spec.params() + 3 * models.tokens.numel() * models.spec.vocab)
     return free is None or needed < MEMORY_SHARE * free
@@ -147,7 +147,7 @@ def prompts(folder: Path, spec: Decoder, length: int | None, text: str | None, s
 
 
 def widest_window(spec: Decoder) -> int:
-    """Returns the tokens of the widest sliding window or chunk, 0 without one."""
+    """Returns the tokens of the widest sliding window or chunk, or 0 if no layer has either."""
     return max((layer.cache_spec().reach.limit or 0 for layer in spec.layers), default=0)
 
 

@@ -122,7 +122,7 @@ def load_reference(source: Source, dtype: torch.dtype) -> tuple[Any, str]:
 
 @contextmanager
 def removed_after(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Registers hooks now, and removes them at the end."""
+    """Registers hooks, and removes them when the context manager exits."""
     with ExitStack() as registered:
         for hook in hooks:
             registered.enter_context(hook)
@@ -180,9 +180,11 @@ def _observe(
 
 
 def feed_forward_input(spec: Decoder, rules: Rules, index: int, layer: nn.Module) -> str | None:
-    """The name of the first module of the reference's `layer` after attention: the feed-forward's norm or, where there
-    is no norm before it, the feed-forward, as the rules of the checkpoint layout name them; None for a layer without a
-    feed-forward. Raises CheckFailed where the layer has no module of such a name."""
+    """Returns the name of the module of the reference's `layer` that reads the input of the feed-forward.
+
+    This is the norm before the feed-forward or, without such a norm, the feed-forward. The rules of the checkpoint
+    layout give the names. None: the layer has no feed-forward. Raises CheckFailed if it has no module of these names.
+    """
     branch = spec.layers[index].ffn
     if branch is None:
         return None

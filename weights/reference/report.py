@@ -86,7 +86,7 @@ class ParityReport:
     prompts: tuple[str, ...]
     length: int  # tokens of each prompt
     seed: int
-    window: int  # tokens of the widest, 0 without one
+    window: int  # tokens of the widest window, 0 if there is none
     streaming: bool
     ranks: int  # processes that divide the zoo's model
     reference: str

@@ -212,8 +212,8 @@ class LayerwiseRuns:
 
 
 def _run_and_keep(layer: Any, x: Tensor, ctx: ForwardContext, cache: Any) -> Tensor:
-    """Returns the layer's output. Tensors that it passes on are copied, since its cache goes on before later layers
-    read them."""
+    """Returns the layer's output. Tensors that it hands to later layers are copied, since its cache moves on before
+    they are read."""
     before = dict(ctx.shared)
     out: Tensor = layer(x, ctx, cache)
     for name, value in ctx.shared.items():

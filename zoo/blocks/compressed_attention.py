@@ -87,7 +87,7 @@ class CompressedAttention(TableMixer):
 
     @property
     def chosen(self) -> int | None:
-        """The number of entries that an indexer chooses, None without one."""
+        """The number of entries that the indexer chooses; None if there is no indexer."""
         return self.compressor.indexer.k if self.compressor and self.compressor.indexer else None
 
     def parts(self, dim: int) -> Parts:

@@ -37,8 +37,7 @@ def has_whole_experts(spec: Spec) -> bool:
 
 @dataclass(frozen=True)
 class _ExpertParallelMoE(MoE):
-    """A mixture of which one rank holds `experts` of the `routed` experts. The shared expert is divided by its
-    width."""
+    """One rank's part of a mixture: `experts` of its `routed` experts. The shared expert is divided by its width."""
 
     routed: int = 1
 

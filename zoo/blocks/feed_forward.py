@@ -1,4 +1,4 @@
-"""Feed-forward blocks, which compute each token by itself: a gated linear unit (Shazeer 2020), two linear maps without
+"""Feed-forward blocks, which process each token separately: a gated linear unit (Shazeer 2020), two linear maps without
 a gate (Vaswani et al. 2017, section 3.3), and a gate on a whole block."""
 
 from abc import abstractmethod
@@ -34,7 +34,7 @@ __all__ = [
 
 
 class FeedForward(Block, abstract=True):
-    """A block that computes each token by itself. Its module takes x (b, t, dim) and a ForwardContext or None."""
+    """A block that processes each token separately. Its module takes x (b, t, dim) and a ForwardContext or None."""
 
     role = "ffn"
 

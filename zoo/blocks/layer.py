@@ -204,7 +204,7 @@ class Layer(Composite):
 
     @property
     def mixer(self) -> Mixer | None:
-        """The block in which tokens exchange information; None without one."""
+        """The block in which tokens exchange information, such as attention; None if the layer has none."""
         if self.attn is None:
             return None
         assert isinstance(self.attn.block, Mixer)
@@ -212,7 +212,7 @@ class Layer(Composite):
 
     @property
     def feed_forward(self) -> Block | None:
-        """The block that computes each token by itself; None without one."""
+        """The block that processes each token separately; None if the layer has none."""
         return self.ffn.block if self.ffn else None
 
     @property

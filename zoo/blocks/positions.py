@@ -64,8 +64,8 @@ class Position(Spec, abstract=True):
 
     @property
     def switch(self) -> int | None:
-        """The number of tokens beyond which a forward pass rotates differently from shorter passes, whose cached keys
-        are then out of date. None if there is no such number."""
+        """The number of tokens beyond which a forward pass rotates by other angles: keys that shorter passes cached are
+        then out of date. None if the angles never change."""
         return None
 
 

@@ -54,7 +54,7 @@ class Scaling(Spec, abstract=True):
 
     @property
     def switch(self) -> int | None:
-        """The number of tokens beyond which a forward pass uses other frequencies; None if there is no such number."""
+        """The number of tokens beyond which a forward pass uses other frequencies; None if they never change."""
         return None
 
 

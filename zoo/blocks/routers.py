@@ -37,7 +37,7 @@ __all__ = [
 
 
 class Router(Spec, abstract=True):
-    """Chooses `k` experts for each token, and their weights. Of equal scores, the earlier wins, as in `top_k`."""
+    """Chooses `k` experts for each token, and their weights. If scores are equal, the earlier expert wins (`top_k`)."""
 
     k: int
     bias: bool = False  # logits have a learned bias
@@ -348,7 +348,7 @@ class HashTopK(_SqrtSoftplus):
 
 
 class _HashTopK(LinearRouter):
-    """A hash router. A fresh table assigns k experts to each token in turn: all get equally many tokens."""
+    """A hash router. A fresh table assigns k experts to each token in turn, so that all experts get equally many."""
 
     stored_buffers = ("table",)  # buffers that a checkpoint holds
 

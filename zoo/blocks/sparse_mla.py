@@ -56,7 +56,7 @@ class Indexer(Spec):
         return _Indexer(self, dim, q_rank, rope, rope_dim)
 
     def parts(self, dim: int, q_rank: int) -> Parts:
-        """Returns the parts of the module."""
+        """Returns the table of the indexer's parameters and inner modules."""
         return {
             "q": matrix(q_rank, self.heads * self.head_dim),
             "k": matrix(dim, self.head_dim),

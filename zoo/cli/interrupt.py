@@ -45,7 +45,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Within, Ctrl-C raises a KeyboardInterrupt, also where `exit_now` was set."""
+    """Makes Ctrl-C raise KeyboardInterrupt within the block, even if `exit_now` is its handler outside."""
     before = signal.getsignal(signal.SIGINT)
     if before is exit_now:
         signal.signal(signal.SIGINT, _raise)

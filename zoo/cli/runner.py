@@ -40,7 +40,9 @@ Out = Annotated[Path | None, typer.Option("--out", help="Write to this file inst
 TensorParallel = Annotated[
     int, typer.Option("--tp", min=1, help="Processes that divide the model; torchrun starts them.")
 ]
-ExpertParallel = Annotated[int, typer.Option("--ep", min=1, help="Processes that divide whole experts; equal to --tp.")]
+ExpertParallel = Annotated[
+    int, typer.Option("--ep", min=1, help="1, or the same as --tp: each process then holds whole experts.")
+]
 # click's UsageError (an unknown option, a missing argument, a bad value), whether typer imports click or contains it.
 _BadCall: type[Exception] = typer.BadParameter.__bases__[0]
 

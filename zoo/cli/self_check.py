@@ -35,9 +35,10 @@ def check_decoding(model: Model, dtype: torch.dtype, seed: int) -> Facts:
     """Runs the model on `tokens` random tokens, in one forward pass and through a cache, which is filled by a prefill
     in `chunks` and then `steps` single tokens.
 
-    It runs in the model's own dtype, and with the same weights in float64, where rounding cannot be taken for a
-    mistake: `largest_difference` is that of float64, relative to the largest logit. If it is not judged, the `bound` is
-    None and `not_judged` gives the reason. Cache sizes are bytes, as allocated and by the formula.
+    Both runs are in the model's own dtype, then with the same weights in float64, where rounding cannot be taken for a
+    mistake. `largest_difference` is the difference of the logits in float64, relative to the largest logit. If the
+    check cannot judge it, `bound` is None and `not_judged` gives the reason. Cache sizes are in bytes, as allocated and
+    by the formula.
     """
     spec, device, total = model.spec, model.embed.weight.device, tokens_needed(model.spec)
     chunks = tuple(len(part) for part in torch.arange(total - DECODE_STEPS).chunk(PREFILL_CHUNKS))
@@ -53,7 +54,7 @@ def check_decoding(model: Model, dtype: torch.dtype, seed: int) -> Facts:
         difference = largest_difference(torch.cat([exact(part, exact_cache) for part in passes], dim=1), exact(tokens))
     # Nemotron 3's prefill has no shorter time steps than this, its single tokens do.
     if any((getattr(node, "min_step", None) or 0) > MIN_STEP for node in spec.walk()):
-        not_judged = "this model computes a single token otherwise than several"
+        not_judged = "this model computes a single token differently from several tokens"
     return {
         "seed": seed,
         "tokens": total,

@@ -16,7 +16,7 @@ MIN_INTERVAL = 0.2  # seconds between two updates of the bar
 
 
 def shown(rows: Iterable[Row], steps: int, flops_per_token: float, rate: float) -> Iterator[Row]:
-    """Passes on the rows of a run. Shows a bar where stderr is a terminal, and a line and a sample at each evaluation.
+    """Yields the rows of a run unchanged. Shows a bar if stderr is a terminal, and a line and a sample per evaluation.
 
     MFU is relative to `rate`, the measured FLOPs per second of a matrix product.
     """

@@ -145,8 +145,8 @@ recordings: list[list[RouterOutput]] = []  # torch's compiler guards a list, but
 def recorded_routing() -> Iterator[list[RouterOutput]]:
     """Records the RouterOutput of each router of every model that runs inside the `with`, by pass and by layer.
 
-    The logits have gradients if the pass has. Of nested `with` statements, the innermost records. The recording belongs
-    to the process: threads that run models at the same time share it.
+    The logits have gradients if the pass has. In nested `with` statements, the innermost one records. The recording
+    belongs to the process: threads that run models at the same time share it.
     """
     recordings.append([])
     try:

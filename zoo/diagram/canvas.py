@@ -52,8 +52,8 @@ class Facts:
 
 
 class FactClass(str):
-    """The CSS class of an element that states `text` at `place`. A difference of a `weak` one is marked as weakly as a
-    different number."""
+    """The CSS class of an element that states `text` at `place`. If it is `weak`, any difference in it is marked
+    as lightly as a different number."""
 
     place: str
     text: str

@@ -166,8 +166,11 @@ def _draw(spec: Decoder, title: str, options: Options, compared: bool = False) -
 def _draw_with(
     spec: Decoder, title: str, options: Options, compared: bool, main: dict[int, str], others: dict[int, str]
 ) -> tuple[Canvas, set[int]]:
-    """Returns the drawing with the numbers of call-outs at these parts, and the numbers that found no place. `main` are
-    parts of the blocks that most layers have, `others` parts of other blocks."""
+    """Returns the drawing with the call-out numbers beside their parts, and the numbers that found no place.
+
+    `main` and `others` map numbers to the names of parts: `main` for the blocks that most layers have, `others` for the
+    remaining blocks.
+    """
     title = _printable(title)
     counts = Counter(spec.layers)
     names = dict(zip(counts, labels(spec.layers), strict=True))
@@ -253,7 +256,7 @@ def _draw_layers(canvas: Canvas, layout: Layout, spec: Decoder, pattern: str, ba
 
 
 def folded(names: Sequence[str]) -> str:
-    """Returns the printed pattern of layers from their names: 5 × [window 1,024] + 1 × [full]."""
+    """Formats the names of all layers as a pattern: 5 × [window 1,024] + 1 × [full]."""
     return typeset(fold(names).replace(" x ", " × "))
 
 

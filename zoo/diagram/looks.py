@@ -23,7 +23,7 @@ LEGEND_PITCH, SWATCH = 17.0, 10.0
 
 
 class Look(NamedTuple):
-    """Style classes of a layer: one for the reach of its attention, one for its feed-forward; NONE if it has none."""
+    """Style classes of a layer: one for the reach of its attention, one for its feed-forward. NONE: no such block."""
 
     reach: str
     ffn: str

@@ -110,12 +110,12 @@ _COLOUR = re.compile(r"@([\w-]+)")
 
 
 def palette() -> dict[str, tuple[str, str]]:
-    """Returns name of a colour -> its (light, dark) form: PALETTE, and the colours of kinds of Reach added later."""
+    """Returns {name of a colour: (light, dark)}: PALETTE, and the colours of kinds of Reach added later."""
     return PALETTE | {f"reach-{kind.name}": kind.colours for kind in Reach.kinds.values()}
 
 
 def rules() -> dict[str, str]:
-    """Returns style class -> its declarations: RULES, and those of the looks of layers."""
+    """Returns {style class: CSS declarations}: RULES, and a fill for each look of a layer (zoo.diagram.looks)."""
     looks = (name for name in palette() if name.startswith(("reach-", "ffn-")) and name != "ffn-edge")
     return RULES | {name: f"fill:@{name}" for name in looks}
 

@@ -183,7 +183,7 @@ def title(region: Region, name: str, *details: tuple[str, str], fact: str = "kin
 
 
 def mask(region: Region, reach: Reach) -> None:
-    """Draws the tokens (columns) that each token (row) sees, a limited reach as if its limit were three tokens."""
+    """Draws the tokens (columns) that each token (row) sees. A limited reach is drawn with a limit of three tokens."""
     canvas, cells = region.canvas, 8
     side = (MASK - 2) / cells
     css_class = canvas.with_fact("unseen", f"{region.place}.reach", reach.describe())
@@ -200,8 +200,8 @@ def mask(region: Region, reach: Reach) -> None:
 
 
 def heads(region: Region, number: int, groups: int, css_class: str) -> float:
-    """Draws a box for each head, in groups that share one key and value. More than MAX_HEADS heads are one bar. Returns
-    the y below."""
+    """Draws a box for each head, in groups that share one key and value; above MAX_HEADS heads, a single bar. Returns
+    the y below them."""
     height = 11.0
     if number > MAX_HEADS:
         region.canvas.dashes(region.x, region.y, height, (region.width, 1.0), 1, css_class)
@@ -218,7 +218,7 @@ def heads(region: Region, number: int, groups: int, css_class: str) -> float:
 
 
 def experts(region: Region, number: int, groups: int, chosen: Iterable[int]) -> float:
-    """Draws a square for each expert, one group below another, with the chosen ones filled. Returns the y below."""
+    """Draws a square for each expert, one group below another, with the chosen experts filled. Returns the y below."""
     if number > MAX_EXPERTS:
         return region.y
     size = number // groups
@@ -258,7 +258,7 @@ def _spread(k: int, number: int) -> list[int]:
 
 def chips(region: Region, texts: Sequence[tuple[str, str]]) -> float:
     """Draws short texts, each a (text, fact), in rounded boxes side by side, in as many lines as they need. Returns the
-    y below."""
+    y below them."""
     x, y = region.x, region.y
     for text, fact in texts:
         lines = wrap_text(text, region.width - 14)

@@ -36,9 +36,9 @@ from zoo.units import parse_month
 class About:
     """The publisher's facts about an architecture that no tensor proves; licences may differ between versions.
 
-    `title`: the family's name as its publisher spells it. `source`: the authors and the year. `came_from`: the earlier
-    family of the zoo that it builds on, or where that is not here the nearest to it. `report`: the address of the
-    paper, else of the announcement. `left_out`: parts of the released model that are not built.
+    `title`: the family's name as its publisher spells it. `source`: the authors and the year. `came_from`: the family
+    of the zoo that it builds on or, if the zoo lacks that one, the nearest earlier family. `report`: the address
+    of the paper or, without a paper, of the announcement. `left_out`: parts of the released model that are not built.
     """
 
     title: str
@@ -52,11 +52,11 @@ class About:
 
 @dataclass(frozen=True)
 class Size:
-    """A released model: its hub id, its published number of parameters (text part, each once) and its spec.
+    """A released model: its hub id, its published number of parameters (text part, tied weights once) and its spec.
 
     `active`: the published active parameters and the counting rule, where the publisher's rule differs from the zoo's.
-    `released`: the month in which the weights were published: "2024-07". `stated_context`: the publisher's tokens of
-    context, where the config has another number. `note`: uncertainties about this size.
+    `released`: the month in which the weights were published: "2024-07". `stated_context`: the context in tokens
+    that the publisher states, if the config has another number. `note`: uncertainties about this size.
     """
 
     hub: str
@@ -141,7 +141,7 @@ class Config(Fields):
         fraction: float | None = None,
         synonyms: Mapping[str, str] = MappingProxyType({}),
     ) -> RoPE:
-        """Returns the rotary encoding; with a `kind`, that of this kind of layer.
+        """Returns the rotary encoding; with a `kind`, the encoding of that kind of layer.
 
         Newer files hold `rope_parameters`, by kind of layer or for all layers. Older files hold the base under the name
         `theta`, and `rope_scaling`, which applies to `scaled` layers only. A field of the other spelling must be null

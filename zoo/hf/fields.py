@@ -207,7 +207,7 @@ class Fields:
                 raise self.error(f"{name}={brief(given)}{source} is not supported, only {value!r}")
 
     def neutral(self, **off: Any) -> None:
-        """Reads fields that name a feature, with the value that turns it off. `finish` refuses any other value."""
+        """Reads fields of unsupported features, each with the value that turns it off. `finish` refuses any other."""
         self.off |= off
         self.read.update(name for name, value in off.items() if alike(self.values.get(name, value), value))
 
@@ -219,8 +219,8 @@ class Fields:
                 raise self.error(f"{name}[{i}]={brief(given)} is not supported, only {only!r} in this architecture")
 
     def plan(self, name: str, kinds: Collection[str], default: Sequence[str]) -> list[str]:
-        """Returns a list with one of `kinds` for each layer; `default`, of the same length, where it is absent or
-        null."""
+        """Returns a field's list with one of `kinds` for each layer. If the field is absent or null, returns
+        `default`, which has one entry per layer too."""
         given = self._per_layer(name, default)
         for i, kind in enumerate(given):
             if kind not in tuple(kinds):
@@ -228,7 +228,7 @@ class Fields:
         return given
 
     def _per_layer(self, name: str, default: Sequence[Any]) -> list[Any]:
-        """Returns a list with one entry per layer; `default`, of the same length, where it is absent or null."""
+        """Returns a field's list with one entry per layer, or `default` if the field is absent or null."""
         given = self.values.get(name)
         self.read.add(name)
         if given is None:

@@ -79,7 +79,7 @@ def mixture_fields(spec: Decoder, experts: str, hidden: str, shared: str | None 
 
 
 def layers_before_experts(spec: Decoder) -> int:
-    """Returns the number of layers before the first with experts; of all layers if none has them."""
+    """Returns the number of layers before the first layer with experts; if none has experts, the number of layers."""
     return [*(layer.mixture is not None for layer in spec.layers), True].index(True)
 
 

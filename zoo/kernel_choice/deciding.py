@@ -134,7 +134,7 @@ def _settled(turns: list[list[float]]) -> bool:
 
 
 def _time(choices: KernelChoices, calls: list[Call]) -> list[float]:
-    """Returns the seconds of each call."""
+    """Returns the seconds that each call takes."""
     found = []
     with kernels.using(choices):
         for call in calls:
@@ -231,8 +231,8 @@ def _caches(dtype: torch.dtype) -> Iterator[Pairs]:
 
 
 def _filled(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Returns a tensor of equal elements. Zeros and subnormal numbers alone would take another time than other
-    values."""
+    """Returns a tensor of equal elements. Only zeros and subnormal numbers take a different time; any other value
+    will do."""
     return torch.full(shape, 0.5, dtype=dtype, device="cpu")
 
 

@@ -8,8 +8,8 @@ from zoo.registry import Spec
 
 
 def labels(layers: Iterable[Layer]) -> list[str]:
-    """Returns a short name for each distinct layer, in order of appearance, made of the aspects that differ. Of two
-    aspects of one subject, the finer one replaces the coarser: RoPE 10k replaces RoPE."""
+    """Returns a short name for each distinct layer, in order of appearance, made of the aspects that differ. If two
+    aspects have the same subject, the finer one replaces the coarser: RoPE 10k replaces RoPE."""
     kinds = list(dict.fromkeys(layers))
     names: list[dict[str, str]] = [{} for _ in kinds]  # subject -> words
     for subject, aspect in ASPECTS:

@@ -41,7 +41,7 @@ class Ranks:
         return 1 if self.group is None else self.group.rank.ranks
 
     def divided(self, spec: Decoder) -> Decoder:
-        """Returns the spec of the whole model in the form that the ranks divide."""
+        """Returns the whole model's spec, ready to shard: with expert-parallel blocks if ranks hold `whole_experts`."""
         return expert_parallel(spec) if self.whole_experts else spec
 
     def own(self, spec: Decoder) -> Decoder:

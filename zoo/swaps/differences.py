@@ -113,7 +113,7 @@ class Aspect(NamedTuple):
         return "{:,} of {:,} layers".format(*self.frequency(key))
 
     def statement(self, keys: Iterable[Hashable]) -> str:
-        """Returns the phrases with these keys, each with its layers unless all layers have it that can."""
+        """Returns the phrases with these keys, each with its layers unless it holds for all layers with this aspect."""
         parts = []
         for key in keys:
             text, layers = self.phrase(key).text, self.layers(key)
@@ -153,7 +153,7 @@ def structure(spec: Decoder) -> dict[tuple[str, str], Aspect]:
 
 
 def _sentence(mine: Aspect, theirs: Aspect | None) -> str:
-    """Returns the sentence about an aspect of this model; "" if the other model is equal in it."""
+    """Returns the sentence on how this model differs in an aspect; "" if it does not."""
     if theirs is None:
         return mine.statement(mine.shares)
     x, y = mine.shares, theirs.shares

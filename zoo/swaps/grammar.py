@@ -53,7 +53,7 @@ PLACEMENT_ALIASES = {"olmo2": "olmo"}
 
 
 def apply_swaps(spec: Decoder, texts: Sequence[str]) -> tuple[Decoder, list[str]]:
-    """Applies swaps in turn. Returns the new spec, and the features that were dropped, each once. Raises the errors of
+    """Applies swaps in turn. Returns the new spec, and the dropped features without duplicates. Raises the errors of
     `apply_swap`."""
     dropped: dict[str, None] = {}
     for text in texts:

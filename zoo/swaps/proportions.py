@@ -54,14 +54,15 @@ class Proportions:
         return max(1, round(width * self.dim / self.full.dim))
 
     def heads(self, width: int, unit: int) -> int:
-        """Returns the number of heads, each `unit` wide, for heads that are together `width` wide in the full model."""
+        """Returns the number of heads, each `unit` wide. Their total width, `width` in the full model, keeps its ratio
+        to the model's width."""
         return max(1, round(self.dim * min(width / self.full.dim, MAX_WIDTH) / unit))
 
     def grouped_heads(self, attn: Any) -> Fields:
         """Returns heads, kv_heads and head_dim of grouped-query attention, and the scale of its scores.
 
-        Layers that have as many heads as the first, but other KV heads or widths, keep their ratios to the first: in a
-        config, one field gives the number of heads of all layers.
+        A config has one number of heads for all layers. A layer with as many heads as the first layer, but other KV
+        heads or another head_dim, therefore gets the first layer's new number, and keeps its ratios to that layer.
         """
         held = vars(attn)
         every = (vars(part) for layer in self.full.layers for part in layer.walk() if hasattr(part, "kv_heads"))
@@ -164,7 +165,7 @@ class Proportions:
 
     def theta(self, rope: Any) -> float:
         """Returns RoPE's base, rounded to three digits: its longest wavelength keeps its ratio to the tokens that the
-        layers of this RoPE attend to. For a model whose context was extended, these are the tokens before that."""
+        layers of this RoPE attend to. For a model whose context was extended, the original context counts."""
         windows = self._windows.get(rope, {None})
         if None in windows:
             trained: float | None = self.full.context
@@ -235,8 +236,8 @@ def _with_scale(held: Fields, new: Fields) -> Fields:
 
 
 def score_scale(held: Fields, new: Fields) -> float:
-    """Returns the scale of the scores for the head widths in `new`: an integer ** -0.5, with the ratio to the width
-    that it has in `held`. YaRN's gain is dropped together with YaRN."""
+    """Returns the scale of the scores for the head widths in `new`: n ** -0.5, where the integer n keeps the ratio to
+    the head width that it has in `held`. YaRN's gain is dropped together with YaRN."""
     before, after = (sum(f.get(name, 0) for name in ("head_dim", "nope_dim", "rope_dim")) for f in (held, held | new))
     stretched = isinstance(getattr(held.get("rope"), "scaling", None), YarnScaling)
     ratio = 1.0 if stretched else held["scale"] ** -2 / before

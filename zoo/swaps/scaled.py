@@ -120,7 +120,7 @@ def resolved(spec: Decoder, params: int = 200_000, *, match: Match = "params") -
 
 @dataclass(frozen=True)
 class _Target:
-    """The figures to meet: those of a plain decoder with `params` parameters."""
+    """The quantities that a scaled model must match: those of a plain decoder with `params` parameters."""
 
     params: int
     match: Match
@@ -155,18 +155,18 @@ class _Target:
 
     @property
     def unit(self) -> str:
-        """The unit of the figure that the feed-forward width is solved for."""
+        """The unit of the quantity that the feed-forward width must match."""
         return UNITS["params" if self.match == "kv" else self.match]
 
     @property
     def wanted(self) -> int:
-        """The value of that figure."""
+        """The value that this quantity must have."""
         depth, width = self.depth_and_width
         plain_flops = 2 * (self.params - self.vocab * width) + 2 * depth * self.context * width
         return max(1, plain_flops) if self.match == "flops" else self.params
 
     def cost(self, spec: Decoder) -> int:
-        """Returns the spec's value of that figure."""
+        """Returns the value of this quantity for a spec."""
         if self.match == "flops":
             return round(spec.flops(0, self.context) / self.context)
         return spec.active_params() if self.match == "active" else spec.params()
@@ -283,8 +283,8 @@ def at_depth(layers: Sequence[T], depth: int) -> tuple[T, ...]:
 
 
 def leading_and_period(layers: Sequence[T]) -> tuple[int, int]:
-    """Returns (leading layers, period), in layers: the shortest description of the list, and among equally short ones
-    that with the shortest period."""
+    """Returns (leading layers, period), in layers, with the smallest sum that describes the list. Ties go to the
+    shortest period."""
     found = []
     for period in range(1, len(layers) + 1):
         repeats = [layers[i] == layers[i + period] for i in range(len(layers) - period)]

@@ -61,7 +61,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """Returns the checkpoint with the best evaluation, the first of equal ones; None where none was evaluated."""
+    """Returns the checkpoint with the best evaluation (the first, if several are equal); None if none was evaluated."""
     scores = {path: read_state(path).get("bits_per_byte") for path in checkpoints(folder)}
     evaluated = {path: float(score) for path, score in scores.items() if score is not None}
     return min(evaluated, key=lambda path: evaluated[path], default=None)
@@ -163,8 +163,8 @@ def locked(folder: Path) -> Iterator[None]:
 class Log:
     """The log of a run, open for writing: one JSON object per line, one line per step.
 
-    An existing log keeps the lines before `step`: the others were written after the checkpoint of that step. Of several
-    processes, the first one writes. Every method raises NotAvailable where the disk fails.
+    An existing log keeps the lines before `step`: the others were written after the checkpoint of that step. With
+    several processes, only the first one writes. Every method raises NotAvailable where the disk fails.
     """
 
     def __init__(self, path: Path, step: int) -> None:

@@ -291,10 +291,10 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """Returns torch's fused AdamW. Matrices decay; norms, biases, sinks and embeddings do not.
+    """Returns torch's fused AdamW. Weight decay applies to matrices, not to norms, biases, sinks and embeddings.
 
-    Decay of embeddings would only change a scale that a norm follows (OLMo 2, section 3.3). The bias of a router that
-    is balanced without a loss has no gradient, and is left out.
+    Decaying the embeddings would only change the scale of a norm's input (OLMo 2, section 3.3). A router that is
+    balanced without an auxiliary loss has a bias without a gradient, which is left out.
     """
     decayed, kept = dict[int, nn.Parameter](), dict[int, nn.Parameter]()
     for module in model.modules():

@@ -162,7 +162,7 @@ def _recorded_kernels(state: Mapping[str, Any]) -> dict[str, str]:
 
 
 def time_steps(trainer: Trainer, batch: Callable[[int], Batch], budget: float = 0.0) -> float:
-    """Returns the seconds of a step, measured on the first batches without changing the model.
+    """Returns the seconds per training step, measured on the first batches without changing the model.
 
     The measurement takes a small share of `budget` seconds, and ends after a step that exceeds the budget. The first
     step, which compiles code, does not count.

@@ -90,8 +90,8 @@ def mixture(
 def expert_outputs(
     x: Tensor, chosen: Tensor, linears: Linears, combine: Combine, factors: Tensor | None = None
 ) -> Tensor:
-    """x (b, t, dim), expert ids (b, t, k) -> the output of each chosen expert (b, t, k, dim); with `factors` (b, t, k),
-    of x times each."""
+    """x (b, t, dim), expert ids (b, t, k) -> the output of each chosen expert (b, t, k, dim). `factors` (b, t, k), if
+    given, scale the input of each chosen expert."""
 
     def experts(x: Tensor, product: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Tensor:
         return combine(lambda name, x: product(x, *linears[name]), x)
