@@ -80,7 +80,7 @@ def main(
         opened = open_source(source, revision, offline)
         published = opened.generation
         settings = _settings(published, source, sample, temperature, top_k, top_p)
-        text_source = opened.path if tokenizer is None else locate_tokenizer(tokenizer, offline)
+        text_source = opened.text_path if tokenizer is None else locate_tokenizer(tokenizer, offline)
         encoder, ids = (None, _ids(tokens or "")) if text is None else encode(text_source, text, chat)
         if not ids:
             raise UsageError("the prompt has no tokens")

@@ -202,7 +202,7 @@ def load(
     generation = opened.generation  # before the tensors are read: it may be malformed
     group = None if mesh is None else Group.of(mesh.get_group("tp" if mesh.mesh_dim_names else None))
     model = fill(opened.spec(ignore_fields), opened, device, dtype, check_finite, Ranks(group, whole_experts))
-    model.generation, model.text = generation, Text(opened.path)
+    model.generation, model.text = generation, Text(opened.text_path)
     return model
 
 

@@ -65,6 +65,11 @@ class Source(ABC):
         """The folder of the source's other files, such as tokenizer.json."""
         return self.path if self.path.is_dir() else self.path.parent
 
+    @property
+    def text_path(self) -> Path:
+        """The path that the tokenizer is read from: a folder, or a .gguf file."""
+        return self.path if self.path.suffix == ".gguf" else self.folder
+
     @cached_property
     def tensors(self) -> Mapping[str, StoredTensor]:
         """Stored tensors by name, without the prefix of a multimodal wrapper and renamed by `ReadAs`. Raises

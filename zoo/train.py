@@ -22,7 +22,7 @@ from weights.matching import Source
 from weights.saving import save
 from weights.sources import SAVED, is_path
 from weights.specs import PYTHON, find_spec
-from weights.tokenizer import OLDER_TEMPLATE, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
+from weights.tokenizer import TOKENIZER, Text
 from zoo import catalog
 from zoo.architectures import families
 from zoo.cli.runner import Debug, Imports, emit, run
@@ -57,8 +57,6 @@ from zoo.training.run import (
 from zoo.units import format_bytes, format_count, parse_count
 
 BYTES_PER_PARAMETER = 16  # weight, gradient and AdamW's two moments, in float32
-# Files of a source's folder for reading and writing text.
-TEXT_FILES = (TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, OLDER_TEMPLATE, "generation_config.json")
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 Flag = bool | None
 
@@ -223,12 +221,11 @@ class Session:
         the model saves nothing."""
         if model is None:
             return
+        if self.opened is not None:
+            model.generation, model.text = self.opened.generation, Text(self.opened.text_path)
         with new_folder(out / SAVED, "the model ") as fresh:
             save(model, fresh)
             copyfile(out / TOKENIZER, fresh / TOKENIZER)
-            for name in TEXT_FILES if self.opened else ():
-                if self.opened and (path := self.opened.folder / name).is_file():
-                    copyfile(path, fresh / name)
 
 
 def _checkpoint(out: Path, resume: bool, given: dict[str, Any]) -> str | None:
@@ -257,6 +254,10 @@ def _started(out: Path, session: Session, began: float) -> Run:
         if threads < most:
             _say(f"note: {threads} of {most} threads, {times:.1f} times as fast as all; OMP_NUM_THREADS sets a number")
     source = session.opened.folder if session.opened else None
+    if session.opened and session.opened.text_path.is_file() and processes.rank() == 0:
+        Text(session.opened.text_path).save(out)
+    if session.opened and session.opened.text_path.is_file():
+        source = out  # with the tokenizer of the .gguf file
     session.require_time(perf_counter() - began)
     data = processes.from_first(lambda: Material.make(options, out, source).facts)
     material = Material.find(data, out, options)

@@ -1,4 +1,4 @@
-"""Reads the safetensors files of a folder: one, or several with an index. Headers are checked first, and every tensor is
+"""Reads the safetensors files of a folder: one, or several with an index. Headers are checked first, and each tensor is
 mapped into memory when it is asked for.
 
 Nothing in the folder is trusted: docs/loading.md lists the errors for broken and hostile folders.
