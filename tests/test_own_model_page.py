@@ -29,7 +29,7 @@ def run(folder: Path, command: str) -> str:
 
 
 @pytest.mark.parametrize("budget", ["--tokens 8k", pytest.param("--minutes 1", marks=pytest.mark.slow)])
-def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: str) -> None:
+def test_the_page_runs(tmp_path: Path, budget: str) -> None:
     for name, body in FILES.items():
         (tmp_path / name).write_text(body, encoding="utf-8")
     printed = {}
@@ -40,8 +40,5 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: 
     assert sum("as the formula" in " ".join(out.split()) for out in printed.values()) >= 2
     assert "\\begin{tabular}" in printed[COMMANDS[-1]]
     assert (tmp_path / "run" / "model" / "spec.json").is_file()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    done = doctest.testfile(str(PAGE), module_relative=False)
-    assert done.attempted >= 8
-    assert done.failed == 0
+    assert len(doctest.DocTestParser().get_examples(TEXT)) >= 8
+    run(tmp_path, f"python -m doctest {PAGE}")  # in its own process, since it defines a block

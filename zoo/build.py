@@ -1,13 +1,13 @@
-"""python -m zoo.build NAME: shows a model's blocks and costs; with --tiny, --params or --device it also runs it."""
+"""python -m zoo.build MODEL: shows a model's blocks and costs; with --tiny, --params or --device it also runs it."""
 
 import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
-from weights.specs import find_spec
 from zoo import diagram
 from zoo.arguments import find_dtype
 from zoo.callable_module import make_callable
@@ -39,6 +39,13 @@ def _count(text: str) -> int:
         raise typer.BadParameter(str(error)) from error
 
 
+def _dtype(text: str) -> torch.dtype:
+    try:
+        return find_dtype(text, computing=True)
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 @app.command()
 def main(
     name: Annotated[
@@ -57,7 +64,12 @@ def main(
     ] = None,
     device: Annotated[str | None, typer.Option(help="Device of the model: cpu, cuda, meta (no run).")] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="Dtype of weights and cache. Default: float32 for a run, else bfloat16.")
+        torch.dtype | None,
+        typer.Option(
+            parser=_dtype,
+            metavar="DTYPE",
+            help="Dtype of weights and cache. Default: float32 for a run, else bfloat16.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random weights and tokens.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -95,13 +107,15 @@ def main(
         return
     if name is None:
         raise UsageError("which model? For example: python -m zoo.build qwen3 --tiny; --list names them all")
+    from weights.specs import find_spec  # here, since --help and --list need no reader of weights
+
     found, swaps = find_spec(name), swap or []
     if tiny and params:
         raise UsageError("--tiny and --params both set the widths: leave one of them out")
     if svg is not None:
         if json or device:
             raise UsageError("--svg draws and builds nothing: leave --json and --device out")
-        cache = find_dtype(dtype or "bfloat16", computing=True)
+        cache = dtype or torch.bfloat16
         drawing, dropped = figure(found, tiny, params, swaps, cache, (theme or Theme.light).value, costs)
         if dropped:
             print(f"dropped: {', '.join(dropped)}", file=sys.stderr)
@@ -113,7 +127,7 @@ def main(
     if theme or costs:
         raise UsageError("--theme and --costs change a diagram: give --svg FILE as well")
     place = find_device(device or ("cpu" if tiny or params else "meta"))
-    weights_dtype = find_dtype(dtype or ("bfloat16" if place.type == "meta" else "float32"), computing=True)
+    weights_dtype = dtype or (torch.bfloat16 if place.type == "meta" else torch.float32)
     report = build_report(found, tiny, swaps, place, weights_dtype, seed, params)
     emit(document(report) if json else report_text(report))
     if report["failures"]:

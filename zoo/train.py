@@ -1,4 +1,4 @@
-"""python -m zoo.train NAME: trains a model on text, from fresh weights or from a checkpoint."""
+"""python -m zoo.train MODEL: trains a model on text, from fresh weights or from a checkpoint."""
 
 import logging
 import os

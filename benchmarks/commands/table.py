@@ -9,9 +9,10 @@ import typer
 from benchmarks.analytic.kv import InferenceConfig
 from benchmarks.analytic.models import NamedSpec, about
 from benchmarks.analytic.roofline import Device, forward_pass
-from benchmarks.options import DeviceOptions, InferenceOptions, ModelOptions, flag, parse_context
+from benchmarks.options import DeviceOptions, InferenceOptions, ModelOptions, flag
 from benchmarks.output.report import Report, Row, Table, columns, named
 from benchmarks.output.show import format_sequences, format_tokens, on_each, three, three_in, unit
+from zoo.arguments import token_count
 from zoo.cli.runner import emit
 from zoo.cli.tables import Column, Format, render
 from zoo.errors import UsageError, unknown
@@ -170,7 +171,7 @@ def parse_columns(text: str) -> list[ChosenColumn]:
             raise UsageError(f"the column {name} needs a context: {name}@32k")
         if at and not quantity.at_context:
             raise UsageError(f"the column {name} has no context: write {name}")
-        found[word] = ChosenColumn(word, quantity, parse_context(context) if at else 0)
+        found[word] = ChosenColumn(word, quantity, token_count(context, name, 1) if at else 0)
     if not found:
         raise UsageError(f"no column is named; known: {', '.join(QUANTITIES)}")
     return list(found.values())

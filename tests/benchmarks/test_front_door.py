@@ -60,7 +60,7 @@ def test_without_a_verb_it_lists_the_verbs_and_imports_neither_torch_nor_the_zoo
 
 def test_a_verb_imports_its_own_command_only(zoo: Path) -> None:
     done = run(zoo, "build", "--help", TELL="1")
-    assert done.stdout.startswith("Usage: zoo build [OPTIONS] [NAME]\n")
+    assert done.stdout.startswith("Usage: zoo build [OPTIONS] [MODEL]\n")
     assert rooms(done.stderr, "benchmarks") == {"benchmarks", "benchmarks.front_door"}
     assert not rooms(done.stderr, "weights")
 

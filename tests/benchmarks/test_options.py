@@ -17,7 +17,7 @@ from benchmarks.commands import verbs
 from benchmarks.options import DeviceOptions, InferenceOptions, ModelOptions, with_groups
 from zoo.errors import SpecError, UsageError
 
-CHOICE = ["swap", "ignore_field", "names", "all_sizes", "since", "with_"]
+CHOICE = ["swap", "ignore_field", "import_", "names", "all_sizes", "since", "with_"]
 
 
 def command(*, context: int = 4, inference: InferenceOptions, models: ModelOptions) -> Any:

@@ -41,7 +41,7 @@ class SpecReport:
 
     def __str__(self) -> str:
         verdict = "equal to its spec" if self.passed else f"NOT equal to its spec: {'; '.join(self.failures)}"
-        about = "No reference implementation reads this layout: compared with the model's own spec."
+        about = "No reference implementation reads this layout: compared with its own spec."
         return f"{self.source}\n{about}\n\n{checks_text(self.built, self.decoded)}\n\n{verdict}"
 
 
