@@ -80,7 +80,7 @@ USAGE = {  # a call -> a part of its error
     "learn llama3 --match size": "params",
     "learn llama3 --text short.txt --context 64": "too few",
     "load": "SOURCE",
-    "load saved --dtype int8": "unknown dtype 'int8'",
+    "load saved --dtype int8": "int8 only stores values",
     "load saved --repeat 0": "--repeat",
 }
 NOT_AVAILABLE = {
