@@ -25,10 +25,10 @@ def released(family: ModuleType) -> str:
 def published(name: str) -> tuple[str, Any]:
     """Returns (preset, size) for a preset's name, a family (its smallest size) or a hub id. Raises UsageError for other
     names."""
-    found = _by_name().get(folded(name))
+    found = _by_name().get(folded(str(name)))
     if found is None:
         presets = [preset for module in families().values() for preset in module.SIZES]
-        raise unknown("model", name, [*presets, *families()], listed=families())
+        raise unknown("model", str(name), [*presets, *families()], listed=families())
     return found
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from zoo.arguments import count, token_count
 from zoo.blocks.layer import run_layer
 from zoo.core.cache import Cache, NoCache, prepare_forward
 from zoo.core.devices import allocating
@@ -257,8 +258,10 @@ class Model(nn.Module):
         if positions is not None and length > positions.count:
             raise UsageError(f"the model has {positions.count} learned positions, the sequence {length} tokens")
 
-    def new_cache(self, batch: int, tokens: int) -> Cache:
-        """Returns an empty cache for `batch` sequences of up to `tokens` tokens, with this model's dtype and device."""
+    def new_cache(self, batch: int, tokens: int | str) -> Cache:
+        """Returns an empty cache for `batch` sequences of up to `tokens` tokens (a number or "32k"), with this model's
+        dtype and device."""
+        batch, tokens = count(batch, "batch"), token_count(tokens, "tokens", least=1)
         weight = self.embed.weight
         return Cache(self._cache_specs, batch, tokens, weight.dtype, weight.device, switches=self._switches)
 
@@ -351,6 +354,8 @@ def _can_replay(functions: ForwardFunctions, given: Tensor, cache: Cache) -> boo
 def _check_tokens(tokens: Tensor, vocab: int | None = None) -> None:
     """Raises UsageError unless `tokens` are integers (batch, new) and, if `vocab` is given, ids below it. The check of
     the ids waits for the device."""
+    if not isinstance(tokens, Tensor):
+        raise UsageError(f"tokens must be a torch.Tensor of integers (batch, new), not a {type(tokens).__name__}")
     if tokens.ndim != 2 or tokens.numel() == 0 or tokens.dtype not in (torch.int32, torch.int64):
         raise UsageError(f"tokens must be integers of shape (batch, new), not {tokens.dtype} {tuple(tokens.shape)}")
     if vocab is not None and not 0 <= tokens.min() <= tokens.max() < vocab:

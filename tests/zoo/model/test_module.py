@@ -421,3 +421,17 @@ def test_a_sampled_token_is_one_that_was_kept(
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         sampler(**options)
+
+
+def test_arguments_of_another_kind_are_refused_by_what_was_expected() -> None:
+    model: Any = model_of(NAME)
+    for call, message in (
+        (lambda: model([[1, 2, 3]]), r"tokens must be a torch.Tensor of integers \(batch, new\), not a list"),
+        (lambda: model.generate([[1, 2]], 3), "tokens must be a torch.Tensor"),
+        (lambda: model.new_cache(0, 5), "batch must be an integer, at least 1, got 0"),
+        (lambda: model.new_cache(1, "long"), "tokens: 'long' is not a number of tokens; write 4096 or 4k"),
+        (lambda: zoo.spec(3), "unknown model '3'"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(UsageError, match=message):
+            call()
+    assert model.new_cache(1, "1k").tokens == 1024
