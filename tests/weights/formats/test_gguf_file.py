@@ -223,5 +223,5 @@ def test_settings_of_generation(tmp_path: Path) -> None:
 def test_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "x.gguf", GEMMA_270M)
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(NotAvailable, match=r"pip install 'zoo-llm\[gguf\]'"):
+    with pytest.raises(NotAvailable, match=r"pip install -e '\.\[gguf\]'"):
         weights.load(path)
