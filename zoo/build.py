@@ -1,4 +1,5 @@
-"""python -m zoo.build NAME: shows a model's blocks and costs; with --tiny, --params or --device it also runs it."""
+"""python -m zoo.build NAME: shows a model's blocks and costs; with --tiny, --params or --device it also runs the
+model."""
 
 import sys
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""Modules of commands that can be called like the function of the same name.
+"""Makes the module of a command callable, like the function of the same name.
 
 `zoo.build` is a function, and `python -m zoo.build` a command. `import zoo.build` sets the package's attribute to the
 command's module; calling that module then calls the function.

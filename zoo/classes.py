@@ -1,4 +1,4 @@
-"""Classes as data: the values that a field's annotation allows, and tables of classes by name."""
+"""Checks field values against the annotations of a class, and keeps tables of classes by name."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def accepts(kind: Any, name: str, value: Any) -> bool:
 
 @cache
 def _test(hint: Any) -> Callable[[Any], bool]:
-    """Returns the test of values for a field annotated `hint`. It is cached: specs are created often."""
+    """Returns a function that tells whether a field annotated `hint` may hold a value. It is cached: specs are created
+    often."""
     origin, of = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         options = [_test(option) for option in of]

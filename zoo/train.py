@@ -140,7 +140,7 @@ def main(
     began = perf_counter()
     logging.basicConfig(format="%(message)s")
     if not kernels.active().is_set:
-        kernels.use(kernels.PLAIN)  # a run and its continuation, perhaps on another machine, compute the same
+        kernels.use(kernels.PLAIN)  # a resumed run computes the same, even on another machine
     if compile and processes.is_launched():
         raise UsageError("--compile is for one process: the layers of a sharded model have hooks and run uncompiled")
     if out is None:
@@ -150,7 +150,7 @@ def main(
     given |= {"text": str(text.absolute())} if text else {}
     given |= {"swap": tuple(swap)} if swap else {}
     if name is not None and (PYTHON in name or is_path(name)):
-        given["name"] = str(Path(name).absolute())  # a run is resumed from any folder
+        given["name"] = str(Path(name).absolute())  # so that the run can be resumed from any folder
     given |= {"tokens": _count("--tokens", tokens)} if tokens is not None else {}
     if params is not None and params != PUBLISHED:
         _count("--params", params)
@@ -190,8 +190,8 @@ class Session:
         return training_flops_per_token(self.spec, self.options.context)
 
     def require_time(self, spent: float, step: float | None = None) -> None:
-        """Raises UsageError where `spent` seconds leave less of --minutes than a `step` takes: by default in seconds at
-        the measured rate."""
+        """Raises UsageError if, after `spent` seconds, less of --minutes is left than one step takes. `step` is the
+        seconds of a step; by default they are estimated from the measured rate."""
         least = step or self.options.batch * self.options.context * self.flops_per_token / self.rate
         if self.options.minutes is not None and 60 * self.options.minutes - spent < least:
             steps_within(60 * self.options.minutes - spent, least, least, self.options.eval_every)
@@ -229,8 +229,8 @@ class Session:
 
 
 def _checkpoint(out: Path, resume: bool, given: dict[str, Any]) -> str | None:
-    """Returns the path of the last checkpoint of the run in a folder, or None for a new run. Raises UsageError where a
-    run exists and `resume` is not set, or the reverse."""
+    """Returns the path of the last checkpoint of the run in a folder, or None for a new run. Raises UsageError if a run
+    exists and `resume` is not set, or if there is no run to resume."""
     remove_leftovers(out / CHECKPOINTS)
     remove_leftovers(out, SAVED)
     last = last_checkpoint(out)
