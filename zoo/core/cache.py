@@ -97,21 +97,18 @@ class _AllocatedCache(LayerCache):
         self.states[name].copy_(value.detach())
 
     def shared(self, x: Tensor, *read: Tensor) -> tuple[Tensor, ...]:
-        """Returns the streams for later layers: the full buffers in decode, otherwise the streams that `append`
-        returned.
+        """Returns the streams for later layers: in decode the full buffers, otherwise those that `append` returned.
 
         In decode, a narrowed view would expose the allocated length and make compiled code specialise on it.
         """
         return tuple(stream.detach() for stream in self.streams) if x.shape[1] == 1 else read
 
     def can_truncate(self, held: int, length: int) -> bool:
-        """Whether a cache of `held` tokens can be cut to the first `length`. States cannot: they have summed all
-        tokens."""
+        """Whether a cache of `held` tokens can be cut to the first `length`. States can be cut to 0 only."""
         return length in (0, held) or not self.states
 
     def clear(self) -> None:
-        """Sets the states to their values before the first token. Streams need no reset, since new tokens overwrite
-        them."""
+        """Sets the states to their values before the first token. Streams need no reset: new tokens overwrite them."""
         for state in self.states.values():
             state.zero_()
 

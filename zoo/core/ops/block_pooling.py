@@ -40,8 +40,7 @@ class Pooled(NamedTuple):
 
 
 def nothing(dtype: torch.dtype) -> float:
-    """Returns the log weight of an empty block: negligible beside any other, and finite so that differences are
-    finite."""
+    """Returns the log weight of an empty block: negligible beside any other, and finite so that differences are too."""
     return torch.finfo(dtype).min / 4
 
 

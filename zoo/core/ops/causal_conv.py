@@ -15,7 +15,7 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> Tens
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns y (b, t, c) and the next state, for x (b, t, c), weight (c, 1, taps), bias (c,) and state (b, taps - 1,
+    """Returns y (b, t, c) and the next state for x (b, t, c), weight (c, 1, taps), bias (c,) and state (b, taps - 1,
     c).
 
     Element (i, j) of y is the sum over m of weight[j, 0, m] * x[i - (taps - 1) + m, j], plus bias[j]. The `state` holds
@@ -37,7 +37,7 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -
 
 
 class CausalConv(nn.Module):
-    """A module for `causal_conv`, followed by SiLU if `silu`. The weights have nn.Conv1d's layout and are not
+    """The module of `causal_conv`, followed by SiLU if `silu`. Weights have nn.Conv1d's layout and are not
     initialised."""
 
     def __init__(self, channels: int, taps: int, bias: bool = False, silu: bool = True) -> None:

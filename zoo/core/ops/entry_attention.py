@@ -68,8 +68,8 @@ def entry_attention(
     sinks: Tensor | None,
     index: Index | None = None,
 ) -> Tensor:
-    """Returns the output (b, h, t, d) for q (b, h, t, d) of tokens at `positions` (t,), keys (b, 1, s, d), entries (b,
-    1, n, d).
+    """Returns (b, h, t, d) for q (b, h, t, d) of tokens at `positions` (t,), keys (b, 1, s, d) and entries (b, 1, n,
+    d).
 
     Each entry stands for `every` tokens; its index is the number of its block. `mask` is the cache's mask of the
     window's keys, and `sinks` (h,) are as in `attention`. `so_far` is a tensor whose length is the number of all tokens

@@ -6,7 +6,7 @@ entries, each of which stands for several tokens. The work of attention is propo
 
 This file has its own top-k, because torch.topk does not define the order of equal scores: its choice changes with the
 length of a row. Equal scores are common: keys whose index heads are all zero after ReLU, or probabilities that
-underflow. Scores that are equal in exact arithmetic only count as equal here if they are also rounded alike.
+underflow. Scores that are equal in exact arithmetic count as equal here only if they are rounded alike.
 
 Sizes: b sequences, t queries, s stored keys, k chosen keys. In an index: h index heads of width d. In attention: h
 heads, which share one key per token; d width of queries and keys, w width of values.
@@ -45,8 +45,7 @@ class Index(NamedTuple):
 
 
 def plain(index: Index, past: int, every: int = 1, mask: Tensor | None = None) -> Tensor:
-    """Computes `choose_keys` with all scores in memory: the k keys with the highest score among the keys s that a query
-    sees,
+    """Computes `choose_keys` with all scores in memory: the k visible keys s with the highest
 
     score(s) = sum over heads of weight(head) * relu(query(head) . key(s)).
     """
@@ -96,8 +95,7 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor, at_once: bool = False
 
 
 def _key_blocks(keys: Tensor, rows: int, exact: torch.dtype) -> Sequence[Tensor]:
-    """Splits keys (b, s, d) into blocks that are small enough to be scored against `rows` rows (queries times heads) in
-    dtype `exact`."""
+    """Splits keys (b, s, d) into blocks small enough to be scored against `rows` query vectors in dtype `exact`."""
     if torch.compiler.is_exporting():  # no loop over an unknown number of keys
         return [keys]
     block = SCORE_ELEMENTS // rows
@@ -109,9 +107,9 @@ def _key_blocks(keys: Tensor, rows: int, exact: torch.dtype) -> Sequence[Tensor]
 def top_keys(scores: Tensor, k: int, visible: Tensor) -> Tensor:
     """Returns the k stored tokens with the highest scores (b, t, s) for each query: (b, t, k) int32, unordered.
 
-    `visible` (t, s) is True where a query sees a token. A query that sees fewer than k tokens gets all of them,
-    followed by NOT_CHOSEN. Among equal scores the earlier token wins. The result has k columns for every s, so that
-    compiled code has one shape for all lengths.
+    `visible` (t, s) is True where a query sees a token. A query that sees fewer than k tokens gets all of them, and
+    NOT_CHOSEN in the other columns. Among equal scores the earlier token wins. The result has k columns for every s, so
+    that compiled code has one shape for all lengths.
     """
     scores = F.pad(scores.masked_fill(~visible, -inf), (0, torch.sym_max(k - scores.shape[-1], 0)), value=-inf)
     chosen = top_k_set(scores, k)
