@@ -41,7 +41,7 @@ class Model(nn.Module):
         self.spec = spec
         self.vocab = spec.vocab
         self.embed = nn.Embedding(spec.vocab, spec.dim, _weight=torch.empty(spec.vocab, spec.dim))
-        shared = {layer: layer for layer in spec.layers}  # equal layers share one spec object, by which torch knows them
+        shared = {layer: layer for layer in spec.layers}  # equal layers share one spec, which identifies them to torch
         self.layers = nn.ModuleList(shared[layer].build(spec.dim) for layer in spec.layers)
         self.norm = spec.norm.build(spec.dim)
         self.head = None if spec.tied else Linear(spec.dim, spec.vocab, bias=False)
