@@ -18,8 +18,7 @@ BITS = {STORED["int4"]: 4}  # torch counts a whole byte
 
 
 def find_dtype(dtype: str | torch.dtype, computing: bool = False) -> torch.dtype:
-    """Returns the dtype for a name or its usual abbreviation (bf16, fp8), in any case. A torch dtype is returned as it
-    is.
+    """Returns the dtype for a name or its usual abbreviation (bf16, fp8), in any case. Torch dtypes are returned.
 
     `computing` excludes dtypes that only store values. Raises UsageError for other names and values.
     """
@@ -57,8 +56,7 @@ def token_count(value: Any, name: str, least: int = 0) -> int:
 
 
 def count(value: Any, name: str, least: int = 1, expected: str = "an integer") -> int:
-    """Returns `value` if it is an integer of at least `least`. Otherwise raises UsageError with the argument's
-    `name`."""
+    """Returns `value` if it is an integer of at least `least`. Otherwise raises UsageError, with its `name`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise UsageError(f"{name} must be {expected}, at least {least}, got {value!r}")
     return value

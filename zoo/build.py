@@ -1,5 +1,4 @@
-"""python -m zoo.build NAME: shows a model's blocks and costs; with --tiny, --params or --device it also runs the
-model."""
+"""python -m zoo.build NAME: shows a model's blocks and costs. --tiny, --params and --device also run it."""
 
 import sys
 from enum import StrEnum

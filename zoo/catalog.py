@@ -41,8 +41,7 @@ def names() -> list[str]:
 
 
 def best_known(family: str) -> str:
-    """Returns the size that represents a family in tables with one line per family: BEST_KNOWN in the family's file, or
-    else the family's first size."""
+    """Returns the size that stands for a family in tables: BEST_KNOWN in the family's file, or else its first size."""
     module = families()[family]
     name: str = getattr(module, "BEST_KNOWN", next(iter(module.SIZES)))
     return name
@@ -76,14 +75,13 @@ def ancestor(preset: str) -> str | None:
 
 
 def resolve(name: str) -> str:
-    """Returns the preset that a name stands for. The name is a preset, a family (its smallest size) or a hub id. Raises
-    UsageError for other names."""
+    """Returns the preset for a preset, a family (its smallest size) or a hub id. Raises UsageError for other names."""
     return published(name)[0]
 
 
 def title(preset: str) -> str:
-    """Returns a preset's name as people write it: "DeepSeek-V3 671B", "Gemma 3 27B". The spelling is that of the
-    family's title or of the hub id."""
+    """Returns a preset's name as people write it: "DeepSeek-V3 671B", "Gemma 3 27B". It is spelled as in the family's
+    title or the hub id."""
     family = about(preset).title
     spelling = [*re.split(r"[-_ ]", sizes()[preset].hub.split("/")[-1])]
     words, shown = preset.split("-"), list[str]()
@@ -112,8 +110,7 @@ class FoundSpec:
     """A spec and where it was found.
 
     `name` is shown in tables: a preset, or the name of a folder or file ("./" distinguishes it from a preset). `preset`
-    is None if the model is not a preset. `config` is the published config.json, and `path` the folder or file, if the
-    spec was read from one.
+    is None if the model is not a preset. `config` is the published config.json, and `path` the folder or file, if any.
     """
 
     name: str
@@ -140,8 +137,7 @@ def found(name: str) -> FoundSpec:
 
 
 def spec(name: str, tiny: bool = False) -> Decoder:
-    """Returns the spec of a preset, a family or a hub id. `tiny` keeps the composition of blocks and makes the widths
-    small."""
+    """Returns the spec of a preset, a family or a hub id. `tiny` keeps the blocks and makes all widths small."""
     full = sizes()[resolve(name)].spec
     return _tiny(full) if tiny else full
 

@@ -24,15 +24,13 @@ __all__ = ["Compressor", "EntryIndexer"]
 
 @dataclass(frozen=True)
 class _BlockStarts(Spec):
-    """The rotations for entries: the table of `rope` at the first position of each block of `every` tokens in a
-    pass."""
+    """The rotations for entries: the table of `rope` at the first position of each block of `every` tokens."""
 
     rope: Position
     every: int
 
     def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Table | None:
-        """Consecutive positions (t,) -> the table of `rope` at the starts of the blocks that contain them
-        (`blocks_of`)."""
+        """Consecutive positions (t,) -> the table of `rope` at the start of each block that contains one."""
         return self.rope.table(blocks_of(positions, self.every) * self.every, width, dtype)
 
     def check_width(self, width: int) -> None:
@@ -89,8 +87,8 @@ class Compressor(Spec):
         return _Compressor(self, dim, width, norm, rope, rope_dim, name)
 
     def build_indexer(self, dim: int, q_rank: int, norm: Norm, rope: Position, rope_dim: int) -> "_EntryIndexer | None":
-        """Returns the indexer's module, with a compressor like this one, for queries from a latent of `q_rank`; or
-        None."""
+        """Returns the indexer's module (or None), with a compressor like this one; queries have a latent of
+        `q_rank`."""
         return _EntryIndexer(self, self.indexer, dim, q_rank, norm, rope, rope_dim) if self.indexer else None
 
     def series(self, width: int) -> int:
@@ -129,8 +127,7 @@ class Compressor(Spec):
         return {"indexer": flops}
 
     def kept(self, width: int) -> Iterator[tuple[Entries, State]]:
-        """Yields (entries of `width` elements, state of their incomplete block) for a layer cache, then the indexer's
-        pair."""
+        """Yields (entries, state of their incomplete block) for entries of `width` elements, then for the indexer's."""
         widths = {"entries": width} | ({"index entries": self.indexer.head_dim} if self.indexer else {})
         for name, each in widths.items():
             series = (3 if self.overlap else 1) * each  # two for the incomplete block, one for the block before

@@ -59,8 +59,7 @@ class GatedDeltaNet(TableMixer):
 
     @property
     def mixed_widths(self) -> tuple[int, int, int]:
-        """The widths of the queries, keys and values of all heads: the sections of `qkv` and of the convolution, in
-        order."""
+        """The widths of all heads' queries, keys and values: the sections of `qkv` and of the convolution, in order."""
         keys = self.key_heads * self.key_dim
         return keys, keys, self.value_heads * self.value_dim
 

@@ -108,8 +108,7 @@ class LinearFeedForward(FeedForward, abstract=True):
         return _LinearFeedForward(self, dim)
 
     def cuts(self) -> Cuts:
-        """Returns cuts along the hidden width, if `hidden` is in `divides`: the last map by inputs, the others by
-        outputs."""
+        """Returns cuts along the hidden width, if ranks divide it: the last map by inputs, the others by outputs."""
         if "hidden" not in self.divides:
             return {}
         *names, last = (name for name, _, _ in self.linears(1))

@@ -35,8 +35,7 @@ class GQA(TableMixer):
     ("qkv"). `sinks`: each head has one more, learned logit in the softmax, without a value. `gate`: the output is
     multiplied by the sigmoid of a projection of x, with one gate per element or per head (Qiu et al. 2025, "Gated
     Attention", section 2.2). `cap`: scores x become cap * tanh(x / cap). `temperature` multiplies the queries. `v_norm`
-    normalises the values of each head. `keys_as_values`: there is no value projection, and values are the keys before
-    norm and rotation (Gemma 4).
+    normalises the values of each head. `keys_as_values`: values are the keys before norm and rotation (Gemma 4).
     """
 
     heads: int
@@ -195,8 +194,7 @@ class GQAModule(PartsModule):
         return self.o(out.flatten(2))
 
     def over_ranks(self, whole: GQA, group: Group) -> None:
-        """Connects norms over the whole projection to the other ranks, so that they average over the heads of all
-        ranks."""
+        """Makes norms over the whole projection average over the heads of all ranks, by giving them the group."""
         if whole.qk_norm and whole.qk_norm_over == "projection":
             for name, part in whole.parts(1).items():
                 if part and part.is_norm and part.rows:

@@ -118,8 +118,7 @@ class HyperBranch(Placement):
 
 
 class _StreamWeights(Float32Parameters):
-    """Computes a token's weights from all its streams. It is in float32, because errors multiply over all mixing
-    matrices."""
+    """Computes a token's weights from all its streams, in float32: errors of all layers' mixing matrices multiply."""
 
     in_float32 = ("weight", "bias", "scale")
 

@@ -32,8 +32,7 @@ class Placement(Composite, abstract=True):
 
     @property
     def reads_x_by(self) -> str | None:
-        """The name of the submodule that reads x first: a norm or the stream weights. None if the block itself reads
-        x."""
+        """The name of the submodule that reads x first: a norm or the stream weights; None if the block reads x."""
         norm = self.block.input_norm
         return f"block.{norm}" if norm else None
 

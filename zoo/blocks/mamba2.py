@@ -28,8 +28,7 @@ class Mamba2(TableMixer):
     The token decays the state by exp(-exp(A_log) dt) and adds dt x B^T. The output is the state times C, plus D x. It
     is multiplied by silu(gate) and then normalised over each group's channels (RMS norm with `eps`).
 
-    `min_step`: the minimum of dt in passes of several tokens. In single-token passes dt has no minimum, as in
-    Nemotron-H's released code.
+    `min_step`: the minimum of dt in passes of several tokens only, as in Nemotron-H's released code.
     """
 
     heads: int
@@ -127,8 +126,7 @@ class _Mamba2(PartsModule):
         return self.o(self.norm(out.flatten(2), gate).to(x.dtype))
 
     def over_ranks(self, whole: Mamba2, group: Group) -> None:
-        """Connects the norm to the other ranks if several ranks share a group, so that it averages over the whole
-        group."""
+        """Makes the norm average over a whole group of channels, if several ranks share the group."""
         if whole.groups < group.rank.ranks:
             self.norm.all_groups, self.norm.group = whole.groups, group
 

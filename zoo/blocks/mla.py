@@ -21,8 +21,7 @@ __all__ = ["MLA"]
 
 @dataclass(frozen=True)
 class MLA(TableMixer):
-    """Attention whose cache holds a latent of `kv_rank` elements and a rotary key of `rope_dim` elements per token. All
-    heads share both.
+    """Attention whose cache holds a latent (`kv_rank` elements) and a rotary key (`rope_dim`) per token for all heads.
 
     A head's query and key have `nope_dim` plain and `rope_dim` rotary elements; its value has `v_dim` elements. Queries
     are projected through a latent of `q_rank` elements, or directly from x if `q_rank` is None. `norm` normalises both
@@ -69,8 +68,7 @@ class MLA(TableMixer):
     def absorbs(self, past: int, new: int) -> bool:
         """Whether attention runs over the latents, with the up-projections folded into query and output, instead of
         over expanded keys and values. Decode always runs over the latents, and longer passes if that takes fewer FLOPs.
-        It then is faster with gradients, too: it takes 0.7 of the time if a latent is half as wide as a key and a
-        value."""
+        It then is faster with gradients, too: 0.7 of the time if a latent is half as wide as a key and a value."""
         return absorbing_is_cheaper(past, new, self.kv_rank, self.nope_dim + self.v_dim)
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:

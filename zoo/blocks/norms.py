@@ -134,8 +134,7 @@ class _LayerNorm(nn.Module):
 
 @dataclass(frozen=True)
 class LayerScale(Block):
-    """w * x, with one scalar w from the checkpoint. It is not trained, because it is a buffer in the reference. A fresh
-    w is 1."""
+    """w * x, with one scalar w from the checkpoint. It is not trained: the reference has a buffer. A fresh w is 1."""
 
     role = "scale"
 

@@ -1,5 +1,4 @@
-"""Tables of the parts of a block. A block's parameter counts, FLOPs, cuts among ranks and modules follow from its
-table."""
+"""Tables of the parts of a block, from which its parameter counts, FLOPs, cuts among ranks and modules follow."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -35,8 +34,7 @@ class Part(NamedTuple):
 
 
 Parts = Mapping[str, Part | None]
-"""Maps an attribute name in the module to its part; "q.up" is the submodule "up" of "q". None stands for an absent
-part."""
+"""Maps an attribute name in the module to its part; "q.up" is the submodule "up" of "q". None: an absent part."""
 
 
 def matrix(inputs: int, outputs: int, bias: bool = False, **divided: Any) -> Part:

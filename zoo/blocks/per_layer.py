@@ -1,5 +1,4 @@
-"""Per-layer embeddings: besides the residual stream, each layer receives its own narrow vector for each token (Gemma
-3n; Gemma 4 E2B and E4B).
+"""Per-layer embeddings: each layer receives its own narrow vector for each token (Gemma 3n; Gemma 4 E2B and E4B).
 
 A model's `PerLayerInputs` computes the vectors once per pass. Each layer's `LayerInput` processes the layer's
 own vector in a residual branch.
@@ -24,8 +23,7 @@ __all__ = ["LayerInput", "PerLayerInputs"]
 @dataclass(frozen=True)
 class PerLayerInputs(Spec):
     """(sqrt(width) * table[token] + norm(projection(x) * dim^-0.5)) / sqrt(2): a vector of `width` elements for each
-    layer. Here x is the embedding as the first layer receives it. The table has one row for each pair of token id and
-    layer."""
+    layer. Here x is the embedding as the first layer receives it. The table has a row for each token id and layer."""
 
     width: int
     norm: Norm

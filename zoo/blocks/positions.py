@@ -1,8 +1,6 @@
-"""Position encodings: rotary embedding (Su et al. 2021), none (NoPE), learned embeddings, and temperatures that grow
-with the position.
+"""Position encodings: rotary embedding (Su et al. 2021), none (NoPE), learned embeddings, temperatures by position.
 
-Rotated pairs are (i, i + rotated/2), the half-split order of most checkpoints. Weights in another order are permuted on
-loading.
+Rotated pairs are (i, i + rotated/2), the half-split order of most checkpoints. Other orders are permuted on loading.
 """
 
 from abc import abstractmethod
@@ -161,12 +159,10 @@ class RoPE(Position):
         return " ".join(f"({fact})" if fact.key == "scaling" else str(fact) for fact in self.facts())
 
     def frequencies(self, rotated: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Returns (rotated / 2,) radians per token, highest first; (sets, rotated / 2) if the scaling has several sets
-        of frequencies.
+        """Returns (rotated / 2,) radians per token, highest first; (sets, rotated / 2) if the scaling has several sets.
 
-        They are in float32 as in released models, unless the model is in float64: more exact powers would change angles
-        at position 100,000 by a hundredth of a radian. They are computed on the CPU, so that they are equal on every
-        device.
+        They are in float32 as in released models, unless the model is in float64: exact powers would turn position
+        100,000 by 0.01 radian more. They are computed on the CPU, so that they are equal on every device.
         """
         exponents = torch.arange(0, rotated, 2, dtype=dtype, device="cpu") / rotated
         periods = self.theta**exponents
@@ -223,7 +219,7 @@ class Temperature(Spec, abstract=True):
 
 @dataclass(frozen=True)
 class LogTemperature(Temperature):
-    """1 + scale * ln(1 + floor(position / step)). The factor is 1 for the first `step` positions and then grows
+    """1 + scale * ln(1 + floor(position / step)). It is 1 for the first `step` positions and then grows
     logarithmically, so that attention over many keys stays sharp (Llama 4; Nakanishi 2025, "Scalable-Softmax", section
     2).
 

@@ -152,9 +152,8 @@ class LongRoPE(Scaling):
     As in the reference, the largest position of each forward pass decides, and cached keys keep the rotation of an
     earlier pass. For a sequence within `original`, logits therefore do not depend on how it is split into passes. For a
     longer sequence they do: a single pass rotates every key by the long factors, but earlier passes within `original`
-    leave keys with the short factors in the cache. The reference behaves in the same way, so that equal splits give
-    equal logits. `Model.stream` recomputes the cache at the first token beyond `original`, as the reference's
-    `generate` does.
+    leave keys with the short factors in the cache. The reference does the same: equal splits give equal logits.
+    `Model.stream` recomputes the cache at the first token beyond `original`, as the reference's `generate` does.
     """
 
     short: tuple[float, ...]

@@ -37,8 +37,7 @@ __all__ = [
 
 
 class Router(Spec, abstract=True):
-    """Chooses `k` experts for each token, and the weights of these experts. Of equal scores, the earlier expert's
-    wins."""
+    """Chooses `k` experts for each token, and their weights. Among equal scores, the earlier expert wins."""
 
     k: int
     bias: bool = False  # whether logits have a learned bias
@@ -67,8 +66,7 @@ class Router(Spec, abstract=True):
 
     def among(self, experts: int, before: int, vocab: int) -> Self:
         """Returns this router for a model with `experts` experts instead of `before`, and `vocab` tokens in its
-        vocabulary. k changes in proportion. It is at least 2 if the weight of a single expert would have no
-        gradient."""
+        vocabulary. k changes in proportion, but is at least 2 if a single expert's weight would have no gradient."""
         least = min(2, before) if self.renormalises else 1
         changes: dict[str, Any] = {"k": min(experts, max(least, round(self.k * experts / before)))}
         return replace(self, **changes)
@@ -142,8 +140,7 @@ def routers_of(module: nn.Module) -> list[Any]:
 @dataclass(frozen=True)
 class SoftmaxTopK(Router):
     """Chooses the k experts with the highest softmax probabilities, which are the weights. `renormalise` divides them
-    by their sum, which equals a softmax over the k logits (Qwen3, gpt-oss). `bias` adds a learned bias to the
-    logits."""
+    by their sum: a softmax over the k logits (Qwen3, gpt-oss). `bias` adds a learned bias to the logits."""
 
     k: int
     renormalise: bool = True
@@ -249,7 +246,7 @@ class GroupedTopK(ShareTopK, abstract=True):
         self.require(self.k <= reach, f"k={self.k} is above the {reach} experts in {self.keep} groups")
 
     def among(self, experts: int, before: int, vocab: int) -> Self:
-        """Returns this router for another number of experts. The groups are equal, and the kept groups have at least k
+        """Returns this router for another number of experts. Groups are equal, and kept groups have at least k
         experts."""
         small, most = super().among(experts, before, vocab), min(self.groups, max(experts // 2, 1))
         groups = next(number for number in range(most, 0, -1) if experts % number == 0)
@@ -278,8 +275,7 @@ class GroupedTopK(ShareTopK, abstract=True):
 class GroupedSigmoidTopK(GroupedTopK):
     """DeepSeek-V3's routing (section 2.1.2), in at least float32.
 
-    Scores are sigmoids. A learned correction is added to the scores for the choice of groups and experts, but not for
-    the weights.
+    Scores are sigmoids. A learned correction is added for the choice of groups and experts, but not for the weights.
     """
 
     function = "sigmoid"
@@ -310,8 +306,8 @@ class _SqrtSoftplus(ShareTopK, abstract=True):
 
 @dataclass(frozen=True)
 class SqrtSoftplusTopK(_SqrtSoftplus):
-    """Chooses the k experts with the highest scores. A learned correction is added to the scores for the choice, but
-    not for the weights."""
+    """Chooses the k experts with the highest scores. A learned correction is added for the choice, not for the
+    weights."""
 
     k: int
     scale: float
@@ -351,8 +347,7 @@ class HashTopK(_SqrtSoftplus):
 
 
 class _HashTopK(LinearRouter):
-    """A hash router. A fresh table assigns experts to token ids in turn, so that all experts get equally many token
-    ids."""
+    """A hash router. A fresh table assigns experts to token ids in turn, so that all experts get equally many."""
 
     stored_buffers = ("table",)  # buffers that a checkpoint holds
 

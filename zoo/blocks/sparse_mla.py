@@ -69,8 +69,7 @@ class Indexer(Spec):
         return sum(part.params for part in self.parts(dim, q_rank).values() if part)
 
     def flops(self, dim: int, q_rank: int, past: int, new: int, causal: bool = True) -> int:
-        """Returns the FLOPs for `new` tokens after `past`. While at most k tokens are stored, only keys are
-        computed."""
+        """Returns the FLOPs for `new` tokens after `past`. Only keys are computed while at most k tokens are stored."""
         keys = linear_flops(new, dim, self.head_dim)
         first = sees_all(self.k, past, new)
         if first == new:
@@ -88,8 +87,8 @@ class Indexer(Spec):
 
 @dataclass(frozen=True)
 class SparseMLA(MLA):
-    """MLA in which a token attends to the k = `indexer.k` tokens that its indexer chooses, or to all tokens if there
-    are at most k.
+    """MLA in which a token attends to k = `indexer.k` tokens that its indexer chooses, or to all if there are at most
+    k.
 
     The cache holds index keys besides the latents. Tokens beyond the first k attend to gathered latents, in the
     absorbed form. The first k tokens attend as in MLA. With gradients, all tokens attend as in MLA, under a mask of the
@@ -143,8 +142,7 @@ class SparseMLA(MLA):
 
     @property
     def choice(self) -> Hashable:
-        """The key under which later layers find the chosen tokens: indices (b, t, k), or None if all tokens are
-        chosen."""
+        """The key under which later layers find the chosen tokens: indices (b, t, k), or None if all are chosen."""
         return "top", self.indexer.k
 
     def hands_on(self) -> tuple[Hashable, ...]:

@@ -3,8 +3,8 @@
 A forward pass only looks kernels up: an operation without a decision is plain. zoo.kernels decides once per machine.
 The environment variable ZOO_KERNELS, or `use`, sets all kernels instead:
 
-    ZOO_KERNELS=plain    torch's own calls ZOO_KERNELS=FILE     kernels from a file that `save` wrote; operations
-    missing from it are plain
+    ZOO_KERNELS=plain    torch's own calls
+    ZOO_KERNELS=FILE     kernels from a file that `save` wrote; operations missing from it are plain
 
 Kernels differ in speed and, because they sum in different orders, in the last bits of results. With the same kernels,
 runs on one machine are bitwise reproducible.

@@ -1,9 +1,9 @@
 """Decides, stores and sets the kernel of each operation on this machine. `import zoo` makes it available as
 `zoo.kernels`.
 
-    zoo.kernels.choices()       the kernels of this process by operation and dtype zoo.kernels.use("plain")    sets
-    torch's own calls; also takes a FILE, or kernels by operation python -m zoo.kernels       decides all kernels, and
-    shows them
+    zoo.kernels.choices()       returns the kernels of this process by operation and dtype
+    zoo.kernels.use("plain")    sets torch's own calls; also takes a FILE, or kernels by operation
+    python -m zoo.kernels       decides all kernels and shows them
 
 A forward pass never decides a kernel.
 """
