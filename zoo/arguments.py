@@ -18,7 +18,7 @@ BITS = {STORED["int4"]: 4}  # torch counts a whole byte
 
 
 def find_dtype(dtype: str | torch.dtype, computing: bool = False) -> torch.dtype:
-    """Returns the dtype for a name or its usual abbreviation (bf16, fp8), in any case. Torch dtypes are returned.
+    """Returns the torch dtype for a dtype, its name or its usual abbreviation (bf16, fp8), in any case.
 
     `computing` excludes dtypes that only store values. Raises UsageError for other names and values.
     """

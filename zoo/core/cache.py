@@ -159,8 +159,7 @@ class RingCache(_AllocatedCache):
 
     `tokens` is the reach's limit, or the context if that is shorter.
     Single-token decode writes first and then reads. A pass of several tokens reads first: its tokens attend over the
-    ring's old content and themselves. They are written afterwards, because the last token overwrites keys that the
-    first token needs.
+    ring's old content and themselves. They are written afterwards: the last token overwrites keys that the first needs.
     """
 
     def view(self, positions: Tensor, past: int) -> CacheView:
@@ -177,8 +176,7 @@ class RingCache(_AllocatedCache):
         return CacheView(write, keys, ReachMask(positions, keys, self.reach))
 
     def _positions(self, places: int, past: int, device: torch.device) -> Tensor:
-        """Returns the positions stored at the first `places` indices after `past` tokens: at index i, the largest p <
-        past with p mod tokens == i."""
+        """Returns the positions at the first `places` indices: at i, the largest p < past with p mod tokens == i."""
         index = torch.arange(places, device=device)
         return past - 1 - (past - 1 - index) % self.tokens
 
@@ -339,8 +337,8 @@ class Cache:
         self.length = length
 
     def crossed_switch(self, new: int) -> int | None:
-        """Returns the length in `switches` that `new` more tokens would exceed, so that all keys must be rotated anew;
-        None if they exceed none."""
+        """Returns the length in `switches` that `new` more tokens would exceed, or None. All keys must then be rotated
+        anew."""
         crossed = (switch for switch in self.switches if 0 < self.length <= switch < self.length + new)
         return next(crossed, None)
 

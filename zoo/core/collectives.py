@@ -1,5 +1,4 @@
-"""Collective operations of tensor and expert parallelism: sums, gathered columns, exchanged rows. They have gradients
-and can be compiled.
+"""Collective operations, with gradients, of tensor and expert parallelism: sums, gathered columns, exchanged rows.
 
 Every rank computes the same loss from the same logits. The gradient of a sum over ranks is therefore the gradient of
 each summand. The gradient of a tensor that every rank reads is the sum of the ranks' gradients. These are the functions
@@ -38,8 +37,7 @@ def summed(x: Tensor, group: Group) -> Tensor:
 
 
 def read_by_all(x: Tensor, group: Group) -> Tensor:
-    """Returns x for use in a divided block, where each rank computes something else: x gets the sum of all ranks'
-    gradients."""
+    """Returns x as the input of a divided block. The gradient of x is the sum of the gradients in all ranks."""
     return _with_gradient(x, lambda x: x.view_as(x), lambda grad: _all_reduce(grad, group.name))
 
 
@@ -62,8 +60,7 @@ def gathered_columns(x: Tensor, group: Group, counts: list[int]) -> Tensor:
 
 
 def exchanged_rows(x: Tensor, group: Group, sent: list[int], received: list[int]) -> Tensor:
-    """Sends rows of x (n, ...): the first sent[0] to rank 0, and so on. Returns the received rows, received[i] from
-    rank i."""
+    """Sends rows of x (n, ...): the first sent[0] to rank 0, and so on. Returns received[i] rows from each rank i."""
     return _with_gradient(
         x,
         lambda x: _all_to_all(x, group.name, sent, received),

@@ -20,8 +20,7 @@ MALLOC_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TU
 
 
 def find_device(name: str) -> torch.device:
-    """Returns the torch device of this name. Raises UsageError for an unknown name, NotAvailable for a missing
-    device."""
+    """Returns torch's device of this name. Raises UsageError for an unknown name, NotAvailable if it is missing."""
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -80,8 +79,7 @@ def machine() -> dict[str, Any]:
 
 
 def cpu_flags() -> list[str]:
-    """Returns the processor's features by their Linux names; on other systems, only the capability that torch
-    detects."""
+    """Returns the processor's features by their Linux names; on other systems, the capability that torch detects."""
     return _cpu_info("flags", "Features").split() or [torch.backends.cpu.get_cpu_capability()]
 
 
@@ -114,7 +112,7 @@ def _free_on_machine() -> int | None:
 
 
 def _free_in_group() -> Iterator[int]:
-    """Yields the bytes that a container may still use by its control group (version 2 or 1). Cached file pages count as
+    """Yields the bytes that control groups (version 2, 1) still leave to a container. Cached file pages count as
     free."""
     for folder, limit, usage, cached in (
         ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),

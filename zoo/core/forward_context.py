@@ -22,8 +22,8 @@ K = TypeVar("K", bound=Hashable)
 class ReachMask(NamedTuple):
     """A mask in compact form, for a reach that is not full: the mask is `visible(queries, keys, reach)`.
 
-    `queries` (t,) and `keys` (s,) are positions. The last t keys are the queries' own; the keys before them, at most
-    `reach.limit`, are in any order.
+    `queries` (t,) and `keys` (s,) are positions. The last t keys are the queries' own. At most `reach.limit` keys
+    precede them, in any order.
     """
 
     queries: Tensor
@@ -51,8 +51,7 @@ class CacheView(NamedTuple):
 
 
 class LayerCache:
-    """The base class of one layer's cache of tokens and states. Layer caches of equal `geometry` share one
-    CacheView."""
+    """The base class of a layer's cache of tokens and states. Layer caches of equal `geometry` share a CacheView."""
 
     geometry: Hashable
 
@@ -77,7 +76,7 @@ class LayerCache:
         raise TypeError("this layer's cache spec has no entries")
 
     def shared(self, x: Tensor, *read: Tensor) -> tuple[Tensor, ...]:
-        """Returns the streams that `append` returned, in the form that later layers read: (batch, heads, places,
+        """Returns the streams that later layers read, given those that `append` returned: (batch, heads, places,
         width).
 
         The first s places are the keys of the view. `x` (b, t, ...) is any tensor of the pass.
@@ -145,8 +144,7 @@ recordings: list[list[RouterOutput]] = []  # torch's compiler guards a list, but
 
 @contextmanager
 def recorded_routing() -> Iterator[list[RouterOutput]]:
-    """Records the RouterOutput of every router that runs inside the `with` statement, in the order of passes and
-    layers.
+    """Records the RouterOutput of every router that runs inside the `with` statement, in the order of execution.
 
     The logits have gradients if the pass has gradients. In nested `with` statements, only the innermost records. The
     recording belongs to the process: threads that run models at the same time share it.

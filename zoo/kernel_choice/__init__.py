@@ -1,5 +1,4 @@
-"""Decides, stores and sets the kernel of each operation on this machine. `import zoo` makes it available as
-`zoo.kernels`.
+"""Decides, stores and sets the kernel of each operation on this machine; after `import zoo`, it is `zoo.kernels`.
 
     zoo.kernels.choices()       returns the kernels of this process by operation and dtype
     zoo.kernels.use("plain")    sets torch's own calls; also takes a FILE, or kernels by operation

@@ -46,8 +46,8 @@ logger = logging.getLogger(__name__)
 
 
 def decide_for(model: nn.Module, group: Group | None = None, compiled: bool = False) -> None:
-    """Decides the kernels for a model on the CPU, if the model is large enough to be worth a measurement. `compiled`
-    adds the kernels of compiled code.
+    """Decides the kernels for a model on the CPU that is large enough to be worth a measurement. `compiled` adds those
+    of compiled code.
 
     If a `group` of ranks divides the model, rank 0 decides for all, and every rank calls this. The ranks' results must
     be equal to the last bit, or their routers would choose different experts.
@@ -65,8 +65,7 @@ def decide_for(model: nn.Module, group: Group | None = None, compiled: bool = Fa
 
 
 def decisions(dtypes: Iterable[torch.dtype], compiled: bool = False) -> list[Decision]:
-    """Returns (operation, dtype) for all operations in these dtypes. With `compiled`, operations of compiled code are
-    included."""
+    """Returns (operation, dtype) for all operations in these dtypes; those of compiled code only if `compiled`."""
     return [
         (name, dtype)
         for dtype in dtypes
@@ -76,8 +75,8 @@ def decisions(dtypes: Iterable[torch.dtype], compiled: bool = False) -> list[Dec
 
 
 def decide(wanted: Iterable[Decision], again: bool = False) -> None:
-    """Loads stored decisions and measures the missing ones; with `again` it measures all. Does nothing if the caller or
-    ZOO_KERNELS has set the kernels."""
+    """Loads stored decisions and measures the missing ones; with `again` it measures all. Does nothing if kernels were
+    set."""
     choices = active()
     missing = [each for each in wanted if again or each not in choices.chosen]
     if choices.is_set or not missing or not _can_measure():
@@ -222,7 +221,7 @@ def _products(dtype: torch.dtype) -> Iterator[Pairs]:
 
 
 def _caches(dtype: torch.dtype) -> Iterator[Pairs]:
-    """Yields lists with a pair for each shape of heads, a token's queries and its keys and values, up to READ_BYTES in
+    """Yields lists with a pair for each shape of heads, a token's queries and its keys and values: READ_BYTES in
     all."""
     nbytes = sum(2 * keys * KEYS * width * dtype.itemsize for _, keys, width in DECODE_HEADS)
     for _ in range(READ_BYTES // nbytes):
@@ -233,8 +232,7 @@ def _caches(dtype: torch.dtype) -> Iterator[Pairs]:
 
 
 def _filled(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Returns a tensor filled with 0.5. Any value would do, except zeros and subnormal numbers: they take a different
-    time."""
+    """Returns a tensor filled with 0.5: any value would do, except zeros and subnormals, which take another time."""
     return torch.full(shape, 0.5, dtype=dtype, device="cpu")
 
 

@@ -29,8 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def this_machine() -> dict[str, Any]:
-    """Returns the facts that decisions depend on: the processor and its features, torch's version, the number of
-    threads."""
+    """Returns the facts that decisions depend on: processor, its features, torch's version, number of threads."""
     about = machine()
     return {
         "cpu": about["cpu"],
@@ -89,8 +88,8 @@ def write(decided: Mapping[Decision, str]) -> None:
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Lets one process decide at a time, so that the others, which wait, find its decisions. Nobody waits if the folder
-    cannot be written."""
+    """Lets one process decide at a time, so that the others, which wait, find its decisions. None waits if the folder
+    is read-only."""
     try:
         file = path()
         file.parent.mkdir(parents=True, exist_ok=True)

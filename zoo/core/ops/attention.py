@@ -7,8 +7,8 @@
 - `_bounded_attention`: several tokens over sliding windows or chunks, by one `_prefill` per block of queries.
 - `_capped_attention`: capped scores, which no kernel computes.
 
-zoo.kernels chooses the kernels. Sizes: b sequences, t queries, s keys; h heads, g key heads; d width of queries and
-keys, w width of values.
+zoo.kernels chooses the kernels. Sizes: b sequences, t queries, s keys; h heads, g key heads; d key width, w value
+width.
 """
 
 import itertools
@@ -53,8 +53,7 @@ def plain(
 ) -> Tensor:
     """Computes `attention` by its formula, softmax(scale * q k^T + mask) v. The shapes are described there.
 
-    With a `cap`, scores x become cap * tanh(x / cap). A sink is one more score per query, for a key with the value
-    zero.
+    With a `cap`, scores x become cap * tanh(x / cap). A sink is a score of one more key, whose value is zero.
     """
     share = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
@@ -334,8 +333,7 @@ def _explicit_attention(
 ) -> tuple[Tensor, Tensor]:
     """Returns the output (b, h, t, w) and the logarithm of the softmax's denominator (b, h, t).
 
-    All scores are in memory, and the softmax is in float32 or float64. The products are matrix products, or reductions
-    over the keys (`by_reductions`).
+    All scores are in memory, and the softmax is in at least float32. `by_reductions` replaces the matrix products.
     """
     new, key_heads, exact = q.shape[2], k.shape[1], upcast_dtype(q.dtype)
     grouped = q.unflatten(1, (key_heads, -1)).flatten(2, 3)  # the heads of one key: (b, g, h/g * t, d)
@@ -360,8 +358,7 @@ def _weighted_values(weights: Tensor, v: Tensor) -> Tensor:
     """Returns the sums (b, g, h, w) of the values v (b, g, s, w) over the keys, weighted by `weights` (b, g, h, s).
 
     Wide values are split into parts of one vector load, and all parts are summed in one pass over the keys, if the sums
-    of a whole value fit in the processor's registers. This is 1.2 to 1.5 times as fast as one pass for each vector
-    load.
+    of a whole value fit in the processor's registers. This is 1.2 to 1.5 times as fast as one pass per vector load.
     """
     width = v.shape[3]
     whole = width >= MIN_WHOLE_WIDTH and weights.shape[2] * width <= 2 * MIN_WHOLE_WIDTH

@@ -15,8 +15,7 @@ from zoo.core.forward_context import block_count
 
 
 class Pooled(NamedTuple):
-    """The average `mean` of each block's values, and the logarithm `weight` of the sum of their weights. Both are (b,
-    n, c), in float32 or float64."""
+    """Each block's average value, and the logarithm of its sum of weights, both (b, n, c), in float32 or float64."""
 
     mean: Tensor
     weight: Tensor

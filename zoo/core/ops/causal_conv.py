@@ -15,14 +15,12 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> Tens
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns y (b, t, c) and the next state for x (b, t, c), weight (c, 1, taps), bias (c,) and state (b, taps - 1,
-    c).
+    """Returns y (b, t, c) and the next state for x (b, t, c), weight (c, 1, taps), bias (c,), state (b, taps - 1, c).
 
     Element (i, j) of y is the sum over m of weight[j, 0, m] * x[i - (taps - 1) + m, j], plus bias[j]. The `state` holds
     the last taps - 1 inputs of the previous pass, and zeros at the start. Sums are in float32 or float64.
 
-    The code adds shifted inputs, which the compiler fuses into one loop. F.conv1d would need the channel axis before
-    the token axis.
+    The code adds shifted inputs, which the compiler fuses into one loop. F.conv1d would need channels before tokens.
     """
     taps, new = weight.shape[2], x.shape[1]
     inputs = torch.cat([state.to(x.dtype), x], dim=1)
@@ -37,8 +35,7 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -
 
 
 class CausalConv(nn.Module):
-    """The module of `causal_conv`, followed by SiLU if `silu`. Weights have nn.Conv1d's layout and are not
-    initialised."""
+    """The module of `causal_conv`, followed by SiLU if `silu`. Weights are as in nn.Conv1d, but not initialised."""
 
     def __init__(self, channels: int, taps: int, bias: bool = False, silu: bool = True) -> None:
         super().__init__()

@@ -68,8 +68,7 @@ def entry_attention(
     sinks: Tensor | None,
     index: Index | None = None,
 ) -> Tensor:
-    """Returns (b, h, t, d) for q (b, h, t, d) of tokens at `positions` (t,), keys (b, 1, s, d) and entries (b, 1, n,
-    d).
+    """Returns (b, h, t, d) for q (b, h, t, d) of tokens at `positions` (t,), keys (b, 1, s, d), entries (b, 1, n, d).
 
     Each entry stands for `every` tokens; its index is the number of its block. `mask` is the cache's mask of the
     window's keys, and `sinks` (h,) are as in `attention`. `so_far` is a tensor whose length is the number of all tokens
@@ -94,8 +93,7 @@ def chooses_all_entries(so_far: Tensor | None, every: int, k: int) -> bool:
 
 
 def dense_entry_pairs(past: int, new: int, every: int, window: int, most: int | None) -> int:
-    """Returns the number of (query, key) pairs that `entry_attention` computes for `new` tokens after `past`, masked
-    pairs included.
+    """Counts the (query, key) pairs that `entry_attention` computes for `new` tokens after `past`, with masked pairs.
 
     Keys are the window's keys and the entries; an index chooses at most `most` entries (None: there is no index).
     """
@@ -111,8 +109,8 @@ def dense_entry_pairs(past: int, new: int, every: int, window: int, most: int | 
 
 
 def dense_index_pairs(past: int, new: int, every: int, most: int) -> int:
-    """Returns the number of (query, entry) pairs that an index scores to choose at most `most` entries for each of
-    `new` tokens after `past`."""
+    """Counts the (query, entry) pairs that an index scores to choose up to `most` entries for `new` tokens after
+    `past`."""
     first = _first_that_see_all(past, new, every, most)
     return sum((end - start) * ((past + end) // every) for start, end in query_blocks(first, new))
 

@@ -76,8 +76,8 @@ def mixture(
     join: Join | None = None,
     scales_input: bool = False,
 ) -> Tensor:
-    """Computes `plain` for x (b, t, dim) and experts with stacked linear layers. `join` is given for gated linear
-    units, down(join(gate(x), up(x)))."""
+    """Computes `plain` for x (b, t, dim) and experts with stacked linear layers; `join` is that of gated linear units,
+    down(join(gate(x), up(x)))."""
     if join is not None and not scales_input:
         matrices, biases = zip(*(linears[name] for name in ("gate", "up", "down")), strict=True)
         if allows_routed_glu(x, weights, *matrices, *biases):
@@ -127,8 +127,8 @@ def gathered_linear(x: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None)
 
 
 def grouped_linear(x: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x (n, in) sorted by expert, `counts` (experts,) of rows per expert, weight (experts, out, in), bias (experts,
-    out) -> (n, out)."""
+    """x (n, in) sorted by expert, rows per expert (experts,), weight (experts, out, in), bias (experts, out) -> (n,
+    out)."""
     x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
     if x.device.type == "cuda" and allows_grouped_mm(x, weight):
         return grouped_mm(x, counts, weight, bias)

@@ -61,7 +61,7 @@ def operator(name: str, function: Callable[..., Tensor], like: Callable[..., Ten
 
 
 def has_flash_gradient(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether `differentiable_flash_attention` may run: with gradients enabled, for q, k, v in plain CPU memory and one
+    """Whether `differentiable_flash_attention` may run: gradients are on, and q, k, v are plain CPU memory of one
     dtype.
 
     Different dtypes are allowed under autocast, which casts q, k and v to one dtype.

@@ -1,8 +1,7 @@
 """Sparse attention: a cheap index scores all stored keys, and each query attends to the k best.
 
 The lightning indexer of DeepSeek-V3.2 (section 2.1) chooses tokens. The indexer of DeepSeek-V4 (section 2.3) chooses
-entries, each of which stands for several tokens. The work of attention is proportional to k. Routers choose experts by
-`top_k`.
+entries, each of which stands for several tokens. Attention's work is proportional to k. Routers also use `top_k`.
 
 This file has its own top-k, because torch.topk does not define the order of equal scores: its choice changes with the
 length of a row. Equal scores are common: keys whose index heads are all zero after ReLU, or probabilities that
@@ -67,8 +66,7 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def top_k_set(scores: Tensor, k: int) -> Tensor:
     """Returns the indices of `top_k` in any order. For long rows this is several times as fast as sorting.
 
-    First, all scores above the k-th highest score are chosen. Then scores equal to it are added, the earliest first,
-    until k are chosen.
+    All scores above the k-th highest are chosen, then scores equal to it, the earliest first, until there are k.
     """
     n = scores.shape[-1]
     highest = scores.topk(k, sorted=False).values
@@ -81,9 +79,8 @@ def top_k_set(scores: Tensor, k: int) -> Tensor:
 def index_scores(q: Tensor, weights: Tensor, keys: Tensor, at_once: bool = False) -> Tensor:
     """Returns scores (b, t, s), in at least float32, for q (b, t, h, d), weights (b, t, h) and keys (b, s, d).
 
-    score(t, s) = sum over heads of weights(t, head) * relu(q(t, head) . keys(s)) (DeepSeek-V3.2, equation 1). It
-    computes one block of keys at a time unless `at_once`, because the scores of all heads take h times the memory of
-    the result.
+    score(t, s) = sum over heads of weights(t, head) * relu(q(t, head) . keys(s)) (DeepSeek-V3.2, equation 1). It takes
+    one block of keys at a time unless `at_once`: scores of all heads take h times the result's memory.
     """
     exact = upcast_dtype(q.dtype)
     rows, weights = q.to(exact).flatten(1, 2), weights.to(exact).unsqueeze(2)
@@ -147,10 +144,9 @@ def query_blocks(first: int, new: int) -> Iterator[tuple[int, int]]:
 
 
 def complete(positions: Tensor, keys: int, every: int) -> Tensor:
-    """Returns the mask (t, s) for tokens at `positions` (t,): True where a block of `every` tokens is complete at that
-    token.
+    """Returns the mask (t, s) for tokens at `positions` (t,): True where a token completes or follows a block.
 
-    The token itself counts as present. The blocks are the first s = `keys` blocks.
+    The blocks are the first s = `keys` blocks of `every` tokens.
     """
     return torch.arange(keys, device=positions.device) < ((positions + 1) // every)[:, None]
 

@@ -7,8 +7,7 @@ decides whether this machine uses another kernel:
 - compiled single-token decode of few sequences: matrix-vector products run as reductions ("GEMV"). Inductor turns them
   into one loop that reads each weight once, at the memory's speed, and sums narrow dtypes in float32.
 
-Under autocast, with gradients, and for tensor subclasses (quantised, sharded), other layouts and wrong shapes, it
-always calls F.linear.
+Autocast, gradients, tensor subclasses (quantised, sharded), other layouts and wrong shapes always use F.linear.
 """
 
 from typing import Any
@@ -106,8 +105,7 @@ def _allows_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def _allows_operator(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether all conditions of oneDNN hold that do not depend on the number of rows: dtypes, types, devices and
-    shapes."""
+    """Whether oneDNN's conditions hold that do not depend on the number of rows: dtypes, types, devices and shapes."""
     return (
         ONEDNN is not None
         and x.dtype is torch.float32
@@ -137,8 +135,7 @@ def is_transformed() -> bool:
 
 
 def allows_operators(*tensors: Tensor) -> bool:
-    """Whether compiled code may call an operator that has no gradient: gradients, autocast and export are off, and the
-    tensors are ordinary ones."""
+    """Whether compiled code may call an operator without gradients: on ordinary tensors, without autocast or export."""
     return not (
         torch.is_grad_enabled()
         or torch.compiler.is_exporting()
@@ -173,8 +170,7 @@ register_fake("zoo::linear", lambda x, weight, bias: x.new_empty(*x.shape[:-1], 
 def use_gemv(x: Tensor, weight: Tensor) -> bool:
     """Whether the product of x (b, t, ..., in) with a matrix, or with one matrix per head, runs as a reduction.
 
-    True in compiled single-token decode of few sequences, on plain CPU memory and without autocast, if reductions are
-    the chosen kernel.
+    It does in compiled single-token decode of few sequences, on plain CPU memory, if that kernel is chosen.
     """
     return (
         x.device.type == "cpu"
@@ -186,20 +182,18 @@ def use_gemv(x: Tensor, weight: Tensor) -> bool:
 
 
 def is_single_token(x: Tensor) -> bool:
-    """Whether this is compiled code for one new token of few sequences, x (b, t, ...). On a GPU any number of sequences
-    counts."""
+    """Whether this is compiled code for one new token, x (b, t, ...), of few sequences (on a GPU, any number)."""
     if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or x.ndim < 3 or x.shape[1] != 1:
         return False
     return x.device.type == "cuda" or x.shape[0] <= MAX_GEMV_BATCH
 
 
 def gemv_reduce(x: Tensor, weight: Tensor) -> Tensor:
-    """Returns (n, ..., out) for x (n, ..., in) and weight (..., out, in). One loop over the weights computes all n
-    rows.
+    """Returns (n, ..., out) for x (n, ..., in) and weight (..., out, in). One loop computes all n rows.
 
     The loop covers several parts of the matrix at once, so that each load of x serves all of them. For a single row
-    this is 1.1 times as fast in float32, and 1.5 times as fast in bfloat16 if rows have at least 4,096 elements (AMD
-    EPYC, two cores).
+    this is 1.1 times as fast in float32, and 1.5 times in bfloat16 for rows of 4,096 elements or more (AMD EPYC, two
+    cores).
     """
     parts = weight.chunk(max(2, GEMV_PARTS // len(x)), dim=-2)
     rows = materialize(x).unbind()
@@ -213,6 +207,5 @@ def dot(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def materialize(x: Tensor) -> Tensor:
-    """Returns x in a form that Inductor writes to memory. It would otherwise recompute x, and the norm before it, in
-    each row's loop."""
+    """Makes Inductor write x to memory, instead of recomputing x and the norm before it in each row's loop."""
     return x.as_strided(x.shape, x.stride())

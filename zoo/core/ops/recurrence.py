@@ -96,8 +96,8 @@ def _in_form(step: Form, chunks: Form, operator: Form, *given: Tensor) -> tuple[
 
 
 def l2_normalise(x: Tensor) -> Tensor:
-    """Returns x / sqrt(sum of x^2 + 1e-6) over the last axis, in at least float32. The delta rule needs it for queries
-    and keys."""
+    """Returns x / sqrt(sum of x^2 + 1e-6) over the last axis, in at least float32, for the delta rule's queries and
+    keys."""
     x = _exact(x)[0]
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
@@ -130,8 +130,7 @@ def state_space_flops(new: int, key_heads: int, heads: int, key_dim: int, value_
 
 
 def initial_decay_rates(heads: int) -> list[float]:
-    """Returns A_log of a fresh model: logarithms of rates evenly spaced from 1 to 16 (Mamba-2 draws rates at
-    random)."""
+    """Returns A_log of a fresh model: logarithms of evenly spaced rates from 1 to 16 (random in Mamba-2)."""
     return [math.log(1 + 15 * i / max(heads - 1, 1)) for i in range(heads)]
 
 
@@ -148,8 +147,7 @@ def initial_time_steps(count: int) -> list[float]:
 def _delta_step(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Computes `gated_delta_rule` for t = 1.
 
-    The old state is read once, for key and query together, since S^T q after the update is (decayed S)^T q + (k . q)
-    correction.
+    Key and query read the old state together: after the update, S^T q is (decayed S)^T q + (k . q) correction.
     """
     q, k, v, decay, beta = (x.squeeze(1) for x in (q, k, v, decay, beta))
     q, k = (_per_head(x, v.shape[1]) for x in (q, k))
@@ -222,8 +220,7 @@ def _delta_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, 
 
 
 def _state_space_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes `state_space` over all chunks at once. Heads that share a key are concatenated into one matrix
-    product."""
+    """Computes `state_space` over all chunks at once. Heads that share a key are computed as one matrix product."""
     (_, new, _, width), shape = v.shape, (k.shape[2], v.shape[2] // k.shape[2])
     q, k, v, decay = (_in_chunks(x) for x in (q, k, v, decay.unsqueeze(-1)))
     total = decay.cumsum(-2)
@@ -260,8 +257,7 @@ def _in_tokens(x: Tensor, new: int) -> Tensor:
 
 
 def _pair_sums(decay: Tensor) -> Tensor:
-    """Returns (..., c, c) for decay (..., c, 1): element (i, j) is the sum of the decays after token j up to token i,
-    or -inf for j > i.
+    """Returns, for decay (..., c, 1), the sums (..., c, c) of the decays after token j up to token i; -inf for j > i.
 
     Each sum is computed separately. The difference of two cumulative sums would carry their rounding error, which grows
     along the chunk: in float32, outputs would have twice the error of released code.
@@ -272,13 +268,12 @@ def _pair_sums(decay: Tensor) -> Tensor:
 
 
 def _channel_scores(rows: Tensor, total: Tensor) -> Tensor:
-    """Returns the decayed products (2, ..., c, c) of each row i and key j, for rows (2, ..., c, d) and total (..., c,
-    d).
+    """Returns decayed products (2, ..., c, c) of each row i and key j, for rows (2, ..., c, d), total (..., c, d).
 
     `rows` stacks keys and queries. Each channel decays by exp(total_i - total_j); products with j > i are zero. For two
     neighbouring blocks this is one matrix product, because the decay splits at the earlier block's last token: keys
-    decay up to it, and the later block's rows decay from it on. Inside the smallest blocks, the decays of all pairs are
-    in memory.
+    decay up to it, and the later block's rows decay from it on. Inside the smallest blocks, all pairs' decays are in
+    memory.
     """
     blocks, totals = (x.unflatten(-2, (CHUNK // BASE, BASE)) for x in (rows, total))  # (..., c / BASE, BASE, d)
     later = torch.ones(BASE, BASE, dtype=torch.bool, device=rows.device).triu(1).unsqueeze(-1)

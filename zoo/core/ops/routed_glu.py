@@ -129,8 +129,7 @@ def _blocks(counts: list[int], size: int) -> list[tuple[slice, slice, list[int]]
 
 
 def _products(x: Tensor, matrices: Tensor, bias: Tensor | None, experts: slice, sizes: list[int], into: Tensor) -> None:
-    """Multiplies each expert's rows of x by the expert's matrix (out, in), and writes the products to the same rows of
-    `into`."""
+    """Writes the products of each expert's rows of x and the expert's matrix (out, in) to the same rows of `into`."""
     operands = x.split(sizes), matrices.transpose(1, 2), into.split(sizes)
     if bias is None:
         _each(_product, *operands)
