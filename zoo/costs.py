@@ -87,8 +87,7 @@ class Reach:
         return self if self.limit is None else replace(self, **changes)
 
     def sees(self, query: Any, key: Any) -> Any:
-        """Whether the token at position `query` attends to the token at `key`. Both are integers, or tensors that
-        broadcast."""
+        """Whether the token at position `query` attends to the token at `key`: integers, or tensors that broadcast."""
         seen = key <= query
         if self.period is not None:
             seen = seen & (key // self.period == query // self.period)
@@ -101,8 +100,7 @@ class Reach:
         return seen_tokens(context, self.period, self.limit, self.stride)
 
     def held(self, past: int) -> int:
-        """The number of cached tokens that the token after `past` tokens may attend to. They come first in a ring
-        buffer."""
+        """The number of cached tokens that the token after `past` tokens may attend to: the first in a ring buffer."""
         return self.tokens(past if self.period is None else past % self.period)
 
     def tokens(self, context: int) -> int:
@@ -120,7 +118,7 @@ class Reach:
         return whole + self._pairs_in_stretch(count % self.period)
 
     def _pairs_in_stretch(self, count: int) -> int:
-        """Visible pairs of a stretch's first `count` tokens. Every `stride` tokens, one more is visible, up to the
+        """Visible pairs of a stretch's first `count` tokens: every `stride` tokens, one more is seen, up to the
         limit."""
         growing = self.tokens(count)
         steps, rest = growing // self.stride, growing % self.stride  # divmod is not compiled
@@ -128,8 +126,7 @@ class Reach:
         return growth + (count - growing) * -(-growing // self.stride)
 
     def dense_pairs(self, past: int, new: int) -> int:
-        """The number of (query, key) pairs that a dense masked kernel computes: every query of a block with every key
-        of it."""
+        """The number of (query, key) pairs that a dense masked kernel computes: all queries and keys of each block."""
         held = self.held(past)
         if new == 1:
             return self.tokens(held + 1)
@@ -137,8 +134,7 @@ class Reach:
 
     def blocks(self, held: int, new: int) -> Iterator[tuple[int, int, int]]:
         """Yields (start, end, first) for each block of `new` queries after `held` cached keys. Queries start to end - 1
-        take the keys from index `first` to the key of the block's last query. `first` is 0 if the block can see cached
-        keys."""
+        take the keys from index `first` to their last own key. `first` is 0 if cached keys are in reach."""
         yield 0, new, 0
 
     def describe(self) -> str:
@@ -156,8 +152,7 @@ def reach_of(kind: str, numbers: Sequence[int]) -> Reach:
 
 
 def seen_tokens(context: int, period: int | None, limit: int | None, stride: int) -> int:
-    """The number of tokens that the last of `context` tokens sees, itself included, given the three numbers of a
-    Reach."""
+    """The number of tokens that the last of `context` tokens sees, itself included, by a Reach's three numbers."""
     in_stretch = context if period is None else (context - 1) % period + 1
     return -(-(in_stretch if limit is None else min(in_stretch, limit)) // stride)
 
@@ -285,8 +280,7 @@ class CacheSpec:
 
     @property
     def block(self) -> int:
-        """The number of tokens after which the cache's growth repeats: the least common multiple of all block sizes, or
-        1."""
+        """The number of tokens after which the cache's growth repeats: the least common multiple of block sizes."""
         return lcm(*(each.every for each in self.entries))
 
     def tokens(self, context: int) -> int:

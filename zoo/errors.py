@@ -64,8 +64,7 @@ def accessing(what: object, done: str = "read") -> Iterator[None]:
 
 
 def enough(lines: Iterable[str], most: int = 100) -> str:
-    """Joins the lines with commas. If there are more than `most`, it joins the first `most` and adds the total
-    count."""
+    """Joins the lines with commas: at most the first `most`, followed by the total count if there are more."""
     lines = list(lines)
     return ", ".join(lines if len(lines) <= most else [*lines[:most], f"... ({len(lines)} in all)"])
 

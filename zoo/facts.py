@@ -1,5 +1,4 @@
-"""Facts: the statements that a block makes about itself. Cards, comparisons, diagram labels and filters turn them into
-text. No code parses the text."""
+"""Facts: the statements that a block makes about itself. Cards, comparisons, diagrams and filters make text of them."""
 
 from __future__ import annotations
 
@@ -12,8 +11,7 @@ class Fact(NamedTuple):
 
     `key` names the subject: a field's name, or "kind" for the block itself. `phrase` is a format string for the value,
     or for the members of a tuple value. Without a phrase, the text is the value with its `unit`. `noun` names the
-    subject without its value: "score cap" for "scores capped at 50". A fact has an empty text if another fact covers
-    it.
+    subject without its value: "score cap" for "scores capped at 50". A fact that another fact covers has an empty text.
     """
 
     key: str

@@ -1,5 +1,4 @@
-"""Writes files and folders atomically: under a hidden name, flushed to disk, then renamed. It also has a lock that
-admits one process at a time."""
+"""Writes files and folders atomically: under a hidden name, flushed to disk, then renamed. Also locks files."""
 
 import os
 import shutil

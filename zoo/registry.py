@@ -1,7 +1,6 @@
 """Specs: frozen descriptions of blocks, the registry of their kinds, and replacing one spec by another.
 
-A spec holds everything known about a block before a tensor exists, and builds its module. Equal specs describe equal
-blocks.
+A spec holds all that is known about a block before a tensor exists, and builds its module. Equal specs: equal blocks.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ class Alias(NamedTuple):
     """Another name for a special case of a block, such as MQA for GQA with one key head. `--swap` accepts the name.
     Descriptions print it for each spec of which it `holds`.
 
-    `sets`: the fields that the name fixes, each as a function of the other fields. `needs`: the fields that must be
-    given, each with an example value.
+    `sets`: the fields that the name fixes, each as a function of the other fields. `needs`: required fields, each with
+    an example value.
     """
 
     holds: Callable[[Any], bool]
@@ -43,8 +42,7 @@ class Spec(ABC):
     """A frozen description of a part of a model.
 
     `Spec.kinds` is the block registry: class name -> class, for each public, concrete subclass. Classes enter it when
-    they are defined. `role` names the place that such a spec can take in a model: attn, ffn, norm, rope, router, act,
-    ...
+    they are defined. `role` names the place that it can take in a model: attn, ffn, norm, rope, router, act, ...
     """
 
     # Computed once, since specs are walked and looked up often. Slots keep these values out of vars().
@@ -83,8 +81,8 @@ class Spec(ABC):
         self.check()
 
     def check(self) -> None:
-        """Raises SpecError if fields contradict each other. The annotations were checked before: an int is positive, a
-        float positive and finite."""
+        """Raises SpecError if fields contradict each other. By the annotations, ints are positive, floats positive and
+        finite."""
 
     def check_width(self, width: int) -> None:
         """Raises SpecError if the fields do not allow a position table for heads of this width."""
@@ -279,8 +277,7 @@ class Block(Spec, abstract=True):
         return self.params(dim) - self.idle_params(dim, tokens)
 
     def idle_params(self, dim: int, tokens: int) -> float:
-        """The expected number of parameters that a forward pass of `tokens` tokens does not read: by default, the sum
-        over the inner blocks."""
+        """The expected number of parameters that a pass of `tokens` tokens does not read: the sum over inner blocks."""
         return sum(block.idle_params(dim, tokens) for block in self.blocks())
 
     def blocks(self) -> Iterator[Block]:
@@ -288,8 +285,7 @@ class Block(Spec, abstract=True):
         return (child for _, child in self.children() if isinstance(child, Block))
 
     def param_breakdown(self, dim: int) -> Breakdown:
-        """Returns `params` by part: attn, norm, ffn, routed, shared, router. By default there is one part, named by the
-        block's role."""
+        """Returns `params` by part: attn, norm, ffn, routed, shared, router. By default, one part: the block's role."""
         return {self.role: self.params(dim)}
 
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
@@ -337,8 +333,7 @@ class Mixer(Block, abstract=True):
 
     @abstractmethod
     def resized(self, to: Any) -> dict[str, Any]:
-        """Returns the fields that change with the model's width, as in Spec. Every mixer has widths and defines
-        this."""
+        """Returns the fields that change with the model's width, as in Spec. Every mixer must define this."""
 
     @abstractmethod
     def cache_spec(self) -> CacheSpec:
@@ -387,8 +382,7 @@ def swap(spec: S, kind: type[Spec], change: Spec | Callable[[Any], Spec]) -> S:
 
 
 def require_spec(spec: object, function: str, kind: object = None) -> None:
-    """Raises UsageError unless `spec` is a spec and `kind`, if given, is a class; users may pass their names by
-    mistake."""
+    """Raises UsageError unless `spec` is a spec and `kind`, if given, is a class, instead of their names."""
     if not isinstance(spec, Spec):
         found = f"zoo.spec({spec!r:.80})" if isinstance(spec, str) else "zoo.spec(NAME) or model.spec"
         raise UsageError(f"zoo.{function} changes a spec, not a {type(spec).__name__}: give it {found}")

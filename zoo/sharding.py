@@ -34,15 +34,13 @@ class Rank:
         return [replace(self, index=index) for index in range(self.ranks)]
 
     def share(self, count: int) -> range:
-        """Returns this rank's share of `count` units, as even as possible. It may be empty if there are fewer units
-        than ranks."""
+        """Returns this rank's share of `count` units, as even as possible. Some shares are empty if count < ranks."""
         each, more = divmod(count, self.ranks)
         first = self.index * each + min(self.index, more)
         return range(first, first + each + (self.index < more))
 
     def held(self, count: int, how: Divide = Divide.EVENLY, what: str = "count") -> range:
-        """Returns the indices of the units that this rank holds, out of `count`. Raises SpecError if the ranks cannot
-        divide them."""
+        """Returns which of `count` units this rank holds, as indices. Raises SpecError if ranks cannot divide them."""
         if how is Divide.REPEATED and count < self.ranks and self.ranks % count == 0:
             only = self.index * count // self.ranks
             return range(only, only + 1)

@@ -3,8 +3,7 @@
     {"format": "zoo-spec", "version": 1, "imports": [], "spec": {"kind": "Decoder", "vocab": 32000, ...}}
 
 A spec is an object with its kind and its fields; a tuple is a list. Reading creates only blocks that are already
-registered and runs no other code. `imports` names the modules that define the other blocks; it appears in error
-messages only.
+registered and runs no other code. `imports` names the modules of other blocks for error messages.
 """
 
 import json

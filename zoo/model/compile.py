@@ -1,5 +1,4 @@
-"""Compiles a model: one function for each distinct layer. Equal layers share a function and call it with their own
-weights.
+"""Compiles a model: one function for each distinct layer, which equal layers call with their own weights.
 
 On every call, torch would check that no module and no global has changed since compilation, which takes 0.1 ms per
 layer. For a layer that is unchanged since its spec built it, the spec and the facts of its parameters determine the
@@ -31,8 +30,8 @@ log = logging.getLogger(__name__)
 
 class ForwardFunctions(NamedTuple):
     """The functions that a forward pass calls: `run_layer` for each layer, and `Model.logits`, compiled or not.
-    `replayable`: a CUDA graph may replay them, because no module has a hook, which the graph would skip, and no routing
-    is recorded."""
+    `replayable`: a CUDA graph may replay them: no module has a hook, which a graph would skip, and no routing is
+    recorded."""
 
     layers: Sequence[Callable[[nn.Module, Tensor, ForwardContext, LayerCache], LayerOutput]]
     head: Callable[[Any, Tensor], Tensor]
@@ -42,8 +41,7 @@ class ForwardFunctions(NamedTuple):
 class CompiledModel:
     """The compiled functions and CUDA graphs of a zoo.model.module.Model. `options` are torch.compile's.
 
-    A pickled or copied model does not contain it. Raises NotAvailable if the model is on the CPU and there is no C++
-    compiler.
+    A copied model does not contain it. Raises NotAvailable if the model is on the CPU and there is no C++ compiler.
     """
 
     def __init__(self, model: Any, options: dict[str, Any]) -> None:
@@ -123,8 +121,8 @@ def mark_dynamic_lengths(ctx: ForwardContext, new: int, layer_caches: Sequence[L
     assumes that equal lengths stay equal. If two lengths were equal by chance, it would recompile once they differ.
 
     In single-token decode on the CPU, the number of keys is unbacked (unknown to the compiler). Otherwise the compiler
-    would compare it with 1, 4,096 and the cache's size, and recompile whenever a result changes. In a static cache the
-    number never changes.
+    would compare it with 1, 4,096 and the cache's size, and recompile whenever a result changes. (It is fixed in a
+    static cache.)
     """
     from torch._dynamo.decorators import mark_unbacked, maybe_mark_dynamic
 
@@ -161,8 +159,8 @@ class CudaGraph:
     """A decode step, captured once and replayed for every later token.
 
     `step`: tokens (b, 1) and their position (1,) -> logits (b, 1, vocab). It may depend only on these two and on memory
-    with a fixed address: the weights and a static cache. The warm-up steps write to the cache at `position`; the first
-    replay overwrites this.
+    with a fixed address: the weights and a static cache. The warm-up steps write to the cache at `position`, and the
+    first replay overwrites it.
     """
 
     def __init__(self, step: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, position: int) -> None:
@@ -179,8 +177,7 @@ class CudaGraph:
             self._logits = step(self._tokens, self._position)
 
     def __call__(self, tokens: Tensor, position: int) -> Tensor:
-        """Returns the logits for the tokens at this position. The next replay does not overwrite the returned
-        tensor."""
+        """Returns the logits for the tokens at this position, in a tensor that later replays do not overwrite."""
         self._tokens.copy_(tokens)
         self._position.fill_(position)
         self._graph.replay()

@@ -93,8 +93,7 @@ class Decoder(Spec):
         return *(Exchange("all-reduce", width) for width in rows), *layers
 
     def head_exchange(self, ranks: int) -> Exchange:
-        """Returns the exchange for each position that goes through the head: an all-gather of equally many logits per
-        rank."""
+        """Returns the exchange for each position that goes through the head: all ranks' logits, equally many each."""
         return Exchange("all-gather", ranks * -(-self.vocab // ranks))
 
     def with_vocab(self, vocab: int) -> Decoder:
@@ -114,9 +113,8 @@ class Decoder(Spec):
         return self._outside_params() + sum(n * layer.active_params(self.dim) for layer, n in self._counted)
 
     def read_params(self, tokens: int) -> float:
-        """The expected number of stored values that a forward pass of `tokens` tokens in all sequences reads. Of an
-        untied embedding it reads one row per token. Of the experts it reads those that at least one token is routed
-        to."""
+        """The expected number of stored values that a forward pass of `tokens` tokens in all sequences reads. It reads
+        one row per token of an untied embedding, and the experts that at least one token is routed to."""
         unread = max(self.vocab - tokens, 0) * (0 if self.tied else self.dim)
         if self.per_layer:
             unread += self.per_layer.table_params(max(self.vocab - tokens, 0), len(self.layers))
@@ -156,8 +154,7 @@ class Decoder(Spec):
     def kv_bytes(self, context: int | str, batch: int = 1, dtype: str | torch.dtype = torch.bfloat16) -> int:
         """Bytes of a cache for `batch` sequences of `context` tokens, as `new_cache(batch, context)` allocates it.
 
-        `context` may be a text such as "32k", and `dtype` a name such as "fp8". In a 4-bit dtype, two elements share a
-        byte.
+        `context` may be a text such as "32k", and `dtype` a name such as "fp8". Two 4-bit elements share a byte.
         """
         context, batch = token_count(context, "context"), count(batch, "batch")
         itemsize = element_bytes(find_dtype(dtype))
@@ -166,8 +163,8 @@ class Decoder(Spec):
 
     def kv_growth(self, dtype: str | torch.dtype = torch.bfloat16) -> tuple[float, float]:
         """Returns (fixed bytes, bytes per token) of one sequence's cache. They are exact once every window is full; if
-        entries stand for several tokens, only at multiples of that number. States count as fixed bytes. Both figures
-        are ints if they are whole."""
+        entries stand for several tokens, only at multiples of that number. States are fixed bytes. Whole figures are
+        ints."""
         itemsize = element_bytes(find_dtype(dtype))
         terms = [(n, *layer.cache_spec().growth(itemsize)) for layer, n in self._counted]
         return whole(sum(n * fixed for n, fixed, _ in terms)), whole(
@@ -210,8 +207,7 @@ class Decoder(Spec):
 
     @cached_property
     def _counted(self) -> tuple[tuple[Layer, int], ...]:
-        """(layer, count) for each distinct layer. Cached, because hashing all layers takes longer than computing a
-        cost."""
+        """(layer, count) for each distinct layer. Cached: hashing all layers takes longer than computing a cost."""
         return tuple(Counter(self.layers).items())
 
 
@@ -222,8 +218,8 @@ def swap_layers(
     change: Spec | Callable[[Any], Spec] | Callable[[Any, int], Spec],
 ) -> Decoder:
     """Applies `swap` to the layers i for which `which(i)` is true. A function `change` with two arguments also gets the
-    index of the layer: lambda attn, i: ... Raises SpecError if `which` is true for no layer, or if one of the chosen
-    layers has no spec of `kind`."""
+    index of the layer: lambda attn, i: ... Raises SpecError if `which` is true for no layer, or if a chosen layer has
+    no spec of `kind`."""
     require_spec(spec, "swap_layers", kind)
     chosen = {i for i in range(len(spec.layers)) if which(i)}
     if not chosen:

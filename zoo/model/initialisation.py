@@ -1,8 +1,8 @@
 """Initialises a fresh model so that it starts near the uniform prediction and learns from the first steps.
 
 New blocks need no edit here. `identity` holds the initial values of a norm or a recurrence. `residual_outputs` names
-the matrices of a block that write to the residual stream. `normalises_output` tells whether a branch normalises the
-block's output before adding it.
+the matrices of a block that write to the residual stream. `normalises_output` tells whether a branch normalises its
+output.
 """
 
 from collections.abc import Iterator
@@ -31,8 +31,7 @@ def initialise(module: nn.Module, seed: int) -> None:
       input token itself would be as large as dim. The norm before the head therefore starts at embed_scale^2 / dim: at
       1 / dim without an embed_scale, where no logit exceeds 1, and at 1 if embed_scale^2 is dim (Gemma).
     - Norms start as the identity. The norm of queries starts lower if scores would otherwise have a variance above one.
-      Biases, sinks and a router's correction are zero. Decays and time steps of recurrences vary over the heads as in
-      the papers.
+      Biases, sinks and a router's correction are zero. Decays and time steps of recurrences vary by head, as published.
     """
     for _ in drawn(module, seed):
         pass

@@ -92,13 +92,12 @@ class Model(nn.Module):
         logits_to_keep: int = 0,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """Token ids (batch, new) -> logits (batch, new, vocab), or only the logits of the last `logits_to_keep`
-        positions.
+        """Token ids (batch, new) -> logits (batch, new, vocab), or only the last `logits_to_keep` positions' logits.
 
         `logits_to_keep` = 0 returns all positions. With a `cache`, the tokens follow the cached tokens and are added to
         it. `inputs_embeds` (batch, new, dim) replaces `model.embed(tokens)`; an embedding scale and learned positions
-        are still applied. `tokens` may then be None, unless layers read token ids. Raises CacheFullError if the tokens
-        do not fit.
+        are still applied. `tokens` may then be None, unless layers read them. Raises CacheFullError if the tokens do
+        not fit.
         """
         if logits_to_keep < 0:
             raise UsageError(f"logits_to_keep={logits_to_keep} is below 0")
@@ -134,8 +133,8 @@ class Model(nn.Module):
         return inputs_embeds
 
     def prepare(self, given: Tensor, cache: Cache | None = None) -> tuple[ForwardContext, Sequence[LayerCache]]:
-        """Returns the context of a pass over tokens (batch, new) or embeddings (batch, new, dim), and each layer's
-        cache."""
+        """Returns the context of a pass over tokens (batch, new) or embeddings (batch, new, dim), and all layers'
+        caches."""
         batch, new = given.shape[:2]
         past, layer_caches = 0, self._no_cache
         if cache is not None:
@@ -194,8 +193,7 @@ class Model(nn.Module):
         return functions.head(self, x[:, -logits_to_keep:])
 
     def _replay(self, tokens: Tensor, cache: Cache, functions: ForwardFunctions, compiled: CompiledModel) -> Tensor:
-        """Runs single-token decode as a CUDA graph, which is captured at the first token and after changes of the
-        model."""
+        """Runs single-token decode as a CUDA graph, which is captured at the first token and after model changes."""
         cache.require_room(self._cache_specs, *tokens.shape)
         self._require_positions(cache.length + 1)
         fingerprint = compiled.fingerprint()
@@ -224,13 +222,11 @@ class Model(nn.Module):
         return x if self.positions is None else x + self.positions(positions)
 
     def layer_inputs(self, tokens: Tensor | None, x: Tensor) -> Sequence[Tensor | None]:
-        """Token ids (batch, t), first layer's input (batch, t, dim) -> each layer's input (batch, t, width), or
-        None."""
+        """Token ids (batch, t), first layer's input (batch, t, dim) -> each layer's own input (batch, t, width)."""
         return [None] * len(self.layers) if self.per_layer is None else self.per_layer(tokens, x).unbind()
 
     def expanded(self, x: Tensor) -> Tensor:
-        """Embeddings (batch, t, dim) -> residual streams (batch, t, streams, dim); a single stream stays (batch, t,
-        dim)."""
+        """Embeddings (batch, t, dim) -> residual streams (batch, t, streams, dim); unchanged if there is only one."""
         return x if self.spec.streams is None else self.spec.streams.expand(x)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -286,8 +282,8 @@ class Model(nn.Module):
         stop token. `temperature` 0 takes the most likely token; otherwise `Sampler` samples with `top_k` and `top_p`.
 
         With a `cache`, the prompt follows the cached tokens. Afterwards the cache holds all tokens except the last
-        generated token, with which the next prompt must begin. `inputs_embeds` (batch, t, dim) are the prompt's
-        embeddings, as in a forward pass.
+        generated token, with which the next prompt must begin. `inputs_embeds` are the prompt's embeddings, as in
+        `forward`.
 
         If keys are rotated differently beyond some length (LongRoPE), the cache is recomputed once the sequence exceeds
         it. The call itself raises UsageError for invalid tokens or options or a cache of another model, and
@@ -354,8 +350,8 @@ def _can_replay(functions: ForwardFunctions, given: Tensor, cache: Cache) -> boo
 
 
 def _check_tokens(tokens: Tensor, vocab: int | None = None) -> None:
-    """Raises UsageError unless `tokens` are integers (batch, new), all below `vocab` if it is given. Checking the
-    values waits for the device."""
+    """Raises UsageError unless `tokens` are integers (batch, new), below `vocab` if given. That check waits for the
+    device."""
     if tokens.ndim != 2 or tokens.numel() == 0 or tokens.dtype not in (torch.int32, torch.int64):
         raise UsageError(f"tokens must be integers of shape (batch, new), not {tokens.dtype} {tuple(tokens.shape)}")
     if vocab is not None and not 0 <= tokens.min() <= tokens.max() < vocab:

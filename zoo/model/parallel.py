@@ -1,8 +1,8 @@
 """Tensor parallelism: several ranks divide a model, and each rank runs its part of every block.
 
 A rank's module is built from its own spec (`Decoder.shard`), and its blocks know nothing of other ranks. This file
-connects the ranks: at the input and output of each divided block, in norms over divided elements, at the embedding's
-rows and at the head's columns.
+connects the ranks: the input and output of each divided block, norms over divided elements, the embedding's rows and
+the head's columns.
 """
 
 from collections.abc import Iterator
@@ -41,8 +41,7 @@ class Ranks:
         return 1 if self.group is None else self.group.rank.ranks
 
     def divided(self, spec: Decoder) -> Decoder:
-        """Returns the whole model's spec before sharding: with `whole_experts`, mixtures become expert-parallel
-        blocks."""
+        """Returns the whole model's spec before sharding: with `whole_experts`, mixtures become expert-parallel."""
         return expert_parallel(spec) if self.whole_experts else spec
 
     def own(self, spec: Decoder) -> Decoder:
@@ -174,8 +173,8 @@ def divide(model: Model, group: Group, whole_experts: bool = False) -> ParallelM
 def build_part(
     spec: Decoder, ranks: Ranks, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> ParallelModel:
-    """Returns a rank's part of the model that `zoo.build` draws from `seed` on the CPU. At most one whole parameter is
-    in memory at a time."""
+    """Returns a rank's part of the model that `zoo.build` draws from `seed` on the CPU. Only one whole parameter is in
+    memory at a time."""
     assert ranks.group is not None
     spec = ranks.divided(spec)
     part, cuts = allocate_part(spec, ranks.group, dtype, device), spec.cuts()
