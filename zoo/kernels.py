@@ -37,9 +37,9 @@ def main(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show the kernel of each operation on this machine, after deciding the undecided ones.
+    """Show the kernel of each operation on this machine. Operations without a decision are measured first.
 
-    plain is torch's own call. Decisions are kept for later processes with the same number of threads.
+    "plain" is torch's own call. Decisions are stored for later processes with the same number of threads.
     """
     logging.basicConfig(format="%(message)s")
     if threads is not None:

@@ -1,6 +1,6 @@
 """Specs: frozen descriptions of blocks, the registry of their kinds, and replacing one spec by another.
 
-A spec holds all that is known about a block before a tensor exists, and builds its module. Equal specs: equal blocks.
+A spec holds everything known about a block without tensors, and builds its module. Equal specs describe equal blocks.
 """
 
 from __future__ import annotations

@@ -92,11 +92,11 @@ def main(
     source: Annotated[
         str | None, typer.Option("--from", metavar="SOURCE", help="Released model or finished run to start from.")
     ] = None,
-    vocab: Annotated[int | None, typer.Option(min=1, help="Tokens of a BPE to train. Default: bytes.")] = None,
+    vocab: Annotated[int | None, typer.Option(min=1, help="Vocabulary size of a BPE to train. Default: bytes.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens per sequence. Default: 256.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences per step. Default: 8.")] = None,
     accumulate: Annotated[
-        int | None, typer.Option(min=1, help="Pieces that a step is computed in. Default: 1.")
+        int | None, typer.Option(min=1, help="Parts of the batch, computed one by one. Default: 1.")
     ] = None,
     tokens: Annotated[str | None, typer.Option(help="Budget in tokens: 600k, 2M.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Budget in minutes, instead of tokens. Default: 10.")] = None,
@@ -106,7 +106,7 @@ def main(
     ] = None,
     schedule: Annotated[Schedule | None, typer.Option(help="Shape of the learning rate. Default: cosine.")] = None,
     warmup: Annotated[
-        float | None, typer.Option(min=0, help="Warm-up steps, or their share below 1. Default: 0.1.")
+        float | None, typer.Option(min=0, help="Warm-up steps; below 1, a share of all steps. Default: 0.1.")
     ] = None,
     clip: Annotated[float | None, typer.Option(help="Maximum norm of the gradient. Default: 1.")] = None,
     weight_decay: Annotated[float | None, typer.Option(min=0, help="Weight decay of matrices. Default: 0.1.")] = None,
@@ -144,7 +144,7 @@ def main(
     if compile and processes.is_launched():
         raise UsageError("--compile is for one process: the layers of a sharded model have hooks and run uncompiled")
     if out is None:
-        raise UsageError("where is the run kept? Give a new folder: --out run")
+        raise UsageError("a run needs a new folder: --out run")
     names = {each.name for each in fields(Options)}
     given = {name: value for name, value in call.params.items() if name in names and value not in (None, ())}
     given |= {"text": str(text.absolute())} if text else {}
@@ -155,7 +155,7 @@ def main(
     if params is not None and params != PUBLISHED:
         _count("--params", params)
     with (
-        processes.joined(device, "; go on from its checkpoints") as place,
+        processes.joined(device, "; resume from its checkpoints") as place,
         nullcontext() if processes.rank() else locked(out),
     ):
         last = processes.from_first(lambda: _checkpoint(out, resume, given))
@@ -206,7 +206,7 @@ class Session:
             model = self._fresh(self.place) if fresh else catalog.allocate(self.spec, self.place)
         model.activation_checkpointing = options.checkpoint_activations
         if options.compile and processes.ranks() > 1:
-            _say("note: the run was compiled, and is not in several processes")
+            _say("note: the run was compiled before; several processes run it uncompiled")
         elif options.compile:
             model.compile()
         return model
@@ -235,7 +235,7 @@ def _checkpoint(out: Path, resume: bool, given: dict[str, Any]) -> str | None:
     remove_leftovers(out, SAVED)
     last = last_checkpoint(out)
     if last is None and (there := next((out / name for name in (LOG, SAVED) if (out / name).exists()), None)):
-        raise UsageError(f"{there} is there, and no checkpoint of a run: give another folder, or remove it")
+        raise UsageError(f"{there} exists, but no checkpoint of a run: give another folder, or remove it")
     if last is not None and not resume:
         raise UsageError(f"{out} holds a run, and nothing is overwritten: go on with --resume, or give another folder")
     if last is None and resume:
