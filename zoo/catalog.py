@@ -107,7 +107,7 @@ def _letters(text: str) -> str:
 
 @dataclass(frozen=True)
 class FoundSpec:
-    """A spec and where it was found.
+    """A spec and its source.
 
     `name` is shown in tables: a preset, or the name of a folder or file ("./" distinguishes it from a preset). `preset`
     is None if the model is not a preset. `config` is the published config.json, and `path` the folder or file, if any.
@@ -204,7 +204,7 @@ PER_LAYER = ("layer_types", "no_rope_layers")
 
 
 def to_hf(spec: Decoder) -> dict[str, Any]:
-    """Returns a config.json for this model, in the form of published ones. `from_hf` reads the same spec from it.
+    """Returns a config.json for this model, in the published format. `from_hf` reads the same spec from it.
 
     The config is in the older spelling (`rope_theta`, `rope_scaling`), which every version of the reference reads. If
     several model_types can describe the model, the one with the nearest released size is used. Raises SpecError if none

@@ -34,7 +34,7 @@ def field_tests(kind: Any) -> dict[str, Callable[[Any], bool]]:
 
 
 def accepts(kind: Any, name: str, value: Any) -> bool:
-    """Whether a field of a kind may hold a value, by its annotation."""
+    """Whether the annotation of a class's field allows a value."""
     return field_tests(kind)[name](value)
 
 
@@ -64,7 +64,7 @@ def _test(hint: Any) -> Callable[[Any], bool]:
 
 
 def allowed_values(kind: Any, name: str) -> str:
-    """Returns the values that a field of a kind may hold, for an error message: "a positive integer or None"."""
+    """Returns the values that a class's field may hold, for an error message: "a positive integer or None"."""
     return _allowed(_hints(kind)[name])
 
 

@@ -72,7 +72,7 @@ class Reach:
 
     @property
     def is_full(self) -> bool:
-        """Whether a token sees every earlier one."""
+        """Whether a token sees all earlier tokens."""
         return self.period is None and self.limit is None and self.stride == 1
 
     @property

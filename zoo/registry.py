@@ -26,7 +26,7 @@ S = TypeVar("S", bound="Spec")
 
 class Alias(NamedTuple):
     """Another name for a special case of a block, such as MQA for GQA with one key head. `--swap` accepts the name.
-    Descriptions print it for each spec of which it `holds`.
+    Descriptions print it for each spec for which `holds` is true.
 
     `sets`: the fields that the name fixes, each as a function of the other fields. `needs`: required fields, each with
     an example value.
@@ -111,8 +111,8 @@ class Spec(ABC):
         return [type(self).__name__, *(name for name, alias in self.aliases.items() if alias.holds(self))]
 
     def children(self) -> Iterator[tuple[str, Spec]]:
-        """Yields (field name, spec) for each spec held directly, in field order. The members of a tuple share the
-        tuple's name."""
+        """Yields (field name, spec) for each spec in the fields, in order. The members of a tuple share its field
+        name."""
         return iter(_kept(self, "_kept_children", _children_of))
 
     def shard(self, rank: Rank) -> Self:
@@ -158,8 +158,8 @@ class Spec(ABC):
         return {}
 
     def map(self, change: Callable[[Spec], Spec], **others: Any) -> Self:
-        """Returns this spec with `change` applied to each spec held directly and the fields `others` set, all at
-        once."""
+        """Returns this spec with `change` applied to each spec in its fields and with the fields `others` set, in one
+        step."""
 
         def changed(value: Any) -> Any:
             if isinstance(value, tuple):
@@ -281,7 +281,7 @@ class Block(Spec, abstract=True):
         return sum(block.idle_params(dim, tokens) for block in self.blocks())
 
     def blocks(self) -> Iterator[Block]:
-        """Returns the blocks held directly, in field order."""
+        """Returns the blocks in the fields, in order."""
         return (child for _, child in self.children() if isinstance(child, Block))
 
     def param_breakdown(self, dim: int) -> Breakdown:

@@ -2,8 +2,8 @@
 
 A block names the fields that are divided among ranks (`divides`), and the parameters that are divided with these fields
 (`cuts`). These determine a rank's own spec (`Spec.shard`), the slices of every parameter, and which outputs are summed
-over ranks. The scheme is that of Megatron-LM (Shoeybi et al. 2019, section 3): the heads of attention and the width of
-a feed-forward are divided, and each block ends in one sum over ranks.
+over ranks. The scheme follows Megatron-LM (Shoeybi et al. 2019, section 3): the heads of attention and the width of a
+feed-forward are divided, and each block ends in one sum over ranks.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ class Divide(Enum):
     """The rule that divides a number of units among ranks."""
 
     EVENLY = "evenly"  # equally many units to each rank
-    REPEATED = "repeated"  # as EVENLY; if there are fewer units than ranks, several ranks hold the same unit
+    REPEATED = "repeated"  # like EVENLY; but if there are fewer units than ranks, several ranks hold the same unit
     ANY = "any"  # as even as possible: three ranks hold 4, 3 and 3 of 10
 
 

@@ -30,7 +30,7 @@ class _BlockStarts(Spec):
     every: int
 
     def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Table | None:
-        """Consecutive positions (t,) -> the table of `rope` at the start of each block that contains one."""
+        """Consecutive positions (t,) -> the table of `rope` at the start of each block that contains any."""
         return self.rope.table(blocks_of(positions, self.every) * self.every, width, dtype)
 
     def check_width(self, width: int) -> None:

@@ -32,7 +32,7 @@ class GQA(TableMixer):
 
     `qk_norm` normalises queries and keys before rotation, over each head or the whole projection. `scale` multiplies
     the scores; None is head_dim**-0.5. `bias`: all four projections have biases, or only queries, keys and values
-    ("qkv"). `sinks`: each head has one more, learned logit in the softmax, without a value. `gate`: the output is
+    ("qkv"). `sinks`: each head has an extra learned logit in the softmax, without a value. `gate`: the output is
     multiplied by the sigmoid of a projection of x, with one gate per element or per head (Qiu et al. 2025, "Gated
     Attention", section 2.2). `cap`: scores x become cap * tanh(x / cap). `temperature` multiplies the queries. `v_norm`
     normalises the values of each head. `keys_as_values`: values are the keys before norm and rotation (Gemma 4).

@@ -63,7 +63,7 @@ class TableMixer(Mixer, abstract=True):
 
     @abstractmethod
     def parts(self, dim: int) -> Parts:
-        """Returns the table, in the order in which the module holds the parts."""
+        """Returns the table of parts, in the order of the module's attributes."""
 
     def param_breakdown(self, dim: int) -> Breakdown:
         parts = [part for part in self.parts(dim).values() if part]

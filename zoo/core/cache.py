@@ -26,8 +26,8 @@ def prepare_forward(
     dtype: torch.dtype = torch.float32,
     position: Tensor | None = None,
 ) -> ForwardContext:
-    """Returns the context of a forward pass of `new` tokens after `past`. Its tables are those of the (spec, width)
-    pairs in `tables`, in float32 (float64 if `dtype` is float64). Its views are those of `layer_caches`. In
+    """Returns the context of a forward pass of `new` tokens after `past`. It has a table for each (spec, width) pair in
+    `tables`, in float32 (float64 if `dtype` is float64), and a view for each geometry among `layer_caches`. In
     single-token decode over static caches, a tensor with the `position` (1,) replaces `past`."""
     positions = torch.arange(past, past + new, device=device) if position is None else position
     views: dict[Hashable, CacheView] = {}
@@ -40,7 +40,7 @@ def prepare_forward(
 
 
 class NoCache(LayerCache):
-    """The absence of a cache: tokens see only tokens of the same pass, and states start at zero and are not kept."""
+    """The absence of a cache: tokens see only tokens of the same pass; states start at zero and are not stored."""
 
     def __init__(self, spec: CacheSpec) -> None:
         self.reach, self.sees_all = spec.reach, spec.reach.is_full

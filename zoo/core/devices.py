@@ -54,8 +54,8 @@ def keep_freed_memory() -> None:
     """Makes glibc keep up to 128 MiB of freed memory instead of returning it to the system.
 
     A layer's activations are a few megabytes each and are freed before the next layer. glibc would return them at once,
-    and the system would clear each page again. A 512-token prefill of a model of 135 million parameters would clear
-    430 MB, a quarter of its time. Nothing changes if the environment configures malloc or another one is loaded.
+    and the system would clear each page again. A 512-token prefill of a model of 135 million parameters would clear 430
+    MB, a quarter of its time. Nothing changes if the environment configures malloc or loads another malloc.
     """
     if any(name in os.environ for name in MALLOC_SETTINGS):
         return

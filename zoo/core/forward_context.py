@@ -169,8 +169,8 @@ def keep(kept: dict[K, Tensor], key: K, compute: Callable[[], Tensor]) -> Tensor
 def block_count(new: int, every: int) -> int:
     """Returns an upper bound on the number of blocks of `every` tokens that `new` consecutive tokens touch.
 
-    It holds for any first position. For several tokens it is one more than needed: with a single block after the first,
-    the compiler would specialise on that number.
+    The bound is valid for any first position. For several tokens it is one more than needed: with a single block after
+    the first, the compiler would specialise on that number.
     """
     return (new + every - 2) // every + 2 if new > 1 else 1
 

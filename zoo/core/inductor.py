@@ -62,7 +62,7 @@ def options() -> dict[str, Any]:
 
     The compiler's disk cache is keyed by the graph and the compiler's settings, not by the processor's instructions.
     From a shared cache, a processor with only AVX2 would load AVX-512 code and compute NaN. The vector width is a
-    setting, so it is set to the one that the compiler would choose.
+    setting, so it is set to the width that the compiler would choose.
     """
     from torch._inductor import config
     from torch._inductor.cpu_vec_isa import pick_vec_isa

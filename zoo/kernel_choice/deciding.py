@@ -46,8 +46,8 @@ logger = logging.getLogger(__name__)
 
 
 def decide_for(model: nn.Module, group: Group | None = None, compiled: bool = False) -> None:
-    """Decides the kernels for a model on the CPU that is large enough to be worth a measurement. `compiled` adds those
-    of compiled code.
+    """Decides the kernels for a model on the CPU that is large enough to be worth a measurement. `compiled` adds the
+    kernels of compiled code.
 
     If a `group` of ranks divides the model, rank 0 decides for all, and every rank calls this. The ranks' results must
     be equal to the last bit, or their routers would choose different experts.
@@ -65,7 +65,7 @@ def decide_for(model: nn.Module, group: Group | None = None, compiled: bool = Fa
 
 
 def decisions(dtypes: Iterable[torch.dtype], compiled: bool = False) -> list[Decision]:
-    """Returns (operation, dtype) for all operations in these dtypes; those of compiled code only if `compiled`."""
+    """Returns (operation, dtype) for all operations in these dtypes; operations of compiled code only if `compiled`."""
     return [
         (name, dtype)
         for dtype in dtypes

@@ -202,7 +202,7 @@ class Decoder(Spec):
 
     @cached_property
     def parts(self) -> tuple[Spec, ...]:
-        """Every spec inside this one, outermost first. Equal layers count once."""
+        """Every spec inside this spec, outermost first. Equal layers count once."""
         return tuple(part for child in dict.fromkeys(child for _, child in self.children()) for part in child.walk())
 
     @cached_property

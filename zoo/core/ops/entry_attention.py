@@ -178,8 +178,8 @@ _operator.register_fake(lambda q, *_: token_by_token(torch.empty_like(q)))
 
 
 def _places(positions: Tensor, past: int, held: int, tokens: int, reach: Reach) -> Tensor:
-    """Positions (t,) -> the index of each key in reach (t, tokens), int32, or NOT_CHOSEN. The first `held` indices are
-    those of the cache's ring buffer of `tokens`. The keys of this pass follow; it begins at position `past`."""
+    """Positions (t,) -> the index of each key in reach (t, tokens), int32, or NOT_CHOSEN. The first `held` indices
+    belong to the cache's ring buffer of `tokens`. The keys of this pass, from position `past` on, follow."""
     keys = positions[:, None] - torch.arange(tokens, device=positions.device)
     places = torch.where(keys < past, keys % tokens, keys - past + held)
     is_seen = reach.sees(positions[:, None], keys) & (keys >= 0)

@@ -76,8 +76,8 @@ def mixture(
     join: Join | None = None,
     scales_input: bool = False,
 ) -> Tensor:
-    """Computes `plain` for x (b, t, dim) and experts with stacked linear layers; `join` is that of gated linear units,
-    down(join(gate(x), up(x)))."""
+    """Computes `plain` for x (b, t, dim) and experts with stacked linear layers; `join` is given for gated linear
+    units, down(join(gate(x), up(x)))."""
     if join is not None and not scales_input:
         matrices, biases = zip(*(linears[name] for name in ("gate", "up", "down")), strict=True)
         if allows_routed_glu(x, weights, *matrices, *biases):

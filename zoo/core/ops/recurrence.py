@@ -198,7 +198,7 @@ def _delta_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, 
     """
     new, shape = v.shape[1], (k.shape[2], v.shape[2] // k.shape[2])
     q, k, v, decay, beta = (_in_chunks(x) for x in (q, k, v, decay, beta.unsqueeze(-1)))
-    total = decay.cumsum(-2)  # over the chunk's tokens up to each one
+    total = decay.cumsum(-2)  # sums from the chunk's first token up to each token
     last = total[..., -1:, :]
 
     def decayed(x: Tensor, by: Tensor) -> Tensor:
