@@ -21,7 +21,7 @@ class CallableModule(ModuleType):
 
 def make_callable(module: str, function: Callable[..., Any]) -> None:
     """Makes an imported module callable: its calls are passed on to the function. A module that is run without being
-    imported (runpy.run_module) is left alone."""
+    imported (runpy.run_module) does not change."""
     found: Any = sys.modules.get(module)
     if found is not None:
         found.__class__ = CallableModule

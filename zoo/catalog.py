@@ -176,7 +176,7 @@ def _decoder(name_or_spec: str | Decoder, tiny: bool) -> Decoder:
 
 def family_of(config: Any) -> ModuleType:
     """Returns the architecture module that reads a published config.json, chosen by model_type. For a multimodal
-    wrapper it is the module that reads the text part."""
+    config, it reads the text part."""
     by_type: dict[str, ModuleType] = {}
     for family in families().values():  # two families share a reader if one has the other's model_type
         by_type = dict.fromkeys(family.from_hf.model_types, family) | by_type
@@ -211,7 +211,7 @@ def to_hf(spec: Decoder) -> dict[str, Any]:
     can, naming each block that the nearest model_type cannot describe.
     """
 
-    def distance(family: ModuleType) -> int:  # to its nearest released size
+    def distance(family: ModuleType) -> int:  # to the family's nearest released size
         return min(sum(differences(spec, size.spec).values()) for size in family.SIZES.values())
 
     # Families that have released every kind of block in the spec are tried first, because trying all takes longer.
@@ -264,8 +264,8 @@ def _fields(family: ModuleType, spec: Decoder) -> dict[str, Any]:
 
 
 def _described(family: ModuleType, config: dict[str, Any]) -> Decoder | None:
-    """Returns the spec that a config describes, or None if the family has no such model. A config that contradicts the
-    family's layer pattern or head_dim is read without those fields."""
+    """Returns the spec that a config describes, or None if the family has no such model. If the config contradicts the
+    family's layer pattern or head_dim, it is read without these fields."""
     ignored = ((), PER_LAYER, (*PER_LAYER, "head_dim"))
     return next((spec for without in ignored if (spec := _read_back(family, config, without))), None)
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 from zoo.classes import add_kind
 from zoo.errors import SpecError
 
-BLOCK = 256  # queries per block of sliding-window attention: larger blocks waste pairs, smaller ones need more calls
+BLOCK = 256  # queries per block of sliding-window attention: larger blocks waste pairs, smaller blocks need more calls
 Bytes = int | Fraction  # a 4-bit element has Fraction(1, 2)
 Breakdown = Mapping[str, int]  # part of the model -> its amount: "attn", "norm", "routed", ...
 
@@ -191,7 +191,7 @@ class Window(Reach):
             return
         block = min(self.size, BLOCK)
         for start in range(0, new, block):
-            first = held + start + 1 - self.size  # all cached keys or none: a ring buffer does not keep their order
+            first = held + start + 1 - self.size  # sees all cached keys or none: a ring buffer does not keep their order
             yield start, min(start + block, new), first if first > held else 0
 
     def clause(self) -> str:
@@ -329,7 +329,7 @@ def whole(number: Bytes) -> int | float:
 
 def entry_pairs(past: int, new: int, every: int, most: int | None = None) -> int:
     """The number of (query, entry) pairs of `new` tokens after `past`. Each block of `every` tokens has one entry.
-    A token sees the entries of all blocks that end at it or before it, or at most `most` of them."""
+    A token sees the entries of all blocks that end at it or before it; with `most`, at most that many."""
 
     def upto(tokens: int) -> int:
         blocks, rest = divmod(tokens, every)

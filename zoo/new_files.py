@@ -66,7 +66,7 @@ def new_folder(target: Path, what: str = "") -> Iterator[Path]:
 
 
 def hidden(path: Path) -> Path:
-    """Returns an unused name beside a path: ".NAME." and eight digits."""
+    """Returns an unused path in the same folder: ".NAME." and eight hexadecimal digits."""
     return path.with_name(f".{path.name}.{token_hex(4)}")
 
 

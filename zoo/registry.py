@@ -88,7 +88,7 @@ class Spec(ABC):
         """Raises SpecError if the fields do not allow a position table for heads of this width."""
 
     def require(self, holds: bool, message: str) -> None:
-        """Raises a SpecError that names this kind, unless `holds`."""
+        """Raises SpecError, with this class's name and `message`, unless `holds` is true."""
         if not holds:
             raise SpecError(f"{type(self).__name__}: {message}")
 
@@ -98,7 +98,7 @@ class Spec(ABC):
         return (Fact("kind", self.names()[0]),)
 
     def in_use(self, *facts: Fact) -> tuple[Fact, ...]:
-        """Returns the facts except those about an optional field that has its default."""
+        """Returns the given facts, except facts about optional fields that have their default values."""
         unused = _defaults(type(self)).keys() - fields_in_use(self)
         return tuple(fact for fact in facts if fact.key not in unused)
 
@@ -268,12 +268,12 @@ class Block(Spec, abstract=True):
         return sum(self.param_breakdown(dim).values())
 
     def active_params(self, dim: int) -> int:
-        """The number of parameters that one token uses: all except those of experts that it is not routed to."""
+        """The number of parameters that one token uses: all but those of experts that the token is not routed to."""
         return round(self.read_params(dim, 1))
 
     def read_params(self, dim: int, tokens: int) -> float:
-        """The expected number of parameters that a forward pass of `tokens` tokens reads: all except those of experts
-        that no token is routed to. Every expert is equally likely."""
+        """The expected number of parameters that a forward pass of `tokens` tokens reads: all but those of experts that
+        no token is routed to. Every expert is assumed to be equally likely."""
         return self.params(dim) - self.idle_params(dim, tokens)
 
     def idle_params(self, dim: int, tokens: int) -> float:

@@ -114,8 +114,8 @@ class Exchange(NamedTuple):
 
 
 class FirstRankOnly:
-    """A parameter that counts once in the sum of the ranks' outputs, such as a bias. The first rank has its values, the
-    others hold zeros."""
+    """A parameter, such as a bias, that only the first rank adds to the sum of the ranks' outputs. The other ranks have
+    zeros in its place."""
 
 
 Cuts = Mapping[str, Cut | FirstRankOnly]

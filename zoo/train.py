@@ -197,7 +197,7 @@ class Session:
             steps_within(60 * self.options.minutes - spent, least, least, self.options.eval_every)
 
     def build(self, fresh: bool = True) -> Model:
-        """Returns the model, set up as the options say: with its first weights if `fresh`, otherwise uninitialised."""
+        """Returns the model, set up by the options: with its initial weights if `fresh`, otherwise uninitialised."""
         options = self.options
         if processes.ranks() > 1:
             first = partial(self._fresh, torch.device("cpu")) if fresh else None
@@ -257,7 +257,7 @@ def _started(out: Path, session: Session, began: float) -> Run:
     if session.opened and session.opened.text_path.is_file() and processes.rank() == 0:
         Text(session.opened.text_path).save(out)
     if session.opened and session.opened.text_path.is_file():
-        source = out  # with the tokenizer of the .gguf file
+        source = out  # where the tokenizer of the .gguf file now is
     session.require_time(perf_counter() - began)
     data = processes.from_first(lambda: Material.make(options, out, source).facts)
     material = Material.find(data, out, options)

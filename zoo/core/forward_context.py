@@ -157,7 +157,7 @@ def recorded_routing() -> Iterator[list[RouterOutput]]:
 
 
 def keep(kept: dict[K, Tensor], key: K, compute: Callable[[], Tensor]) -> Tensor:
-    """Computes a tensor and stores it in `kept` for later passes, with or without gradients. A tensor that a compiler
+    """Returns compute() and stores it in `kept` for later passes, with or without gradients. A tensor that a compiler
     or torch.export traces has no values and is not stored."""
     with torch.inference_mode(False):
         value = compute()

@@ -149,7 +149,7 @@ def write(path: Path, chosen: Mapping[Decision, str], **facts: Any) -> None:
 def read(path: Path) -> tuple[dict[Decision, str], dict[str, Any]]:
     """Returns the kernels in a file and its whole content.
 
-    Raises OSError if the file cannot be read, MalformedError if `write` did not write it.
+    Raises OSError if the file cannot be read, MalformedError for a file that `write` did not write.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -172,7 +172,7 @@ def parse(named: Mapping[str, str], where: str) -> dict[Decision, str]:
     Raises MalformedError, which starts with `where`, for an unknown operation, dtype or kernel.
     """
     chosen: dict[Decision, str] = {}
-    for given, kernel in sorted(named.items()):  # an operation before its dtypes
+    for given, kernel in sorted(named.items()):  # an operation comes first; its dtypes override it
         operation, _, dtype = given.partition(", ")
         if operation not in OPERATIONS:
             raise MalformedError(f"{where}: {unknown('operation', operation, OPERATIONS)}")

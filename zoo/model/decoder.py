@@ -235,7 +235,7 @@ def swap_layers(
 
 
 def _takes_index(change: Any) -> bool:
-    """Whether `change` is a function that must be given two arguments."""
+    """Whether `change` is a function with exactly two required arguments."""
     try:
         arguments = signature(change).parameters.values()
     except (TypeError, ValueError):  # a spec, or a function without a signature

@@ -288,7 +288,7 @@ def _capped_attention(
         mask = whole_mask(mask, new, k.shape[2], q.device)
     size = new if torch.compiler.is_compiling() else BLOCK_QUERIES
     blocks = []
-    for start in (0,) if torch.compiler.is_compiling() else range(0, new, size):  # a range would fix `new`
+    for start in (0,) if torch.compiler.is_compiling() else range(0, new, size):  # range() would make `new` a constant
         seen = None if mask is None else mask[start : start + size]
         out, denominator = _explicit_attention(q[:, :, start : start + size], k, v, seen, scale, cap=cap)
         blocks.append(_apply_sinks(out, denominator, None if sinks is None else sinks[:, None]))

@@ -139,8 +139,8 @@ def grouped_linear(x: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | Non
 
 
 def allows_grouped_mm(x: Tensor, weight: Tensor) -> bool:
-    """Whether `grouped_mm` takes x (n, in) and weight (experts, out, in): only bfloat16, and rows of inputs and outputs
-    whose length is a multiple of 16 bytes."""
+    """Whether `grouped_mm` takes x (n, in) and weight (experts, out, in): both must be bfloat16, and the rows of inputs
+    and of outputs a multiple of 16 bytes long."""
     return x.dtype == weight.dtype == torch.bfloat16 and all(
         width * x.dtype.itemsize % ROW_BYTES == 0 for width in weight.shape[1:]
     )

@@ -144,7 +144,7 @@ def allows_operators(*tensors: Tensor) -> bool:
 
 
 def is_plain_memory(x: Tensor, other: Tensor) -> bool:
-    """Whether both are ordinary strided tensors on the CPU, of one dtype."""
+    """Whether both arguments are ordinary strided CPU tensors of one dtype."""
     return (
         type(x) in PLAIN_TYPES
         and type(other) in PLAIN_TYPES

@@ -246,7 +246,7 @@ def _in_chunks(x: Tensor) -> Tensor:
     """
     chunks = -(-x.shape[1] // CHUNK)
     padding = chunks * CHUNK - x.shape[1]
-    if torch.compiler.is_compiling() or padding:  # compiled, always pad, so that one graph serves every length
+    if torch.compiler.is_compiling() or padding:  # compiled code always pads: one graph serves every length
         x = F.pad(x, (0, 0, 0, 0, 0, padding))
     return x.unflatten(1, (chunks, CHUNK)).permute(0, 3, 1, 2, 4).contiguous()
 
