@@ -191,7 +191,7 @@ class Window(Reach):
             return
         block = min(self.size, BLOCK)
         for start in range(0, new, block):
-            first = held + start + 1 - self.size  # sees all cached keys or none: a ring buffer does not keep their order
+            first = held + start + 1 - self.size  # reads all cached keys or none: a ring does not keep their order
             yield start, min(start + block, new), first if first > held else 0
 
     def clause(self) -> str:
