@@ -33,7 +33,7 @@ class CompressedAttention(TableMixer):
 
     Queries are projected through a latent of `q_rank` elements. `norm` normalises this latent and the keys, and
     `q_norm` each query head. The last `rope_dim` elements of queries and keys are rotated. Since keys are also the
-    values, the output is rotated back by its own position: a token's contribution then depends on its distance only.
+    values, the output is rotated back by its own position: a token's contribution then depends on its distance.
     Each head has a sink. The output of each of `groups` groups of heads is projected to `o_rank` elements, and all
     groups together to the model's width.
     """

@@ -87,8 +87,7 @@ class Compressor(Spec):
         return _Compressor(self, dim, width, norm, rope, rope_dim, name)
 
     def build_indexer(self, dim: int, q_rank: int, norm: Norm, rope: Position, rope_dim: int) -> "_EntryIndexer | None":
-        """Returns the indexer's module (or None), with a compressor like this one; queries have a latent of
-        `q_rank`."""
+        """Returns the indexer's module, or None. It has its own compressor; its queries have a latent of `q_rank`."""
         return _EntryIndexer(self, self.indexer, dim, q_rank, norm, rope, rope_dim) if self.indexer else None
 
     def series(self, width: int) -> int:

@@ -2,8 +2,7 @@
 
 Each rank sends its share of the tokens to the ranks that hold their experts (all-to-all). These ranks compute the
 expert outputs and send them back. Each rank then sums the weighted outputs for its own tokens, which is its part of the
-block's output. Every rank routes all tokens: the router is small beside the experts, and its choices can then be
-recorded.
+block's output. Every rank routes all tokens: the router is small beside the experts, and its choices can be recorded.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -65,8 +64,7 @@ class _ExpertParallelMoE(MoE):
         return prefixed("experts", own) | (prefixed("shared", self.shared.cuts()) if self.shared else {})
 
     def exchanges(self, dim: int, ranks: int) -> tuple[Exchange, ...]:
-        """Returns the exchanges of a pass. Each rank sends its share of the tokens to k experts each, and gets them
-        back."""
+        """Returns the exchanges of a pass. Each token of a rank's share goes to k experts and comes back."""
         rows = Exchange("all-to-all", self.router.k * (self.latent or dim), shared=True)
         counts = Exchange("all-to-all", 2 * ranks**2, in_float32=True, shared=True, for_each="pass")  # eight bytes each
         ids = Exchange("all-to-all", self.router.k, in_float32=True, shared=True)
@@ -94,8 +92,8 @@ class _ExpertParallel(MoEModule):
         self.group = group
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None, routed_by: Tensor | None = None) -> Tensor:
-        """(b, t, dim) -> the rank's partial output (b, t, dim): the routed output for its own tokens, plus that part of
-        the shared expert's output which it computes."""
+        """(b, t, dim) -> the rank's partial output (b, t, dim): the routed output for its own tokens, plus the output
+        of its part of the shared expert."""
         routed = self.router(x if routed_by is None else routed_by, ctx)
         tokens = x[..., 0].numel()
         own = self.group.rank.share(tokens)

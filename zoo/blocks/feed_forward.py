@@ -91,8 +91,8 @@ class _Gated(nn.Module):
 
 
 class LinearFeedForward(FeedForward, abstract=True):
-    """A feed-forward of linear maps and a function that combines them. Its two methods serve a dense module, and a
-    mixture in which the matrices of all experts are stacked."""
+    """A feed-forward of linear maps and a function that combines them. Its methods serve dense modules, and mixtures in
+    which the matrices of all experts are stacked."""
 
     bias: bool
 

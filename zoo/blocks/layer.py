@@ -100,7 +100,7 @@ class ResidualBranch(nn.Module):
     """The module of a placement: the output of its `block` is added to the residual stream."""
 
     block: nn.Module
-    normalises_output: bool  # before it is added: the scale of the block's last projection then has no effect
+    normalises_output: bool  # before adding it: the scale of the block's last projection then has no effect
 
 
 class _Branch(ResidualBranch):

@@ -68,7 +68,7 @@ class MLA(TableMixer):
     def absorbs(self, past: int, new: int) -> bool:
         """Whether attention runs over the latents, with the up-projections folded into query and output, instead of
         over expanded keys and values. Decode always runs over the latents, and longer passes if that takes fewer FLOPs.
-        It then is faster with gradients, too: 0.7 of the time if a latent is half as wide as a key and a value."""
+        It is then faster with gradients, too: 0.7 of the time if a latent is half as wide as a key and a value."""
         return absorbing_is_cheaper(past, new, self.kv_rank, self.nope_dim + self.v_dim)
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:

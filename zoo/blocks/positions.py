@@ -161,8 +161,8 @@ class RoPE(Position):
     def frequencies(self, rotated: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Returns (rotated / 2,) radians per token, highest first; (sets, rotated / 2) if the scaling has several sets.
 
-        They are in float32 as in released models, unless the model is in float64: exact powers would turn position
-        100,000 by 0.01 radian more. They are computed on the CPU, so that they are equal on every device.
+        They are in float64 for float64 models and otherwise in float32, as in released models: exact powers would
+        change angles at position 100,000 by 0.01. They are computed on the CPU, to be equal on every device.
         """
         exponents = torch.arange(0, rotated, 2, dtype=dtype, device="cpu") / rotated
         periods = self.theta**exponents
@@ -220,8 +220,7 @@ class Temperature(Spec, abstract=True):
 @dataclass(frozen=True)
 class LogTemperature(Temperature):
     """1 + scale * ln(1 + floor(position / step)). It is 1 for the first `step` positions and then grows
-    logarithmically, so that attention over many keys stays sharp (Llama 4; Nakanishi 2025, "Scalable-Softmax", section
-    2).
+    logarithmically, to keep attention over many keys sharp (Llama 4; Nakanishi 2025, "Scalable-Softmax", section 2).
 
     `from_one` counts positions from one, as Llama 4 does.
     """

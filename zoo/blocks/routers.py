@@ -246,8 +246,7 @@ class GroupedTopK(ShareTopK, abstract=True):
         self.require(self.k <= reach, f"k={self.k} is above the {reach} experts in {self.keep} groups")
 
     def among(self, experts: int, before: int, vocab: int) -> Self:
-        """Returns this router for another number of experts. Groups are equal, and kept groups have at least k
-        experts."""
+        """Returns this router for another number of experts. Groups are equal; kept groups have k experts or more."""
         small, most = super().among(experts, before, vocab), min(self.groups, max(experts // 2, 1))
         groups = next(number for number in range(most, 0, -1) if experts % number == 0)
         keep = max(1, round(groups * self.keep / self.groups), ceil(small.k * groups / experts))
@@ -306,8 +305,7 @@ class _SqrtSoftplus(ShareTopK, abstract=True):
 
 @dataclass(frozen=True)
 class SqrtSoftplusTopK(_SqrtSoftplus):
-    """Chooses the k experts with the highest scores. A learned correction is added for the choice, not for the
-    weights."""
+    """Chooses the k experts with the highest scores. A learned correction affects the choice, but not the weights."""
 
     k: int
     scale: float

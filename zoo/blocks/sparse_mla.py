@@ -87,8 +87,7 @@ class Indexer(Spec):
 
 @dataclass(frozen=True)
 class SparseMLA(MLA):
-    """MLA in which a token attends to k = `indexer.k` tokens that its indexer chooses, or to all if there are at most
-    k.
+    """MLA in which a token attends to k = `indexer.k` tokens that its indexer chooses (all, if there are at most k).
 
     The cache holds index keys besides the latents. Tokens beyond the first k attend to gathered latents, in the
     absorbed form. The first k tokens attend as in MLA. With gradients, all tokens attend as in MLA, under a mask of the
