@@ -221,8 +221,7 @@ def _products(dtype: torch.dtype) -> Iterator[Pairs]:
 
 
 def _caches(dtype: torch.dtype) -> Iterator[Pairs]:
-    """Yields lists with a pair for each shape of heads, a token's queries and its keys and values: READ_BYTES in
-    all."""
+    """Yields lists with a pair for each shape of heads, a token's queries and its keys and values (READ_BYTES)."""
     nbytes = sum(2 * keys * KEYS * width * dtype.itemsize for _, keys, width in DECODE_HEADS)
     for _ in range(READ_BYTES // nbytes):
         yield [

@@ -88,8 +88,8 @@ def write(decided: Mapping[Decision, str]) -> None:
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Lets one process decide at a time, so that the others, which wait, find its decisions. None waits if the folder
-    is read-only."""
+    """Lets one process decide at a time, so that the others, which wait, find its decisions. Without write access, none
+    waits."""
     try:
         file = path()
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -163,8 +163,8 @@ class Decoder(Spec):
 
     def kv_growth(self, dtype: str | torch.dtype = torch.bfloat16) -> tuple[float, float]:
         """Returns (fixed bytes, bytes per token) of one sequence's cache. They are exact once every window is full; if
-        entries stand for several tokens, only at multiples of that number. States are fixed bytes. Whole figures are
-        ints."""
+        entries stand for several tokens, only at multiples of that number. States are fixed bytes. A whole figure is an
+        int."""
         itemsize = element_bytes(find_dtype(dtype))
         terms = [(n, *layer.cache_spec().growth(itemsize)) for layer, n in self._counted]
         return whole(sum(n * fixed for n, fixed, _ in terms)), whole(

@@ -50,8 +50,7 @@ def latent_attention(
     if absorb is None:
         absorb = absorbing_is_cheaper(latent.shape[2] - new, new, kv_rank, up.shape[1])
     if absorb:
-        # The latents are passed as values with their rotary columns: kernels need values as wide as keys, and nothing
-        # is copied.
+        # Values keep the rotary columns, since kernels need keys and values of one width. Neither is then copied.
         return absorbed(q_nope, q_rope, up, partial(attention, k=latent, v=latent, mask=mask, scale=scale))
     k, v = expand(latent, kv_up or partial(linear, weight=up.flatten(0, 1)), heads, kv_rank, nope_dim)
     return attention(torch.cat([q_nope, q_rope], dim=-1), k, v, mask, scale)
