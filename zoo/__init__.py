@@ -1,4 +1,4 @@
-"""The zoo: open large language models, side by side, from one registry of blocks."""
+"""The zoo: open large language models, compared side by side and built from one registry of blocks."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -88,12 +88,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"  # pyproject.toml reads it here
 
-kernels = kernel_choice  # the module zoo.kernels is a command
+kernels = kernel_choice  # the file zoo/kernels.py is a command
 
 
 def __getattr__(name: str) -> Any:
-    """Every kind in the registry by name, those of block files added later too; and `weights.load`, imported on
-    access, since this package does not need that one."""
+    """Returns the class of this name from `Spec.kinds`, which includes blocks from files added later, or
+    `weights.load`. `weights` is imported only at this access, because the package zoo does not need it."""
     if name in Spec.kinds:
         return Spec.kinds[name]
     if name == "load":

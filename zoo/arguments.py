@@ -1,4 +1,4 @@
-"""Arguments of public functions: dtypes and numbers of tokens by name, and errors that say what was expected."""
+"""Checks the arguments of public functions: dtypes, token counts and integers. Errors say what was expected."""
 
 from fractions import Fraction
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from zoo.errors import UsageError, unknown
 from zoo.units import parse_tokens
 
-FLOATS = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}  # of arithmetic
+FLOATS = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}  # for computing
 STORED = FLOATS | {name: getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2", "int8", "uint8", "int4")}
 ABBREVIATIONS = {
     **{"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"},
@@ -18,7 +18,7 @@ BITS = {STORED["int4"]: 4}  # torch counts a whole byte
 
 
 def find_dtype(dtype: str | torch.dtype, computing: bool = False) -> torch.dtype:
-    """Returns the dtype of a name or its usual abbreviation (bf16, fp8), in any case; a torch dtype as it is.
+    """Returns the torch dtype for a dtype, its name or its usual abbreviation (bf16, fp8), in any case.
 
     `computing` excludes dtypes that only store values. Raises UsageError for other names and values.
     """
@@ -41,13 +41,13 @@ def find_dtype(dtype: str | torch.dtype, computing: bool = False) -> torch.dtype
 
 
 def element_bytes(dtype: torch.dtype) -> int | Fraction:
-    """Returns the bytes of one element; 1/2 in 4 bits."""
+    """Returns the bytes of one element; the fraction 1/2 for a 4-bit dtype."""
     return Fraction(BITS[dtype], 8) if dtype in BITS else dtype.itemsize
 
 
 def token_count(value: Any, name: str, least: int = 0) -> int:
-    """Returns a number of tokens: an integer, or a text such as 4096 or 32k (k is 1,024). Raises UsageError, with the
-    argument's `name`, for another value and for one below `least`."""
+    """Returns the number of tokens in `value`, an integer or a text such as 4096 or 32k (k is 1,024). Raises
+    UsageError, with the argument's `name`, for any other value and for numbers below `least`."""
     try:
         value = parse_tokens(value) if isinstance(value, str) else value
     except ValueError as error:
@@ -56,7 +56,7 @@ def token_count(value: Any, name: str, least: int = 0) -> int:
 
 
 def count(value: Any, name: str, least: int = 1, expected: str = "an integer") -> int:
-    """Returns an integer of at least `least`. Raises UsageError, with the argument's `name`, for another value."""
+    """Returns `value` if it is an integer of at least `least`. Otherwise raises UsageError, with its `name`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise UsageError(f"{name} must be {expected}, at least {least}, got {value!r}")
     return value

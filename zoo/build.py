@@ -1,4 +1,4 @@
-"""python -m zoo.build MODEL: shows a model's blocks and costs; with --tiny, --params or --device it also runs it."""
+"""python -m zoo.build MODEL: shows a model's blocks and costs. --tiny, --params and --device also run it."""
 
 import sys
 from enum import StrEnum
@@ -79,20 +79,20 @@ def main(
     ] = None,
     theme: Annotated[Theme | None, typer.Option(help="Colours of the diagram. Default: light.")] = None,
     costs: Annotated[bool, typer.Option("--costs", help="Show the cost of each part in the diagram.")] = False,
-    list_: Annotated[bool, typer.Option("--list", help="List blocks against architectures, and all sizes.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Show the blocks of all architectures, and all sizes.")] = False,
     import_: Imports = None,
     debug: Debug = False,
 ) -> None:
     """Show a model's blocks and costs; with --tiny or --params, run it too.
 
     With neither option, the model is built on the meta device, which allocates nothing. --params 200k scales the model
-    for comparison by training. All models then have equal depth and parameters, their own proportions, a vocabulary of
-    bytes and a context of 256 tokens. After a swap, the model is scaled to the same number again.
+    for comparison by training. All models then have equally many layers and parameters, their own proportions, a
+    vocabulary of bytes and a context of 256 tokens. After a swap, the model is scaled to the same number again.
 
     MODEL is one of these; the first that fits is taken. (1) FILE.py:NAME, a Decoder or a function that returns one;
     the file is run. (2) A file: spec.json, config.json, .gguf; a folder with a spec.json or config.json, such as a run
     of zoo.train. (3) A size, an architecture (its smallest size), a hub id of a size. (4) Another hub id, whose
-    config.json is downloaded. A folder with the name of an architecture is written ./NAME.
+    config.json is downloaded. Write ./NAME for a folder named like an architecture.
 
     \b
     python -m zoo.build gemma3 --tiny

@@ -1,4 +1,4 @@
-"""Modules of commands that can be called like the function of the same name.
+"""Makes the module of a command callable, like the function of the same name.
 
 `zoo.build` is a function, and `python -m zoo.build` a command. `import zoo.build` sets the package's attribute to the
 command's module; calling that module then calls the function.
@@ -21,7 +21,7 @@ class CallableModule(ModuleType):
 
 def make_callable(module: str, function: Callable[..., Any]) -> None:
     """Makes an imported module callable: its calls are passed on to the function. A module that is run without being
-    imported (runpy.run_module) is left alone."""
+    imported (runpy.run_module) does not change."""
     found: Any = sys.modules.get(module)
     if found is not None:
         found.__class__ = CallableModule

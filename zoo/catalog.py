@@ -1,4 +1,4 @@
-"""Every released model by name: presets, families and hub ids. Builds a model from its name."""
+"""Finds and builds released models by name: by preset, family or hub id."""
 
 import re
 from collections.abc import Iterable
@@ -41,8 +41,7 @@ def names() -> list[str]:
 
 
 def best_known(family: str) -> str:
-    """Returns the size that represents a family in tables with one line per family: BEST_KNOWN in its file, or its
-    first size."""
+    """Returns the size that stands for a family in tables: BEST_KNOWN in the family's file, or else its first size."""
     module = families()[family]
     name: str = getattr(module, "BEST_KNOWN", next(iter(module.SIZES)))
     return name
@@ -61,8 +60,8 @@ def about(preset: str) -> About:
 
 @cache
 def ancestor(preset: str) -> str | None:
-    """Returns the parent family's size with the most similar structure, or None for the first family. Among equally
-    similar sizes it is the one with the nearest number of parameters."""
+    """Returns the size of the parent family with the most similar structure, or None if the family has no parent. Among
+    equally similar sizes, it chooses the one with the nearest number of parameters."""
     earlier = about(preset).came_from
     if earlier is None:
         return None
@@ -76,14 +75,13 @@ def ancestor(preset: str) -> str | None:
 
 
 def resolve(name: str) -> str:
-    """Returns the preset for a preset's name, a family (its smallest size) or a hub id. Raises UsageError for other
-    names."""
+    """Returns the preset for a preset, a family (its smallest size) or a hub id. Raises UsageError for other names."""
     return published(name)[0]
 
 
 def title(preset: str) -> str:
-    """A preset's name as people write it: "DeepSeek-V3 671B", "Gemma 3 27B". Spelled as the family's title or the hub
-    id spells it."""
+    """Returns a preset's name as people write it: "DeepSeek-V3 671B", "Gemma 3 27B". It is spelled as in the family's
+    title or the hub id."""
     family = about(preset).title
     spelling = [*re.split(r"[-_ ]", sizes()[preset].hub.split("/")[-1])]
     words, shown = preset.split("-"), list[str]()
@@ -109,11 +107,10 @@ def _letters(text: str) -> str:
 
 @dataclass(frozen=True)
 class FoundSpec:
-    """A spec and where it was found.
+    """A spec and its source.
 
-    `name` stands in tables: a preset, or the name of a folder or file ("./" distinguishes it from a preset). `preset`
-    is None for every other model. `config` is the published config.json, if the spec was read from one. `path` is the
-    folder or file, where there is one.
+    `name` is shown in tables: a preset, or the name of a folder or file ("./" distinguishes it from a preset). `preset`
+    is None if the model is not a preset. `config` is the published config.json, and `path` the folder or file, if any.
     """
 
     name: str
@@ -129,18 +126,18 @@ class FoundSpec:
 
     @property
     def size(self) -> Size | None:
-        """The published size."""
+        """The published size; None if the model is not a preset."""
         return sizes()[self.preset] if self.preset else None
 
 
 def found(name: str) -> FoundSpec:
-    """Returns the preset of a preset's name, a family or a hub id. Raises UsageError for other names."""
+    """Returns the spec of a released model, named by a preset, family or hub id. Raises UsageError for other names."""
     preset = resolve(name)
     return FoundSpec(preset, sizes()[preset].spec, preset)
 
 
 def spec(name: str, tiny: bool = False) -> Decoder:
-    """Returns the spec of a preset, a family or a hub id. With `tiny` it has the same composition at toy widths."""
+    """Returns the spec of a preset, a family or a hub id. `tiny` keeps the blocks and makes all widths small."""
     full = sizes()[resolve(name)].spec
     return _tiny(full) if tiny else full
 
@@ -179,9 +176,9 @@ def _decoder(name_or_spec: str | Decoder, tiny: bool) -> Decoder:
 
 def family_of(config: Any) -> ModuleType:
     """Returns the architecture module that reads a published config.json, chosen by model_type. For a multimodal
-    wrapper it is the module that reads the text part."""
+    config, it reads the text part."""
     by_type: dict[str, ModuleType] = {}
-    for family in families().values():  # several share a reader where one was released under the other's model_type
+    for family in families().values():  # two families share a reader if one has the other's model_type
         by_type = dict.fromkeys(family.from_hf.model_types, family) | by_type
     if not isinstance(config, dict) or "model_type" not in config:
         raise MalformedError("config.json: must be an object with a model_type")
@@ -200,23 +197,24 @@ def from_hf(config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decode
     return spec
 
 
-# A spec has no tokenizer. Absent fields would get the model_type's own defaults, which may lie outside the vocabulary.
+# A spec has no tokenizer. If these fields were absent, they would get the model_type's default ids, which may lie
+# outside the vocabulary.
 TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 PER_LAYER = ("layer_types", "no_rope_layers")
 
 
 def to_hf(spec: Decoder) -> dict[str, Any]:
-    """Returns the published config.json of this model; `from_hf` of it is the same spec.
+    """Returns a config.json for this model, in the published format. `from_hf` reads the same spec from it.
 
     The config is in the older spelling (`rope_theta`, `rope_scaling`), which every version of the reference reads. If
     several model_types can describe the model, the one with the nearest released size is used. Raises SpecError if none
     can, naming each block that the nearest model_type cannot describe.
     """
 
-    def distance(family: ModuleType) -> int:  # to its nearest released size
+    def distance(family: ModuleType) -> int:  # to the family's nearest released size
         return min(sum(differences(spec, size.spec).values()) for size in family.SIZES.values())
 
-    # A family that has released all kinds of blocks in it describes it, if any does; reading the others takes longer.
+    # Families that have released every kind of block in the spec are tried first, because trying all takes longer.
     kinds, configs = _block_kinds(spec), dict[ModuleType, dict[str, Any]]()
     for likely in (True, False):
         tried = [family for family in families().values() if (kinds <= _released_kinds(family)) is likely]
@@ -243,8 +241,7 @@ def config_of(family: ModuleType, spec: Decoder) -> dict[str, Any]:
 
 
 def _block_kinds(spec: Decoder) -> frozenset[type[Spec]]:
-    """Returns the kinds of mixers, feed-forwards and routers in a spec: they identify an architecture whatever its
-    config."""
+    """Returns the classes of the mixers, feed-forwards and routers in a spec, which identify its architecture."""
     return frozenset(type(part) for part in spec.walk() if part.role in ("attn", "ffn", "router"))
 
 
@@ -267,8 +264,8 @@ def _fields(family: ModuleType, spec: Decoder) -> dict[str, Any]:
 
 
 def _described(family: ModuleType, config: dict[str, Any]) -> Decoder | None:
-    """Returns the spec that a config describes, or None if the family has no such model. A config that contradicts the
-    family's layer pattern or head_dim is read without those fields."""
+    """Returns the spec that a config describes, or None if the family has no such model. If the config contradicts the
+    family's layer pattern or head_dim, it is read without these fields."""
     ignored = ((), PER_LAYER, (*PER_LAYER, "head_dim"))
     return next((spec for without in ignored if (spec := _read_back(family, config, without))), None)
 

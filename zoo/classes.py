@@ -1,4 +1,4 @@
-"""Classes as data: the values that a field's annotation allows, and tables of classes by name."""
+"""Checks field values against the annotations of a class, and keeps tables of classes by name."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def field_tests(kind: Any) -> dict[str, Callable[[Any], bool]]:
 
 
 def accepts(kind: Any, name: str, value: Any) -> bool:
-    """Whether a field of a kind may hold a value, by its annotation."""
+    """Whether the annotation of a class's field allows a value."""
     return field_tests(kind)[name](value)
 
 
 @cache
 def _test(hint: Any) -> Callable[[Any], bool]:
-    """Returns the test of values for a field annotated `hint`. It is cached: specs are created often."""
+    """Returns a function that tells whether a field annotated `hint` may hold a value. Cached, for it is used often."""
     origin, of = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         options = [_test(option) for option in of]
@@ -64,7 +64,7 @@ def _test(hint: Any) -> Callable[[Any], bool]:
 
 
 def allowed_values(kind: Any, name: str) -> str:
-    """Returns the values that a field of a kind may hold, for an error message: "a positive integer or None"."""
+    """Returns the values that a class's field may hold, for an error message: "a positive integer or None"."""
     return _allowed(_hints(kind)[name])
 
 

@@ -1,4 +1,4 @@
-"""Costs, without torch: the contents of a layer's cache, (query, key) pairs of attention, FLOPs of matrix products.
+"""Computes costs without torch: a layer's cache contents, (query, key) pairs of attention, FLOPs of matrix products.
 
 One FLOP convention everywhere: 2 per multiply-add, matrix products only (projections, scores, weighted values, router,
 head). Norms, rotations, activations and softmax are not counted, as in Kaplan et al. 2020 (section 2.1) and in torch's
@@ -17,13 +17,13 @@ from typing import Any, ClassVar, Self
 from zoo.classes import add_kind
 from zoo.errors import SpecError
 
-BLOCK = 256  # queries per block of sliding-window attention: larger blocks waste pairs, smaller ones need more calls
-Bytes = int | Fraction  # of an element in 4 bits, 1/2
+BLOCK = 256  # queries per block of sliding-window attention: larger blocks waste pairs, smaller blocks need more calls
+Bytes = int | Fraction  # a 4-bit element has Fraction(1, 2)
 Breakdown = Mapping[str, int]  # part of the model -> its amount: "attn", "norm", "routed", ...
 
 
 def sum_breakdowns(counted: Iterable[tuple[int, Breakdown]]) -> Breakdown:
-    """Returns the sum by name of (count, breakdown of one) pairs."""
+    """Returns the sum of the breakdowns in (count, breakdown) pairs, part by part; each counts `count` times."""
     total: Counter[str] = Counter()
     for count, parts in counted:
         total.update({name: count * amount for name, amount in parts.items()})
@@ -32,32 +32,32 @@ def sum_breakdowns(counted: Iterable[tuple[int, Breakdown]]) -> Breakdown:
 
 @dataclass(frozen=True)
 class Reach:
-    """The earlier tokens that a token attends to. One value answers for the mask, the tokens that a cache keeps, the
-    pairs that FLOPs count, the words, the colour and the published name.
+    """The rule for which earlier tokens a token attends to. The mask, the cached tokens, the (query, key) pairs in
+    FLOPs, descriptions, colours in diagrams and the published name all follow from it.
 
     Three numbers define it. A token can see the tokens from the last multiple of `period` (None: from the first token)
-    up to itself, at most the last `limit` of them (None: all). It sees every `stride`-th, counted back from itself. A
-    kind is a subclass with a `name`. Its fields are integers, so that operators of compiled code can take a reach as
-    the name of its kind and a list of integers.
+    up to itself, but at most the last `limit` tokens (None: no limit). Of these it sees every `stride`-th, counted back
+    from itself. Each subclass is a kind of reach. Its fields are integers, so that operators of compiled code can take
+    a reach as the name of its class and a list of integers.
     """
 
     kinds: ClassVar[dict[str, type[Reach]]] = {}
-    name: ClassVar[str] = ""  # in descriptions, legends and style classes: window
+    name: ClassVar[str] = ""  # in descriptions, legends and style classes, such as window
     layer_type: ClassVar[str] = ""  # its name in `layer_types` of a published config.json
-    size_field: ClassVar[str] = ""  # its limit's name in a published config.json
-    colours: ClassVar[tuple[str, str]] = ("#6f7f1f", "#a9bb45")  # of such a layer in pictures: light theme, dark theme
+    size_field: ClassVar[str] = ""  # the field for its limit in a published config.json
+    colours: ClassVar[tuple[str, str]] = ("#6f7f1f", "#a9bb45")  # of its layers in diagrams: light theme, dark theme
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         add_kind(Reach.kinds, cls)
 
     def __post_init__(self) -> None:
-        if self.period and self.limit and self.period % self.limit:  # the first place of a ring starts a period
+        if self.period and self.limit and self.period % self.limit:  # index 0 of a ring buffer starts a period
             raise SpecError(f"{type(self).__name__}: limit={self.limit} must divide period={self.period}")
 
     @property
     def period(self) -> int | None:
-        """The length of a stretch, in tokens: a token sees no earlier stretch. None: all tokens are one stretch."""
+        """The length of a stretch, in tokens: a token sees only its own stretch. None: all tokens are one stretch."""
         return None
 
     @property
@@ -67,17 +67,17 @@ class Reach:
 
     @property
     def stride(self) -> int:
-        """Distance between the tokens that are seen; 1: all of them."""
+        """The distance between visible tokens; 1: all are visible."""
         return 1
 
     @property
     def is_full(self) -> bool:
-        """Whether a token sees every earlier one."""
+        """Whether a token sees all earlier tokens."""
         return self.period is None and self.limit is None and self.stride == 1
 
     @property
     def arguments(self) -> tuple[str, list[int]]:
-        """The kind's name and the fields, as an operator of compiled code takes them; `reach_of` is the inverse."""
+        """The class name and the fields, as operators of compiled code take them; `reach_of` is the inverse."""
         names: tuple[str, ...] = self.__match_args__
         return type(self).__name__, [getattr(self, name) for name in names]
 
@@ -87,7 +87,7 @@ class Reach:
         return self if self.limit is None else replace(self, **changes)
 
     def sees(self, query: Any, key: Any) -> Any:
-        """Whether the token at position `query` attends to the one at `key`: integers, or tensors that broadcast."""
+        """Whether the token at position `query` attends to the token at `key`: integers, or tensors that broadcast."""
         seen = key <= query
         if self.period is not None:
             seen = seen & (key // self.period == query // self.period)
@@ -96,11 +96,11 @@ class Reach:
         return seen & ((query - key) % self.stride == 0) if self.stride > 1 else seen
 
     def seen(self, context: int) -> int:
-        """Tokens that the last of `context` tokens sees, itself included."""
+        """The number of tokens that the last of `context` tokens sees, itself included."""
         return seen_tokens(context, self.period, self.limit, self.stride)
 
     def held(self, past: int) -> int:
-        """The number of cached tokens after `past` tokens that the next token may attend to: a ring's first places."""
+        """The number of cached tokens that the token after `past` tokens may attend to: the first in a ring buffer."""
         return self.tokens(past if self.period is None else past % self.period)
 
     def tokens(self, context: int) -> int:
@@ -108,7 +108,7 @@ class Reach:
         return context if self.limit is None else min(context, self.limit)
 
     def pairs(self, past: int, new: int) -> int:
-        """Visible (query, key) pairs of `new` tokens after `past`, each token with itself included."""
+        """The number of visible (query, key) pairs of `new` tokens after `past` tokens. Each token sees itself too."""
         return self._pairs_of_first(past + new) - self._pairs_of_first(past)
 
     def _pairs_of_first(self, count: int) -> int:
@@ -118,23 +118,23 @@ class Reach:
         return whole + self._pairs_in_stretch(count % self.period)
 
     def _pairs_in_stretch(self, count: int) -> int:
-        """Pairs of the first `count` tokens of a stretch: each `stride` of them see one more token, up to the limit."""
+        """Visible pairs of a stretch's first `count` tokens: every `stride` tokens, one more is seen, up to the
+        limit."""
         growing = self.tokens(count)
         steps, rest = growing // self.stride, growing % self.stride  # divmod is not compiled
         growth = self.stride * (steps * (steps + 1) // 2) + rest * (steps + 1)
         return growth + (count - growing) * -(-growing // self.stride)
 
     def dense_pairs(self, past: int, new: int) -> int:
-        """The number of pairs that a dense masked kernel computes for the same tokens: every query with every key that
-        it receives."""
+        """The number of (query, key) pairs that a dense masked kernel computes: all queries and keys of each block."""
         held = self.held(past)
         if new == 1:
             return self.tokens(held + 1)
         return sum((end - start) * (held + end - first) for start, end, first in self.blocks(held, new))
 
     def blocks(self, held: int, new: int) -> Iterator[tuple[int, int, int]]:
-        """(start, end, first) of each block of `new` queries after `held` keys of the cache: queries start to end - 1
-        are given the keys from `first` on, up to the block's last. `first` is 0 where the cache's keys are in reach."""
+        """Yields (start, end, first) for each block of `new` queries after `held` cached keys. Queries start to end - 1
+        take the keys from index `first` to their last own key. `first` is 0 if cached keys are in reach."""
         yield 0, new, 0
 
     def describe(self) -> str:
@@ -142,24 +142,24 @@ class Reach:
         return " ".join([self.name, *map(str, self.arguments[1])])
 
     def clause(self) -> str:
-        """The tokens that a layer sees, to complete "every layer sees"."""
+        """Returns the tokens that a layer sees, worded to complete "every layer sees"."""
         return f"tokens by {self.describe()}"
 
 
 def reach_of(kind: str, numbers: Sequence[int]) -> Reach:
-    """Returns the reach of a kind, given by its name, with these numbers in the order of its fields."""
+    """Returns the reach of the class named `kind`, with `numbers` as its fields."""
     return Reach.kinds[kind](*numbers)
 
 
 def seen_tokens(context: int, period: int | None, limit: int | None, stride: int) -> int:
-    """Tokens that the last of `context` tokens sees, itself included, by the three numbers of a Reach."""
+    """The number of tokens that the last of `context` tokens sees, itself included, by a Reach's three numbers."""
     in_stretch = context if period is None else (context - 1) % period + 1
     return -(-(in_stretch if limit is None else min(in_stretch, limit)) // stride)
 
 
 @dataclass(frozen=True)
 class Full(Reach):
-    """Every earlier token."""
+    """Full causal attention: every earlier token."""
 
     name = "full"
     layer_type = "full_attention"
@@ -191,7 +191,7 @@ class Window(Reach):
             return
         block = min(self.size, BLOCK)
         for start in range(0, new, block):
-            first = held + start + 1 - self.size  # all cached keys or none: a ring buffer does not keep their order
+            first = held + start + 1 - self.size  # reads all cached keys or none: a ring does not keep their order
             yield start, min(start + block, new), first if first > held else 0
 
     def clause(self) -> str:
@@ -230,8 +230,8 @@ class Chunk(Reach):
 
 @dataclass(frozen=True)
 class State:
-    """A part of a cache whose size does not depend on the number of tokens. `shape` is that of one sequence. States
-    that sum over many tokens are kept in float32 (`in_float32`), whatever the model's dtype."""
+    """A cached tensor with a size that does not depend on the number of tokens. `shape` is its shape for one sequence.
+    States that sum over many tokens are in float32 (`in_float32`), whatever the model's dtype."""
 
     name: str
     shape: tuple[int, ...]
@@ -244,8 +244,8 @@ class State:
 
 @dataclass(frozen=True)
 class Entries:
-    """A stream with one entry of (heads, width) elements for each block of `every` tokens, kept for the whole context
-    (DeepSeek-V4, section 2.3). A block that is not complete already has its entry."""
+    """A cached stream with one entry of (heads, width) elements for each block of `every` tokens, for the whole context
+    (DeepSeek-V4, section 2.3). The last block has an entry even while it is incomplete."""
 
     name: str
     shape: tuple[int, int]
@@ -280,7 +280,7 @@ class CacheSpec:
 
     @property
     def block(self) -> int:
-        """The period of the cache's growth in tokens: 1, or the least common multiple of all block sizes."""
+        """The number of tokens after which the cache's growth repeats: the least common multiple of block sizes."""
         return lcm(*(each.every for each in self.entries))
 
     def tokens(self, context: int) -> int:
@@ -297,8 +297,8 @@ class CacheSpec:
         return streams * itemsize + self.state_bytes(itemsize)
 
     def growth(self, itemsize: Bytes) -> tuple[Bytes, Fraction]:
-        """Returns (fixed bytes, bytes per token) of one sequence's cache. They are exact once every window is full, and
-        with entries, at multiples of `block` tokens."""
+        """Returns (fixed bytes, bytes per token) of one sequence's cache. They are exact once every window is full; if
+        there are entries, only at multiples of `block` tokens."""
         per_token = self.elements() * itemsize
         limit = self.reach.limit
         fixed = self.state_bytes(itemsize) + per_token * (limit or 0)
@@ -310,8 +310,8 @@ class CacheSpec:
 
     @property
     def geometry(self) -> tuple[Hashable, ...]:
-        """The key of the tokens' places in the cache: caches of equal geometry share positions and masks. It holds only
-        strings and integers, which compiled code can look up."""
+        """The key that determines where tokens lie in the cache: caches with equal keys share positions and masks. It
+        consists of strings and integers, which compiled code can look up."""
         kind, numbers = self.reach.arguments
         return kind, *numbers, "entries", *(each.every for each in self.entries)
 
@@ -329,7 +329,7 @@ def whole(number: Bytes) -> int | float:
 
 def entry_pairs(past: int, new: int, every: int, most: int | None = None) -> int:
     """The number of (query, entry) pairs of `new` tokens after `past`. Each block of `every` tokens has one entry.
-    A token sees the entries of all blocks that end at it or before it, or at most `most` of them."""
+    A token sees the entries of all blocks that end at it or before it; with `most`, at most that many."""
 
     def upto(tokens: int) -> int:
         blocks, rest = divmod(tokens, every)

@@ -1,4 +1,4 @@
-"""Errors that are raised on purpose. Each is one line and has the exit code of a command that ends with it."""
+"""Errors that are raised on purpose. Each has a one-line message, and the exit code of a command that it ends."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ class ZooError(Exception):
 
 
 class CheckFailed(ZooError):
-    """A check failed (exit 1): two figures that must be equal are not."""
+    """A check failed (exit 1): two figures that must be equal differ."""
 
 
 class UsageError(ZooError, ValueError):
@@ -64,20 +64,20 @@ def accessing(what: object, done: str = "read") -> Iterator[None]:
 
 
 def enough(lines: Iterable[str], most: int = 100) -> str:
-    """Joins the lines with commas. Beyond `most` lines it keeps the first ones and adds the total count."""
+    """Joins the lines with commas: at most the first `most`, followed by the total count if there are more."""
     lines = list(lines)
     return ", ".join(lines if len(lines) <= most else [*lines[:most], f"... ({len(lines)} in all)"])
 
 
 def unknown(what: str, word: str, known: Iterable[str], listed: Iterable[str] = ()) -> UsageError:
-    """Returns the error for a `word` that is not a known `what`. It suggests the most similar known words; if none is
-    similar, it lists all of them, or those `listed`."""
+    """Returns the error for a `word` that is not a known `what`. It suggests the most similar known words. If none is
+    similar, it shows `listed` or, without `listed`, all known words."""
     return UsageError(f"unknown {what} {word[:80]!r}; {suggestion(word, known, listed)}")
 
 
 def suggestion(word: str, known: Iterable[str], listed: Iterable[str] = ()) -> str:
-    """Returns a question with the known words most similar to `word`; if none is similar, with all of them or those
-    `listed`."""
+    """Returns a question with the known words that are most similar to `word`. If none is similar, it returns `listed`
+    or, without `listed`, all known words."""
     known = sorted(known)
     folded = {name.lower().replace("_", "-"): name for name in known}
     close = get_close_matches(word[:80].lower().replace("_", "-"), folded, n=3, cutoff=0.5)

@@ -1,5 +1,4 @@
-"""Facts: the statements that a block makes about itself. Cards, differences, call-outs and filters put them into words,
-and nothing reads a sentence back."""
+"""Facts: the statements that a block makes about itself. Cards, comparisons, diagrams and filters make text of them."""
 
 from __future__ import annotations
 
@@ -10,9 +9,9 @@ from typing import Any, NamedTuple
 class Fact(NamedTuple):
     """One statement of a block about itself.
 
-    `key` names the subject: a field's name, or "kind" for the block itself. `phrase` is a format string that the value
-    fills, or the members of a tuple; without one the text is the value with its `unit`. `noun` names the subject
-    without its value: "score cap" for "scores capped at 50". A fact with an empty text is covered by another fact.
+    `key` names the subject: a field's name, or "kind" for the block itself. `phrase` is a format string for the value,
+    or for the members of a tuple value. Without a phrase, the text is the value with its `unit`. `noun` names the
+    subject without its value: "score cap" for "scores capped at 50". A fact that another fact covers has an empty text.
     """
 
     key: str
@@ -41,7 +40,7 @@ class Fact(NamedTuple):
 
     @property
     def structure(self) -> Hashable:
-        """The fact without its numbers: equal where two blocks differ in sizes only."""
+        """The fact without its numbers: equal for two blocks that differ only in sizes."""
         return (self.key, self.template, *(_structure(each) for each in self.values))
 
 
@@ -56,7 +55,7 @@ def _structure(value: Any) -> Hashable:
 
 
 def fact_of_field(name: str, value: Any) -> Fact:
-    """Returns a fact about an optional field in use, for a block that states none about it."""
+    """Returns a fact about an optional field in use, for a block whose own facts do not mention that field."""
     noun = name.replace("_", " ")
     if value is None or value is False:
         return Fact(name, phrase=f"no {noun}")

@@ -1,6 +1,6 @@
-"""python -m zoo.kernels: shows the kernels of this machine, and decides those that are undecided.
+"""python -m zoo.kernels: shows the kernel of each operation on this machine, and decides open ones.
 
-Imported, it offers the functions of zoo.kernel_choice, which `zoo.kernels` is after `import zoo`.
+As a module it has the functions of zoo.kernel_choice. After `import zoo`, the name `zoo.kernels` is zoo.kernel_choice.
 """
 
 import logging
@@ -25,7 +25,7 @@ from zoo.kernel_choice import using as using
 from zoo.kernel_choice.deciding import decisions
 from zoo.units import dtype_name
 
-DTYPES = torch.float32, torch.bfloat16, torch.float16  # float64 only for a model in it
+DTYPES = torch.float32, torch.bfloat16, torch.float16  # float64 is decided only for float64 models
 COLUMNS = [Column("operation", "operation"), Column("dtype", "dtype"), Column("kernel", "kernel")]
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -37,9 +37,9 @@ def main(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show the kernel of each operation on this machine, after deciding the undecided ones.
+    """Show the kernel of each operation on this machine. Operations without a decision are measured first.
 
-    plain is torch's own call. Decisions are kept for later processes with the same number of threads.
+    "plain" is torch's own call. Decisions are stored for later processes with the same number of threads.
     """
     logging.basicConfig(format="%(message)s")
     if threads is not None:

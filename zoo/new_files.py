@@ -1,5 +1,4 @@
-"""Files and folders that appear whole: they are written under a hidden name, flushed to disk, then renamed. Also a lock
-that admits one process at a time."""
+"""Writes files and folders atomically: under a hidden name, flushed to disk, then renamed. Also locks files."""
 
 import os
 import shutil
@@ -20,7 +19,7 @@ def write_new_file(path: Path) -> Iterator[BinaryIO]:
     """Opens a binary file for writing. It gets its name when the block ends; if the block raises, nothing is left.
 
     If two processes write the same name, the last file stays: use it for content that the name determines. Raises
-    NotAvailable where the disk fails or is full.
+    NotAvailable if the disk fails or is full.
     """
     fresh = hidden(path)
     try:
@@ -48,8 +47,7 @@ def write_file(path: Path, content: bytes) -> None:
 @contextmanager
 def new_folder(target: Path, what: str = "") -> Iterator[Path]:
     """Makes a folder to write files into. It gets its name when the block ends; if the block raises, nothing is left.
-    `what` names the folder in errors. Raises NotAvailable where the disk fails, or where the target has appeared
-    meanwhile."""
+    `what` names the folder in errors. Raises NotAvailable if the disk fails, or if the target was created meanwhile."""
     fresh = hidden(target.absolute())
     try:
         fresh.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +66,7 @@ def new_folder(target: Path, what: str = "") -> Iterator[Path]:
 
 
 def hidden(path: Path) -> Path:
-    """Returns an unused name beside a path: ".NAME." and eight digits."""
+    """Returns an unused path in the same folder: ".NAME." and eight hexadecimal digits."""
     return path.with_name(f".{path.name}.{token_hex(4)}")
 
 
@@ -83,8 +81,8 @@ def flush(path: Path) -> None:
 
 def lock(descriptor: int, seconds: float = 0.0) -> bool:
     """Locks an open file against other processes. Waits up to `seconds` for a process that holds the lock, and returns
-    False if it still does. The system lifts the lock when the file is closed or the process ends. Systems without
-    flock, and network file systems without locks, lock nothing."""
+    False if the lock is still taken then. The system lifts the lock when the file is closed or the process ends.
+    Systems without flock, and network file systems without locks, lock nothing."""
     try:
         import fcntl
     except ImportError:  # Windows

@@ -1,6 +1,6 @@
 """Specs: frozen descriptions of blocks, the registry of their kinds, and replacing one spec by another.
 
-A spec holds everything known about a block before a tensor exists, and builds its module. Equal specs are equal blocks.
+A spec holds everything known about a block without tensors, and builds its module. Equal specs describe equal blocks.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ S = TypeVar("S", bound="Spec")
 
 
 class Alias(NamedTuple):
-    """Another name for a form of a kind of block. `--swap` understands it, and it is printed where it `holds`.
+    """Another name for a special case of a block, such as MQA for GQA with one key head. `--swap` accepts the name.
+    Descriptions print it for each spec for which `holds` is true.
 
-    `sets`: fields that follow from the other fields, each as a function of them. `needs`: fields that must be given,
-    each with an example value.
+    `sets`: the fields that the name fixes, each as a function of the other fields. `needs`: required fields, each with
+    an example value.
     """
 
     holds: Callable[[Any], bool]
@@ -41,7 +42,7 @@ class Spec(ABC):
     """A frozen description of a part of a model.
 
     `Spec.kinds` is the block registry: class name -> class, for each public, concrete subclass. Classes enter it when
-    they are defined. `role` names where such a spec can stand: attn, ffn, norm, rope, router, act, ...
+    they are defined. `role` names the place that it can take in a model: attn, ffn, norm, rope, router, act, ...
     """
 
     # Computed once, since specs are walked and looked up often. Slots keep these values out of vars().
@@ -49,15 +50,15 @@ class Spec(ABC):
 
     kinds: ClassVar[dict[str, type[Spec]]] = {}
     role: ClassVar[str] = ""
-    aliases: ClassVar[Mapping[str, Alias]] = {}  # names of forms of this kind: MHA and MQA are forms of GQA
+    aliases: ClassVar[Mapping[str, Alias]] = {}  # names of special cases, such as MHA and MQA of GQA
     divides: ClassVar[Mapping[str, Divide]] = {}  # fields whose units ranks divide among them (zoo.sharding)
-    keeps_hash: ClassVar[bool] = True  # computed once; False for specs of a few numbers, whose hash is cheap
-    toy: ClassVar[Mapping[str, Any]] = {}  # field -> largest value in tiny models, where not zoo.swaps.tiny's
+    keeps_hash: ClassVar[bool] = True  # caches the hash; False for small specs, whose hash is cheap
+    toy: ClassVar[Mapping[str, Any]] = {}  # field -> largest value in tiny models, if not zoo.swaps.tiny's
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if cls.keeps_hash:
-            cls.__hash__ = Spec.__hash__  # type: ignore[method-assign]  # a dataclass would have one that keeps nothing
+            cls.__hash__ = Spec.__hash__  # type: ignore[method-assign]  # @dataclass would add an uncached one
         unsaid = sorted(name for name in dir(cls) if getattr(getattr(cls, name, None), "__isabstractmethod__", False))
         if unsaid and not abstract:
             raise TypeError(f"{cls.__name__} must define {', '.join(unsaid)}")
@@ -80,24 +81,24 @@ class Spec(ABC):
         self.check()
 
     def check(self) -> None:
-        """Raises SpecError if fields contradict each other. Types are already checked against the annotations: an int
-        is positive, a float positive and finite."""
+        """Raises SpecError if fields contradict each other. By the annotations, ints are positive, floats positive and
+        finite."""
 
     def check_width(self, width: int) -> None:
-        """Raises SpecError if a table of positions for heads of this width contradicts the fields."""
+        """Raises SpecError if the fields do not allow a position table for heads of this width."""
 
     def require(self, holds: bool, message: str) -> None:
-        """Raises a SpecError that names this kind, unless `holds`."""
+        """Raises SpecError, with this class's name and `message`, unless `holds` is true."""
         if not holds:
             raise SpecError(f"{type(self).__name__}: {message}")
 
     def facts(self) -> tuple[Fact, ...]:
-        """Statements about this spec, in the order in which a description makes them: its kind alone by default, which
-        `stated` completes from the fields."""
+        """Returns statements about this spec, in the order of its description. By default only its kind is stated;
+        `stated` adds facts about the fields."""
         return (Fact("kind", self.names()[0]),)
 
     def in_use(self, *facts: Fact) -> tuple[Fact, ...]:
-        """Returns the facts except those about an optional field that has its default."""
+        """Returns the given facts, except facts about optional fields that have their default values."""
         unused = _defaults(type(self)).keys() - fields_in_use(self)
         return tuple(fact for fact in facts if fact.key not in unused)
 
@@ -106,12 +107,12 @@ class Spec(ABC):
         return ", ".join(filter(None, map(str, self.facts())))
 
     def names(self) -> list[str]:
-        """Returns the usual names of this block: its kind, and the aliases that hold."""
+        """Returns the usual names of this block: its class name, and every alias that applies to it."""
         return [type(self).__name__, *(name for name, alias in self.aliases.items() if alias.holds(self))]
 
     def children(self) -> Iterator[tuple[str, Spec]]:
-        """Yields (field name, spec) for each spec held directly, in field order. The members of a tuple share the
-        tuple's name."""
+        """Yields (field name, spec) for each spec in the fields, in order. The members of a tuple share its field
+        name."""
         return iter(_kept(self, "_kept_children", _children_of))
 
     def shard(self, rank: Rank) -> Self:
@@ -121,7 +122,7 @@ class Spec(ABC):
         return self.map(lambda child: child.shard(rank), **held)
 
     def cuts(self) -> Cuts:
-        """Returns the parameters of the module that ranks divide. By default these are the parameters of the inner
+        """Returns the cuts of the module's parameters that ranks divide. By default these are the cuts of the inner
         specs, whose modules have the names of the fields."""
         inside = (prefixed(name, child.cuts()) for name, child in self.children())
         return {name: cut for cuts in inside for name, cut in cuts.items()}
@@ -132,16 +133,16 @@ class Spec(ABC):
         return bool(self.divides)
 
     def cut(self, field: str, dim: int = 0) -> Cut:
-        """Returns the cut of a parameter that is divided with a field, along `dim`."""
+        """Returns the cut, along `dim`, of a parameter that is divided like a field."""
         return Cut(dim, (self.section(field),))
 
     def section(self, field: str, rows: int | None = None) -> Section:
-        """Returns the section of a parameter's rows that is divided with a field."""
+        """Returns the section of a parameter's rows that is divided like a field."""
         return Section(getattr(self, field), self.divides[field], field, rows)
 
     def exchanges(self, dim: int, ranks: int) -> tuple[Exchange, ...]:
-        """Returns the exchanges of `ranks` ranks in a forward pass, in order: the all-reduce of outputs, or the
-        exchanges of the inner specs."""
+        """Returns the collective operations of `ranks` ranks in a forward pass, in order: the all-reduce of the output,
+        or the operations of the inner specs."""
         if self.sums_over_ranks:
             return (Exchange("all-reduce", dim),)
         return tuple(each for _, child in self.children() for each in child.exchanges(dim, ranks))
@@ -151,14 +152,14 @@ class Spec(ABC):
         return iter(_kept(self, "_kept_parts", _parts_of))
 
     def resized(self, to: Any) -> dict[str, Any]:
-        """Returns the changed fields at another width. `to` has the rules: zoo.swaps.proportions.Proportions for the
-        model's small form, zoo.swaps.borrow.WidthRatio for another published width. Other fields stay, and inner specs
-        return their own."""
+        """Returns the fields that change with the model's width, with their new values. `to` has the rules:
+        zoo.swaps.proportions.Proportions for a scaled-down model, zoo.swaps.borrow.WidthRatio for another published
+        width. Inner specs return their own changes."""
         return {}
 
     def map(self, change: Callable[[Spec], Spec], **others: Any) -> Self:
-        """Returns this spec with `change` applied to each spec held directly and the fields `others` set, all at
-        once."""
+        """Returns this spec with `change` applied to each spec in its fields and with the fields `others` set, in one
+        step."""
 
         def changed(value: Any) -> Any:
             if isinstance(value, tuple):
@@ -208,7 +209,7 @@ def field_names(kind: type[Spec]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4096)
 def stated(spec: Spec) -> Mapping[str, Fact]:
-    """Returns key -> fact: the facts of a spec, and one for each optional field in use that these do not mention."""
+    """Returns key -> fact: the facts of a spec, and a fact for each optional field in use that they do not mention."""
     found = {fact.key: fact for fact in spec.facts()}
     used = {name: fact_of_field(name, getattr(spec, name)) for name in fields_in_use(spec) if name not in found}
     return found | used
@@ -247,10 +248,10 @@ def _is_kind(kind: Any) -> bool:
 class Block(Spec, abstract=True):
     """A part with parameters. `dim`, the width of the residual stream, is an argument and never a field.
 
-    A subclass defines `params` or `param_breakdown`, and `flops` or `flop_breakdown`: each follows from the other.
+    A subclass defines `params` or `param_breakdown`, and `flops` or `flop_breakdown`: the other of each pair follows.
     """
 
-    input_norm: ClassVar[str | None] = None  # the name of its module's own norm that reads x first
+    input_norm: ClassVar[str | None] = None  # the name of a norm inside its module that reads x first
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(abstract=abstract, **kwargs)
@@ -267,26 +268,24 @@ class Block(Spec, abstract=True):
         return sum(self.param_breakdown(dim).values())
 
     def active_params(self, dim: int) -> int:
-        """The number of parameters that one token uses: all except those of experts that it is not routed to."""
+        """The number of parameters that one token uses: all but those of experts that the token is not routed to."""
         return round(self.read_params(dim, 1))
 
     def read_params(self, dim: int, tokens: int) -> float:
-        """The expected number of parameters that a forward pass of `tokens` tokens reads: all except those of experts
-        that no token is routed to. Every expert is equally likely."""
+        """The expected number of parameters that a forward pass of `tokens` tokens reads: all but those of experts that
+        no token is routed to. Every expert is assumed to be equally likely."""
         return self.params(dim) - self.idle_params(dim, tokens)
 
     def idle_params(self, dim: int, tokens: int) -> float:
-        """The expected number of parameters that a forward pass of `tokens` tokens does not read, here those of the
-        inner blocks."""
+        """The expected number of parameters that a pass of `tokens` tokens does not read: the sum over inner blocks."""
         return sum(block.idle_params(dim, tokens) for block in self.blocks())
 
     def blocks(self) -> Iterator[Block]:
-        """Returns the blocks held directly, in field order."""
+        """Returns the blocks in the fields, in order."""
         return (child for _, child in self.children() if isinstance(child, Block))
 
     def param_breakdown(self, dim: int) -> Breakdown:
-        """Returns `params` by part: attn, norm, ffn, routed, shared, router. A block of one part is named by its
-        role."""
+        """Returns `params` by part: attn, norm, ffn, routed, shared, router. By default, one part: the block's role."""
         return {self.role: self.params(dim)}
 
     def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
@@ -310,8 +309,8 @@ class Composite(Block, abstract=True):
 
 
 class FlopGrowth(NamedTuple):
-    """The growth of one token's FLOPs with the tokens in `reach`. Up to `start` visible tokens they stay those of the
-    first token; then they grow after every `every` tokens, as where one entry stands for several."""
+    """The growth of one token's FLOPs with the number of tokens in `reach`. The FLOPs are constant up to `start`
+    visible tokens. Then they grow after every `every` tokens: more than 1 if an entry stands for several tokens."""
 
     reach: Reach
     start: int = 0
@@ -325,7 +324,7 @@ class Mixer(Block, abstract=True):
     """
 
     role = "attn"
-    cache_width: ClassVar[str] = ""  # the field that the bytes per token are linear in: a head's width, a latent's rank
+    cache_width: ClassVar[str] = ""  # the field that cache bytes per token grow with: a head's width, a latent's rank
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -334,7 +333,7 @@ class Mixer(Block, abstract=True):
 
     @abstractmethod
     def resized(self, to: Any) -> dict[str, Any]:
-        """Returns the changed fields of the small form, as in Spec. Every mixer has widths and defines this."""
+        """Returns the fields that change with the model's width, as in Spec. Every mixer must define this."""
 
     @abstractmethod
     def cache_spec(self) -> CacheSpec:
@@ -356,7 +355,7 @@ class Mixer(Block, abstract=True):
         return 0
 
     def flop_growth(self, part: str) -> FlopGrowth:
-        """Returns the growth of one token's FLOPs of a part of `flop_breakdown`."""
+        """Returns the growth of one token's FLOPs in one part of `flop_breakdown`."""
         return FlopGrowth(self.cache_spec().reach)
 
     def tables(self) -> tuple[tuple[Spec, int], ...]:
@@ -383,7 +382,7 @@ def swap(spec: S, kind: type[Spec], change: Spec | Callable[[Any], Spec]) -> S:
 
 
 def require_spec(spec: object, function: str, kind: object = None) -> None:
-    """Raises UsageError unless a function is given a spec, and a kind of spec if any, and not their names."""
+    """Raises UsageError unless `spec` is a spec and `kind`, if given, is a class, instead of their names."""
     if not isinstance(spec, Spec):
         found = f"zoo.spec({spec!r:.80})" if isinstance(spec, str) else "zoo.spec(NAME) or model.spec"
         raise UsageError(f"zoo.{function} changes a spec, not a {type(spec).__name__}: give it {found}")

@@ -1,9 +1,9 @@
 """Tensor parallelism, without torch: the part of each parameter that a rank holds.
 
-A block names the fields that ranks divide among them (`divides`), and the parameters that are divided with these
-(`cuts`). They determine a rank's own spec (`Spec.shard`), the slices of every parameter, and where the outputs of ranks
-are added up. The scheme is that of Megatron-LM (Shoeybi et al. 2019, section 3): the heads of attention and the width
-of a feed-forward are divided, and each block ends in one sum over ranks.
+A block names the fields that are divided among ranks (`divides`), and the parameters that are divided with these fields
+(`cuts`). These determine a rank's own spec (`Spec.shard`), the slices of every parameter, and which outputs are summed
+over ranks. The scheme follows Megatron-LM (Shoeybi et al. 2019, section 3): the heads of attention and the width of a
+feed-forward are divided, and each block ends in one sum over ranks.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ from zoo.errors import IndivisibleError, UsageError
 class Divide(Enum):
     """The rule that divides a number of units among ranks."""
 
-    EVENLY = "evenly"  # equally many to each
-    REPEATED = "repeated"  # equally many to each; with fewer units than ranks, several ranks hold the same unit
+    EVENLY = "evenly"  # equally many units to each rank
+    REPEATED = "repeated"  # like EVENLY; but if there are fewer units than ranks, several ranks hold the same unit
     ANY = "any"  # as even as possible: three ranks hold 4, 3 and 3 of 10
 
 
@@ -34,14 +34,13 @@ class Rank:
         return [replace(self, index=index) for index in range(self.ranks)]
 
     def share(self, count: int) -> range:
-        """Returns this rank's share of `count` units, as even as possible; it is empty where there are fewer units than
-        ranks."""
+        """Returns this rank's share of `count` units, as even as possible. Some shares are empty if count < ranks."""
         each, more = divmod(count, self.ranks)
         first = self.index * each + min(self.index, more)
         return range(first, first + each + (self.index < more))
 
     def held(self, count: int, how: Divide = Divide.EVENLY, what: str = "count") -> range:
-        """Returns the units, of `count`, that this rank holds. Raises SpecError if the ranks cannot divide them."""
+        """Returns which of `count` units this rank holds, as indices. Raises SpecError if ranks cannot divide them."""
         if how is Divide.REPEATED and count < self.ranks and self.ranks % count == 0:
             only = self.index * count // self.ranks
             return range(only, only + 1)
@@ -51,14 +50,14 @@ class Rank:
 
 
 def require_same_ranks(tp: int, ep: int) -> None:
-    """Raises UsageError unless experts are divided by none or by all of the `tp` ranks."""
+    """Raises UsageError unless `ep` is 1 or equals `tp`: experts stay whole or are divided among all ranks."""
     if ep not in (1, tp):
         raise UsageError(f"--ep {ep} with --tp {tp}: the same ranks divide attention and experts, so give --ep {tp}")
 
 
 class Section(NamedTuple):
-    """Rows of a parameter that belong to a number of units, equally many to each. `rows` is their total; None means all
-    rows of the parameter. `what` names the units."""
+    """Rows of a parameter that belong to `units` units, such as heads, with equally many rows each. `rows` is the
+    number of rows in the section; None means all rows of the parameter. `what` names the units."""
 
     units: int
     how: Divide
@@ -87,9 +86,9 @@ class Cut:
 class Exchange(NamedTuple):
     """A collective operation in a forward pass: all-reduce, all-gather or all-to-all.
 
-    `elements` is the size per token: of the tensor for "all-reduce" and "all-to-all", of the result for "all-gather".
-    Elements have the activations' dtype, or four bytes each (`in_float32`). If `shared`, each rank has the elements of
-    its own share of the tokens.
+    `elements` is the number of elements per token or per pass (`for_each`). For "all-gather" it counts the result,
+    otherwise the tensor. Elements have the activations' dtype, or four bytes each (`in_float32`). If `shared`, each
+    rank has only the elements of its own share of the tokens.
     """
 
     kind: Literal["all-reduce", "all-gather", "all-to-all"]
@@ -107,7 +106,7 @@ class Exchange(NamedTuple):
         """Returns the bytes that one rank sends.
 
         The ranks form a ring: each part of the tensor passes through all other ranks twice in an all-reduce and once in
-        an all-gather (Patarasuk and Yuan 2009). In an all-to-all every rank gets equally many bytes.
+        an all-gather (Patarasuk and Yuan 2009). In an all-to-all, equally many bytes are assumed to go to every rank.
         """
         rounds = 2 if self.kind == "all-reduce" else 1
         share = 1 / ranks if self.shared else 1
@@ -115,15 +114,15 @@ class Exchange(NamedTuple):
 
 
 class FirstRankOnly:
-    """A parameter that counts once in the sum of the ranks' outputs, such as a bias. The first rank has its values, the
-    others hold zeros."""
+    """A parameter, such as a bias, that only the first rank adds to the sum of the ranks' outputs. The other ranks have
+    zeros in its place."""
 
 
 Cuts = Mapping[str, Cut | FirstRankOnly]
-"""Maps a module or a parameter to its cut. Every rank holds the parameters that are not named.
+"""Maps a module or a parameter to its cut. Parameters that are not named are whole in every rank.
 
-A linear map's name stands for its weight, and for its bias: a bias is divided with the outputs, and added by the first
-rank alone where the inputs are divided.
+A linear map's name stands for its weight and its bias. If the outputs are divided, the bias is divided with them. If
+the inputs are divided, only the first rank adds the bias.
 """
 
 

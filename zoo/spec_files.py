@@ -1,9 +1,9 @@
-"""Specs as JSON: the file spec.json, which describes any model, also one whose blocks are not part of the zoo.
+"""Specs as JSON: the file spec.json, which describes any model, even if some of its blocks are not part of the zoo.
 
     {"format": "zoo-spec", "version": 1, "imports": [], "spec": {"kind": "Decoder", "vocab": 32000, ...}}
 
-A spec is an object with its kind and its fields; a tuple is a list. Reading creates kinds that are already registered
-and runs no other code: `imports` only names the modules that define the others, for the error message.
+A spec is an object with its kind and its fields; a tuple is a list. Reading creates only blocks that are already
+registered and runs no other code. `imports` names the modules of other blocks for error messages.
 """
 
 import json
@@ -33,15 +33,15 @@ def spec_text(spec: Decoder) -> str:
 
 
 def from_state(state: Any) -> Any:
-    """Returns the content of a spec.json with the spec that the state.json of a training run holds."""
+    """Returns the content of a spec.json for the spec in a training run's state.json."""
     return {"format": FORMAT, "version": VERSION, "spec": state.get("spec") if isinstance(state, dict) else None}
 
 
 def spec_from(content: Any, where: str) -> Decoder:
     """Returns the spec in the parsed content of a spec.json; `where` names the file in errors.
 
-    Raises NotAvailable for a kind that a module must still define, and MalformedError for another format, a later
-    version, unknown or missing fields, and values that a field does not allow.
+    Raises NotAvailable for a block whose module must be imported first. Raises MalformedError for another format, a
+    later version, unknown or missing fields, and values that a field does not allow.
     """
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise MalformedError(f'{where}: must be an object with "format": "{FORMAT}"')

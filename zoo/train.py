@@ -92,11 +92,11 @@ def main(
     source: Annotated[
         str | None, typer.Option("--from", metavar="SOURCE", help="Released model or finished run to start from.")
     ] = None,
-    vocab: Annotated[int | None, typer.Option(min=1, help="Tokens of a BPE to train. Default: bytes.")] = None,
+    vocab: Annotated[int | None, typer.Option(min=1, help="Vocabulary size of a BPE to train. Default: bytes.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens per sequence. Default: 256.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences per step. Default: 8.")] = None,
     accumulate: Annotated[
-        int | None, typer.Option(min=1, help="Pieces that a step is computed in. Default: 1.")
+        int | None, typer.Option(min=1, help="Parts of the batch, computed one by one. Default: 1.")
     ] = None,
     tokens: Annotated[str | None, typer.Option(help="Budget in tokens: 600k, 2M.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Budget in minutes, instead of tokens. Default: 10.")] = None,
@@ -106,7 +106,7 @@ def main(
     ] = None,
     schedule: Annotated[Schedule | None, typer.Option(help="Shape of the learning rate. Default: cosine.")] = None,
     warmup: Annotated[
-        float | None, typer.Option(min=0, help="Warm-up steps, or their share below 1. Default: 0.1.")
+        float | None, typer.Option(min=0, help="Warm-up steps; below 1, a share of all steps. Default: 0.1.")
     ] = None,
     clip: Annotated[float | None, typer.Option(help="Maximum norm of the gradient. Default: 1.")] = None,
     weight_decay: Annotated[float | None, typer.Option(min=0, help="Weight decay of matrices. Default: 0.1.")] = None,
@@ -140,22 +140,22 @@ def main(
     began = perf_counter()
     logging.basicConfig(format="%(message)s")
     if not kernels.active().is_set:
-        kernels.use(kernels.PLAIN)  # a run and its continuation, perhaps on another machine, compute the same
+        kernels.use(kernels.PLAIN)  # a resumed run computes the same, even on another machine
     if compile and processes.is_launched():
         raise UsageError("--compile is for one process: the layers of a sharded model have hooks and run uncompiled")
     if out is None:
-        raise UsageError("where is the run kept? Give a new folder: --out run")
+        raise UsageError("a run needs a new folder: --out run")
     names = {each.name for each in fields(Options)}
     given = {name: value for name, value in call.params.items() if name in names and value not in (None, ())}
     given |= {"text": str(text.absolute())} if text else {}
     given |= {"swap": tuple(swap)} if swap else {}
     if name is not None and (PYTHON in name or is_path(name)):
-        given["name"] = str(Path(name).absolute())  # a run is resumed from any folder
+        given["name"] = str(Path(name).absolute())  # so that the run can be resumed from any folder
     given |= {"tokens": _count("--tokens", tokens)} if tokens is not None else {}
     if params is not None and params != PUBLISHED:
         _count("--params", params)
     with (
-        processes.joined(device, "; go on from its checkpoints") as place,
+        processes.joined(device, "; resume from its checkpoints") as place,
         nullcontext() if processes.rank() else locked(out),
     ):
         last = processes.from_first(lambda: _checkpoint(out, resume, given))
@@ -190,14 +190,14 @@ class Session:
         return training_flops_per_token(self.spec, self.options.context)
 
     def require_time(self, spent: float, step: float | None = None) -> None:
-        """Raises UsageError where `spent` seconds leave less of --minutes than a `step` takes: by default in seconds at
-        the measured rate."""
+        """Raises UsageError if, after `spent` seconds, less of --minutes is left than one step takes. `step` is the
+        seconds of a step; by default they are estimated from the measured rate."""
         least = step or self.options.batch * self.options.context * self.flops_per_token / self.rate
         if self.options.minutes is not None and 60 * self.options.minutes - spent < least:
             steps_within(60 * self.options.minutes - spent, least, least, self.options.eval_every)
 
     def build(self, fresh: bool = True) -> Model:
-        """Returns the model, set up as the options say: with its first weights if `fresh`, otherwise uninitialised."""
+        """Returns the model, set up by the options: with its initial weights if `fresh`, otherwise uninitialised."""
         options = self.options
         if processes.ranks() > 1:
             first = partial(self._fresh, torch.device("cpu")) if fresh else None
@@ -206,7 +206,7 @@ class Session:
             model = self._fresh(self.place) if fresh else catalog.allocate(self.spec, self.place)
         model.activation_checkpointing = options.checkpoint_activations
         if options.compile and processes.ranks() > 1:
-            _say("note: the run was compiled, and is not in several processes")
+            _say("note: the run was compiled before; several processes run it uncompiled")
         elif options.compile:
             model.compile()
         return model
@@ -229,13 +229,13 @@ class Session:
 
 
 def _checkpoint(out: Path, resume: bool, given: dict[str, Any]) -> str | None:
-    """Returns the path of the last checkpoint of the run in a folder, or None for a new run. Raises UsageError where a
-    run exists and `resume` is not set, or the reverse."""
+    """Returns the path of the last checkpoint of the run in a folder, or None for a new run. Raises UsageError if a run
+    exists and `resume` is not set, or if there is no run to resume."""
     remove_leftovers(out / CHECKPOINTS)
     remove_leftovers(out, SAVED)
     last = last_checkpoint(out)
     if last is None and (there := next((out / name for name in (LOG, SAVED) if (out / name).exists()), None)):
-        raise UsageError(f"{there} is there, and no checkpoint of a run: give another folder, or remove it")
+        raise UsageError(f"{there} exists, but no checkpoint of a run: give another folder, or remove it")
     if last is not None and not resume:
         raise UsageError(f"{out} holds a run, and nothing is overwritten: go on with --resume, or give another folder")
     if last is None and resume:
@@ -257,7 +257,7 @@ def _started(out: Path, session: Session, began: float) -> Run:
     if session.opened and session.opened.text_path.is_file() and processes.rank() == 0:
         Text(session.opened.text_path).save(out)
     if session.opened and session.opened.text_path.is_file():
-        source = out  # with the tokenizer of the .gguf file
+        source = out  # where the tokenizer of the .gguf file now is
     session.require_time(perf_counter() - began)
     data = processes.from_first(lambda: Material.make(options, out, source).facts)
     material = Material.find(data, out, options)

@@ -1,4 +1,4 @@
-"""Counts, bytes, months and dtypes as text."""
+"""Formats and parses counts, bytes, months and dtypes."""
 
 import re
 
@@ -35,7 +35,7 @@ def parse_tokens(text: str) -> int:
 
 
 def parse_month(text: str) -> str:
-    """Parses a year and a month: 2025-06. Months compare in order of time as text. Raises ValueError for other text."""
+    """Parses a year and a month: 2025-06. As text, months sort by time. Raises ValueError for other text."""
     if not MONTH.fullmatch(text):
         raise ValueError(f"{text[:80]!r} is not a month; write 2025-06")
     return text

@@ -1,5 +1,5 @@
-"""Attention over a window and over compressed keys (DeepSeek-V4, section 2.3): heavily compressed attention, HCA, and
-compressed sparse attention, CSA."""
+"""Attention over a sliding window and compressed keys (DeepSeek-V4, section 2.3): heavily compressed attention (HCA)
+and compressed sparse attention (CSA)."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -26,15 +26,16 @@ __all__ = ["CompressedAttention"]
 
 @dataclass(frozen=True)
 class CompressedAttention(TableMixer):
-    """`heads` query heads share one key of `head_dim`, which is also the value. A token sees the last `window` tokens,
-    itself included, and the entries of a `compressor`, all in one softmax. HCA has one entry for many tokens, and a
-    token sees all entries. CSA has one entry for few tokens, and a token sees the entries that an indexer chooses.
+    """Attention in which `heads` query heads share one key of `head_dim` elements, which is also the value. A token
+    attends to the last `window` tokens, itself included, and to the entries of a `compressor`, all in one softmax. In
+    HCA an entry stands for many tokens, and a token sees all entries. In CSA an entry stands for few tokens, and a
+    token sees the entries that an indexer chooses.
 
-    Queries are projected through a latent of `q_rank` elements, normalised by `norm`; each query head is normalised by
-    `q_norm`, and keys by `norm`. The last `rope_dim` elements of queries, keys and values are rotated. The output is
-    therefore rotated back by its own position: a token's contribution depends on its distance. Each head has a sink.
-    The output of each of `groups` groups of heads is projected to `o_rank` elements, and all groups together to the
-    model's width.
+    Queries are projected through a latent of `q_rank` elements. `norm` normalises this latent and the keys, and
+    `q_norm` each query head. The last `rope_dim` elements of queries and keys are rotated. Since keys are also the
+    values, the output is rotated back by its own position: a token's contribution then depends on its distance.
+    Each head has a sink. The output of each of `groups` groups of heads is projected to `o_rank` elements, and all
+    groups together to the model's width.
     """
 
     heads: int
@@ -70,19 +71,19 @@ class CompressedAttention(TableMixer):
 
     @property
     def nope_dim(self) -> int:
-        """Elements of a head that are not rotated."""
+        """The number of elements of a head that are not rotated."""
         return self.head_dim - self.rope_dim
 
     @property
     def index_nope_dim(self) -> int:
-        """Elements of an index head that are not rotated."""
+        """The number of elements of an index head that are not rotated."""
         assert self.compressor is not None
         assert self.compressor.indexer is not None
         return self.compressor.indexer.head_dim - self.rope_dim
 
     @property
     def group_dim(self) -> int:
-        """Elements of all heads of a group."""
+        """The number of elements of all heads of a group together."""
         return self.heads * self.head_dim // self.groups
 
     @property
@@ -91,7 +92,7 @@ class CompressedAttention(TableMixer):
         return self.compressor.indexer.k if self.compressor and self.compressor.indexer else None
 
     def parts(self, dim: int) -> Parts:
-        """Returns the table, without the compressor and indexer: every rank holds these whole."""
+        """Returns the table of parts, without the compressor and the indexer, which are whole in every rank."""
         grouped = matrix(self.group_dim, self.groups * self.o_rank, rows="groups")  # each group has its own inputs
         build = partial(_GroupedLinear, self.groups, self.group_dim, self.o_rank)
         return {

@@ -1,4 +1,4 @@
-"""Compressed keys: one entry for several tokens (DeepSeek-V4, section 2.3), and an indexer that chooses among them."""
+"""Compressed keys: one entry for several tokens (DeepSeek-V4, section 2.3), and an indexer that chooses entries."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ __all__ = ["Compressor", "EntryIndexer"]
 
 @dataclass(frozen=True)
 class _BlockStarts(Spec):
-    """The table of `rope` for the blocks of `every` tokens that a pass touches, at the first position of each block."""
+    """The rotations for entries: the table of `rope` at the first position of each block of `every` tokens."""
 
     rope: Position
     every: int
 
     def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Table | None:
-        """Consecutive positions (t,) -> the table of `rope` for their `blocks_of`."""
+        """Consecutive positions (t,) -> the table of `rope` at the start of each block that contains any."""
         return self.rope.table(blocks_of(positions, self.every) * self.every, width, dtype)
 
     def check_width(self, width: int) -> None:
@@ -42,7 +42,7 @@ class _BlockStarts(Spec):
 
 @dataclass(frozen=True)
 class EntryIndexer(Spec):
-    """Chooses the `k` entries with the highest scores for a token, as the Indexer of DeepSeek-V3.2 chooses tokens:
+    """Chooses for each token the `k` entries with the highest scores, as DeepSeek-V3.2's Indexer chooses tokens:
 
         score(t, e) = sum over heads of weight(t, head) * relu(query(t, head) . key(e))
 
@@ -65,11 +65,11 @@ class EntryIndexer(Spec):
 @dataclass(frozen=True)
 class Compressor(Spec):
     """Makes one entry for each block of `every` tokens: the weighted average of their values, channel by channel. The
-    weights are a softmax over the block's scores, which have a learned bias for each place in the block. Values and
-    scores are projections of x. The entry is normalised, and rotated by the block's first position.
+    weights are a softmax over the block's scores. A learned bias for each place in the block is added to the scores.
+    Values and scores are projections of x. The entry is normalised, and rotated by the block's first position.
 
-    With `overlap` an entry also averages the previous block, with separate values and scores (equation 11). A token
-    sees the entries of the blocks that are complete, its own token included. With an `indexer` it sees the chosen ones.
+    With `overlap`, an entry averages the previous block too, with separate values and scores (equation 11). A token
+    sees the entries of the blocks that are complete with it. With an `indexer`, it sees only the chosen entries.
     """
 
     every: int
@@ -87,20 +87,20 @@ class Compressor(Spec):
         return _Compressor(self, dim, width, norm, rope, rope_dim, name)
 
     def build_indexer(self, dim: int, q_rank: int, norm: Norm, rope: Position, rope_dim: int) -> "_EntryIndexer | None":
-        """Returns the indexer's module, with a compressor like this one, for queries from a latent of `q_rank`."""
+        """Returns the indexer's module, or None. It has its own compressor; its queries have a latent of `q_rank`."""
         return _EntryIndexer(self, self.indexer, dim, q_rank, norm, rope, rope_dim) if self.indexer else None
 
     def series(self, width: int) -> int:
-        """Channels of values and of scores."""
+        """The number of channels of the values, and of the scores."""
         return 2 * width if self.overlap else width
 
     def pooling_params(self, dim: int, width: int) -> int:
-        """The number of parameters that make entries of `width` elements, without their norm."""
+        """The number of parameters that compute entries of `width` elements, without those of the norm."""
         channels = self.series(width)
         return 2 * linear_params(dim, channels) + self.every * channels
 
     def pooling_flops(self, dim: int, width: int, new: int) -> int:
-        """FLOPs of making entries of `width` elements from `new` tokens."""
+        """The FLOPs of computing entries of `width` elements from `new` tokens."""
         return 2 * linear_flops(new, dim, self.series(width))
 
     def indexer_params(self, dim: int, q_rank: int, norm: Norm) -> int:
@@ -112,7 +112,7 @@ class Compressor(Spec):
         return projections + self.pooling_params(dim, width) + norm.params(width)
 
     def indexer_flops(self, dim: int, q_rank: int, past: int, new: int, causal: bool = True) -> Breakdown:
-        """FLOPs of the indexer. Only its compressor runs while at most k entries are complete."""
+        """Returns the FLOPs of the indexer. While at most k entries are complete, only its compressor runs."""
         if self.indexer is None:
             return {}
         heads, width, k = self.indexer.heads, self.indexer.head_dim, self.indexer.k
@@ -126,14 +126,14 @@ class Compressor(Spec):
         return {"indexer": flops}
 
     def kept(self, width: int) -> Iterator[tuple[Entries, State]]:
-        """Yields (entries of `width` elements, state of their pending block) for a layer cache, then the indexer's."""
+        """Yields (entries, state of their incomplete block) for entries of `width` elements, then for the indexer's."""
         widths = {"entries": width} | ({"index entries": self.indexer.head_dim} if self.indexer else {})
         for name, each in widths.items():
-            series = (3 if self.overlap else 1) * each  # two of the pending block, one of the block before
+            series = (3 if self.overlap else 1) * each  # two for the incomplete block, one for the block before
             yield Entries(name, (1, each), self.every), State(f"pending {name}", (2, series), in_float32=True)
 
     def table(self, rope: Position) -> Spec:
-        """Returns the spec whose table holds the rotations of the entries."""
+        """Returns the spec that computes the table of rotations for the entries."""
         return _BlockStarts(rope, self.every)
 
     def facts(self) -> tuple[Fact, ...]:
@@ -161,7 +161,7 @@ class _Compressor(nn.Module):
         exact = upcast_dtype(x.dtype)
         name = f"pending {self.name}"
         state = cache.state(name, x).to(exact)
-        held = Pooled(*state.split(1, dim=1))  # (b, 1, series): the pending block, then the one before
+        held = Pooled(*state.split(1, dim=1))  # (b, 1, series): the incomplete block, then the block before
         values, scores = self.kv(x).to(exact), self.gate(x).to(exact)
         scores = scores + self.position_bias.to(exact)[positions % every]
         pending = Pooled(*(each[..., : values.shape[2]] for each in held))
@@ -172,7 +172,7 @@ class _Compressor(nn.Module):
             own, following = (
                 Pooled(*(each[..., part] for each in blocks)) for part in (slice(width, None), slice(width))
             )
-            is_new = positions[:1] % every == 0  # the block that was pending is complete
+            is_new = positions[:1] % every == 0  # the block that was incomplete is complete
             before = Pooled(*(torch.where(is_new, each[..., :width], each[..., 2 * width :]) for each in held))
             earlier = following.shifted(before.where(positions[:1] >= every))
             entries = earlier.merged(own)
@@ -203,7 +203,7 @@ class _EntryIndexer(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor, q_latent: Tensor, ctx: ForwardContext, cache: LayerCache, used: bool) -> Index | None:
-        """x (b, t, dim), q_latent (b, t, q_rank) -> scores for entry selection; None unless `used`."""
+        """x (b, t, dim), q_latent (b, t, q_rank) -> the tensors that select entries; None unless `used`."""
         keys = self.compressor(x, ctx, cache)
         if not used:
             return None

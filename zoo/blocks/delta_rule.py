@@ -1,5 +1,5 @@
 """The gated delta rule, a linear recurrence that overwrites the value stored under a key: Gated DeltaNet (Yang et al.
-2025), with a decay for each head, and Kimi Delta Attention (Kimi Team 2025), with one for each key channel."""
+2025) has one decay per head, Kimi Delta Attention (Kimi Team 2025) one decay per key channel."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -24,17 +24,17 @@ from zoo.sharding import Divide
 
 __all__ = ["KDA", "GatedDeltaNet"]
 
-STREAMS = "q", "k", "v"  # of KDA
+STREAMS = "q", "k", "v"  # the streams of KDA
 
 
 @dataclass(frozen=True)
 class GatedDeltaNet(TableMixer):
-    """Gated DeltaNet. Each of `value_heads` heads has a state of `key_dim` x `value_dim`; value_heads / key_heads of
-    them share a query and a key.
+    """Gated DeltaNet. Each of `value_heads` heads has a state of `key_dim` x `value_dim`. Groups of value_heads /
+    key_heads heads share a query and a key.
 
-    Queries, keys and values are mixed over the last `conv` tokens. Each token decays the state by one factor per head,
-    exp(-exp(A_log) softplus(decay(x) + dt_bias)). It then overwrites the fraction beta = sigmoid(beta(x)) of the value
-    stored under its key. The output of each head is normalised and then multiplied by silu(gate(x)).
+    A convolution mixes queries, keys and values over the last `conv` tokens. Each token decays the state by one factor
+    per head, exp(-exp(A_log) softplus(decay(x) + dt_bias)). It then overwrites the fraction beta = sigmoid(beta(x)) of
+    the value stored under its key. The output of each head is normalised and then multiplied by silu(gate(x)).
     """
 
     key_heads: int
@@ -59,7 +59,7 @@ class GatedDeltaNet(TableMixer):
 
     @property
     def mixed_widths(self) -> tuple[int, int, int]:
-        """Widths of the queries, keys and values of all heads: the rows of `qkv` and of the convolution, in order."""
+        """The widths of all heads' queries, keys and values: the sections of `qkv` and of the convolution, in order."""
         keys = self.key_heads * self.key_dim
         return keys, keys, self.value_heads * self.value_dim
 
@@ -131,9 +131,9 @@ class _GatedDeltaNet(PartsModule):
 class KDA(TableMixer):
     """Kimi Delta Attention. Each of `heads` heads has a state of `head_dim` x `head_dim`.
 
-    Queries, keys and values are mixed over the last `conv` tokens. Each token decays a head's key channel by the factor
-    exp(-exp(A_log) softplus(decay(x) + dt_bias)), with one A_log per head and one dt_bias per channel. It then
-    overwrites the fraction beta = sigmoid(beta(x)) of the value stored under its key. The output of each head is
+    A convolution mixes queries, keys and values over the last `conv` tokens. Each token decays a head's key channel by
+    the factor exp(-exp(A_log) softplus(decay(x) + dt_bias)), with one A_log per head and one dt_bias per channel. It
+    then overwrites the fraction beta = sigmoid(beta(x)) of the value stored under its key. The output of each head is
     normalised and then multiplied by sigmoid(gate(x)). The projections `decay` and `gate` have rank head_dim.
     """
 
@@ -208,7 +208,7 @@ class _KDA(PartsModule):
             cache.state("recurrent", x),
         )
         cache.set_state("recurrent", state)
-        # In float32 except for the recurrence's output: the released code rounds in the same places.
+        # All in float32, except that the recurrence's output is rounded to x's dtype, as in the released code.
         normed = self.norm(upcast(out.to(x.dtype)))
         return self.o((normed * self._heads(upcast(self.gate(x))).sigmoid()).to(x.dtype).flatten(2))
 

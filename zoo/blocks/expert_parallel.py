@@ -1,8 +1,8 @@
 """Expert parallel: ranks hold whole experts, and tokens travel to them (GShard, Lepikhin et al. 2020, section 3.2).
 
 Each rank sends its share of the tokens to the ranks that hold their experts (all-to-all). These ranks compute the
-expert outputs and send them back. The weighted sums for its own tokens are a rank's part of the block's output. Every
-rank has all tokens and routes them all: the router is small beside the experts, and its choices can then be recorded.
+expert outputs and send them back. Each rank then sums the weighted outputs for its own tokens, which is its part of the
+block's output. Every rank routes all tokens: the router is small beside the experts, and its choices can be recorded.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -24,7 +24,7 @@ __all__: list[str] = []
 
 
 def expert_parallel(spec: S) -> S:
-    """Returns the spec with each mixture divided by whole experts, instead of by the width of each expert."""
+    """Returns the spec with mixtures that ranks divide by whole experts, instead of by the width of each expert."""
     if not any(isinstance(part, MoE) for part in spec.walk()):
         return spec
     return swap(spec, MoE, _ExpertParallelMoE.of)
@@ -37,7 +37,7 @@ def has_whole_experts(spec: Spec) -> bool:
 
 @dataclass(frozen=True)
 class _ExpertParallelMoE(MoE):
-    """One rank's part of a mixture: `experts` of its `routed` experts. The shared expert is divided by its width."""
+    """One rank's part of a mixture: `experts` of the `routed` experts. The shared expert is divided by its width."""
 
     routed: int = 1
 
@@ -64,7 +64,7 @@ class _ExpertParallelMoE(MoE):
         return prefixed("experts", own) | (prefixed("shared", self.shared.cuts()) if self.shared else {})
 
     def exchanges(self, dim: int, ranks: int) -> tuple[Exchange, ...]:
-        """Returns the exchanges of a pass: each token goes to k experts and comes back. A rank sends its own share."""
+        """Returns the exchanges of a pass. Each token of a rank's share goes to k experts and comes back."""
         rows = Exchange("all-to-all", self.router.k * (self.latent or dim), shared=True)
         counts = Exchange("all-to-all", 2 * ranks**2, in_float32=True, shared=True, for_each="pass")  # eight bytes each
         ids = Exchange("all-to-all", self.router.k, in_float32=True, shared=True)
@@ -92,8 +92,8 @@ class _ExpertParallel(MoEModule):
         self.group = group
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None, routed_by: Tensor | None = None) -> Tensor:
-        """(b, t, dim) -> the rank's partial output (b, t, dim): the routed output of its own tokens, plus its part of
-        the shared expert."""
+        """(b, t, dim) -> the rank's partial output (b, t, dim): the routed output for its own tokens, plus the output
+        of its part of the shared expert."""
         routed = self.router(x if routed_by is None else routed_by, ctx)
         tokens = x[..., 0].numel()
         own = self.group.rank.share(tokens)

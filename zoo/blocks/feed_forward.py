@@ -40,7 +40,7 @@ class FeedForward(Block, abstract=True):
 
     @property
     def width(self) -> int:
-        """The hidden width, which a budget can change: the field `hidden` unless a subclass overrides this."""
+        """The hidden width, which is adjusted to reach a number of parameters. By default it is the field `hidden`."""
         hidden: int = vars(self)["hidden"]
         return hidden
 
@@ -91,14 +91,14 @@ class _Gated(nn.Module):
 
 
 class LinearFeedForward(FeedForward, abstract=True):
-    """A feed-forward of linear maps and a function that combines them. The same two methods serve a dense module and a
-    mixture, where the matrices of all experts are stacked."""
+    """A feed-forward of linear maps and a function that combines them. Its methods serve dense modules, and mixtures in
+    which the matrices of all experts are stacked."""
 
     bias: bool
 
     @abstractmethod
     def linears(self, dim: int) -> tuple[tuple[str, int, int], ...]:
-        """Returns (name, inputs, outputs) of each linear map. The product of the last one is the output."""
+        """Returns (name, inputs, outputs) of each linear map. The last map computes the block's output."""
 
     @abstractmethod
     def combine(self, apply: Apply, x: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class LinearFeedForward(FeedForward, abstract=True):
         return _LinearFeedForward(self, dim)
 
     def cuts(self) -> Cuts:
-        """Returns cuts along the hidden width if it is in `divides`: the last map by inputs, the others by outputs."""
+        """Returns cuts along the hidden width, if ranks divide it: the last map by inputs, the others by outputs."""
         if "hidden" not in self.divides:
             return {}
         *names, last = (name for name, _, _ in self.linears(1))
@@ -127,14 +127,14 @@ class _LinearFeedForward(nn.Module):
         self.spec = spec
         for name, fan_in, fan_out in spec.linears(dim):
             self.add_module(name, Linear(fan_in, fan_out, spec.bias))
-            self.residual_outputs = (name,)  # the last matrix, whose product is the output
+            self.residual_outputs = (name,)  # the last map computes the output
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
         return self.spec.combine(lambda name, x: getattr(self, name)(x), x)
 
 
 class Activation(Spec, abstract=True):
-    """Combines gate and up, both (..., hidden), into (..., hidden). No parameters."""
+    """A function without parameters that combines gate and up, both (..., hidden), into (..., hidden)."""
 
     role = "act"
 
@@ -201,7 +201,7 @@ class GLU(LinearFeedForward):
 
 
 class Pointwise(Spec, abstract=True):
-    """A function of each element. No parameters."""
+    """A function of each element, without parameters."""
 
     role = "act"
 

@@ -25,18 +25,17 @@ __all__ = ["GQA", "KVSource", "SharedKV"]
 
 @dataclass(frozen=True)
 class GQA(TableMixer):
-    """`heads` query heads share `kv_heads` key and value heads, all `head_dim` wide. Values are `v_dim` wide, if given.
+    """Attention of `heads` query heads over `kv_heads` key and value heads of `head_dim` (values: `v_dim`, if given).
 
     kv_heads == heads is multi-head attention (MHA), kv_heads == 1 multi-query (MQA). With a `window` a token attends to
     the last `window` tokens, itself included. With a `chunk` it attends to the tokens of its own chunk (Llama 4).
 
     `qk_norm` normalises queries and keys before rotation, over each head or the whole projection. `scale` multiplies
-    the scores; None is head_dim**-0.5. `bias`: on all four projections, or on those of queries, keys and values.
-    `sinks`: one learned logit per head in the softmax, without a value. `gate`: the output is multiplied by the sigmoid
-    of a projection of x, with one gate per element or per head (Qiu et al. 2025, "Gated Attention", section 2.2).
-    `cap`: scores x become cap * tanh(x / cap). `temperature` multiplies the queries. `v_norm` normalises the values of
-    each head. `keys_as_values`: values are the keys before their norm and rotation, without a separate projection
-    (Gemma 4).
+    the scores; None is head_dim**-0.5. `bias`: all four projections have biases, or only queries, keys and values
+    ("qkv"). `sinks`: each head has an extra learned logit in the softmax, without a value. `gate`: the output is
+    multiplied by the sigmoid of a projection of x, with one gate per element or per head (Qiu et al. 2025, "Gated
+    Attention", section 2.2). `cap`: scores x become cap * tanh(x / cap). `temperature` multiplies the queries. `v_norm`
+    normalises the values of each head. `keys_as_values`: values are the keys before norm and rotation (Gemma 4).
     """
 
     heads: int
@@ -110,7 +109,7 @@ class GQA(TableMixer):
         return parts
 
     def _qk_norm(self, heads: str) -> Part | None:
-        """Returns the norm of the queries or keys of the heads that a field counts."""
+        """Returns the norm of the queries (`heads` is "heads") or keys ("kv_heads")."""
         if self.qk_norm is None:
             return None
         if self.qk_norm_over == "head":
@@ -180,7 +179,7 @@ class GQAModule(PartsModule):
     def __init__(self, spec: GQA, parts: Parts) -> None:
         super().__init__(spec, parts)
         self.scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
-        if spec.qk_norm and spec.scale:  # fresh scores have a variance of at most one: Gemma 4 leaves them unscaled
+        if spec.qk_norm and spec.scale:  # fresh scores then have a variance of at most one (Gemma 4: scale 1)
             self.q_norm.identity["weight"] += min(spec.head_dim**-0.5 / spec.scale, 1.0) - 1.0
 
     def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
@@ -195,7 +194,7 @@ class GQAModule(PartsModule):
         return self.o(out.flatten(2))
 
     def over_ranks(self, whole: GQA, group: Group) -> None:
-        """Makes a norm over the whole projection average over the heads of all ranks."""
+        """Makes norms over the whole projection average over the heads of all ranks, by giving them the group."""
         if whole.qk_norm and whole.qk_norm_over == "projection":
             for name, part in whole.parts(1).items():
                 if part and part.is_norm and part.rows:
@@ -222,7 +221,7 @@ class GQAModule(PartsModule):
 
 
 def _key(attn: GQA) -> Hashable:
-    """Returns the key under which layers share K/V: they share it if heads, widths and reach are equal."""
+    """Returns the key under which layers share K/V. Layers with equal heads, widths and reach have the same key."""
     kind, numbers = attn.reach.arguments
     return "keys and values", attn.kv_heads, attn.head_dim, attn.value_dim, kind, *numbers
 
@@ -256,7 +255,7 @@ class _KVSource(GQAModule):
 @dataclass(frozen=True)
 class SharedKV(GQA):
     """GQA over the keys and values of the nearest earlier KVSource with equal heads and reach. It projects and
-    normalises only queries, and its cache keeps nothing."""
+    normalises only queries, and its own cache is empty."""
 
     def check(self) -> None:
         super().check()

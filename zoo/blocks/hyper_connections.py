@@ -1,8 +1,7 @@
-"""Hyper-connections: a residual stream made of several streams. Each block reads and writes them with weights that are
-computed from the token itself (Zhu et al. 2024). The mixing matrix neither grows nor shrinks them (Xie et al. 2026,
-mHC).
+"""Hyper-connections: several parallel residual streams. Each block reads and writes them with weights that are computed
+from the token itself (Zhu et al. 2024). The matrix that mixes the streams keeps their size (Xie et al. 2026, mHC).
 
-Sizes: b sequences, t tokens, n streams, dim their width.
+Sizes: b sequences, t tokens, n streams of width dim.
 """
 
 from dataclasses import dataclass
@@ -24,9 +23,9 @@ __all__ = ["HyperBranch", "Streams", "hyper"]
 
 @dataclass(frozen=True)
 class Streams(Spec):
-    """A residual stream made of `count` streams. All start as the embedding. Before the last norm they are summed, each
-    multiplied by sigmoid(scale * w + bias) + eps. The w are a projection of all streams together, which are first
-    divided by their root mean square, sqrt(mean(x^2) + norm_eps)."""
+    """`count` parallel residual streams. All start as the embedding. Before the last norm they are summed, each
+    multiplied by sigmoid(scale * w + bias) + eps, with one w per stream. To compute w, all streams of a token are
+    divided by their common root mean square, sqrt(mean(x^2) + norm_eps), and projected."""
 
     count: int = 4
     eps: float = 1e-6
@@ -42,7 +41,7 @@ class Streams(Spec):
         return _Contraction(self, dim)
 
     def expand(self, x: Tensor) -> Tensor:
-        """(b, t, dim) -> (b, t, n, dim), equal streams."""
+        """(b, t, dim) -> (b, t, n, dim): n copies of x."""
         return x.unsqueeze(2).expand(-1, -1, self.count, -1).contiguous()
 
     def param_breakdown(self, dim: int) -> Breakdown:
@@ -54,8 +53,8 @@ class Streams(Spec):
         return linear_flops(new, self.count * dim, self.count) + linear_flops(new, self.count, dim)
 
     def weight_params(self, dim: int, weights: int, scales: int) -> Breakdown:
-        """The number of parameters that compute `weights` weights per token from its streams, in `scales` groups with
-        one scale each."""
+        """The number of parameters that compute `weights` weights per token from the token's streams. The weights are
+        in `scales` groups with one learned scale each."""
         return {"streams": linear_params(self.count * dim, weights, bias=True) + scales}
 
     def facts(self) -> tuple[Fact, ...]:
@@ -64,14 +63,14 @@ class Streams(Spec):
 
 @dataclass(frozen=True)
 class HyperBranch(Placement):
-    """Streams X become C X + p block(pre(a X)): `a` sums the streams to the block's input, `p` adds the block's output
-    to each stream, and C mixes the streams. All three are computed from the token's own streams, by a projection of the
-    streams divided by their root mean square:
+    """Streams X become C X + p block(pre(a X)). Here `a` weighs the streams in the block's input, `p` weighs the
+    block's output in each stream, and C mixes the streams. All three are computed from the token's own streams, which
+    are divided by their root mean square and projected (.):
 
         a = sigmoid(.) + eps;  p = 2 sigmoid(.);  C = softmax of each row + eps, columns divided by their sums, and then
         rows and columns in turn, `iterations` - 1 times (Sinkhorn and Knopp 1967): rows and columns nearly sum to 1
 
-    with a learned scale for each of the three and a bias for each weight, in float32 whatever the model's dtype.
+    Each of the three has a learned scale, and each weight a bias. They are in float32, whatever the model's dtype.
     """
 
     block: Block
@@ -99,11 +98,11 @@ class HyperBranch(Placement):
         return self.streams.count * (2 + self.streams.count)
 
     def mixing_params(self, dim: int) -> Breakdown:
-        """The number of parameters in addition to those of the block and its norm, by part."""
+        """Returns the number of parameters by part, without those of the block and its norm."""
         return self.streams.weight_params(dim, self.weights, 3)
 
     def mixing_flops(self, dim: int, new: int) -> int:
-        """FLOPs in addition to those of the block, for `new` tokens."""
+        """Returns the FLOPs for `new` tokens, without those of the block."""
         count = self.streams.count
         return linear_flops(new, count * dim, self.weights) + linear_flops(new * (1 + count), count, dim)
 
@@ -119,7 +118,7 @@ class HyperBranch(Placement):
 
 
 class _StreamWeights(Float32Parameters):
-    """Computes a token's weights from all its streams, in float32: the mixing matrices of sixty layers multiply."""
+    """Computes a token's weights from all its streams, in float32: errors of all layers' mixing matrices multiply."""
 
     in_float32 = ("weight", "bias", "scale")
 
@@ -183,4 +182,4 @@ def hyper(norm: Norm, block: Block) -> HyperBranch:
     return HyperBranch(block, pre=norm)
 
 
-PLACEMENTS["hyper"] = hyper  # here, since zoo.blocks.layer does not import this file
+PLACEMENTS["hyper"] = hyper  # registered here, because zoo.blocks.layer does not import this file

@@ -1,4 +1,4 @@
-"""A layer: attention and feed-forward, each a branch off the residual stream, and the placement of their norms."""
+"""A layer: attention and feed-forward, each in a residual branch, and the placement of their norms."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -27,24 +27,24 @@ class Placement(Composite, abstract=True):
 
     @property
     def stream_spec(self) -> Spec | None:
-        """The spec of several residual streams (zoo.blocks.hyper_connections.Streams); None for a single stream."""
+        """The spec of the residual streams (zoo.blocks.hyper_connections.Streams); None if there is a single stream."""
         return None
 
     @property
     def reads_x_by(self) -> str | None:
-        """The name of the submodule that reads x: a norm or the stream weights. None if the block reads x itself."""
+        """The name of the submodule that reads x first: a norm or the stream weights; None if the block reads x."""
         norm = self.block.input_norm
         return f"block.{norm}" if norm else None
 
     @property
     @abstractmethod
     def placement(self) -> str:
-        """The placement of the norms: pre, olmo, sandwich, post, none, or hyper, which has several residual streams."""
+        """The placement of the norms: pre, olmo, sandwich, post, none, or hyper (for several residual streams)."""
 
     @property
     @abstractmethod
     def formula(self) -> str:
-        """The formula of the output in x, with f for the block."""
+        """The formula of the output as a function of x, with f for the block."""
 
     def with_block(self, block: Block) -> Self:
         """Returns this placement with another block."""
@@ -52,7 +52,7 @@ class Placement(Composite, abstract=True):
         return replace(self, **changes)
 
     def facts(self) -> tuple[Fact, ...]:
-        return Fact("kind", self.placement), Fact("pre", ""), Fact("post", "")  # norms are part of a placement
+        return Fact("kind", self.placement), Fact("pre", ""), Fact("post", "")  # the placement implies the norms
 
     def describe(self) -> str:
         return f"{self.formula}, f: {self.block.describe()}"
@@ -64,8 +64,8 @@ class Placement(Composite, abstract=True):
 
 @dataclass(frozen=True)
 class Branch(Placement):
-    """x + multiplier * post(block(pre(x))). Either norm is optional: pre-norm, OLMo 2's placement and Gemma 3's
-    sandwich. Granite has a `multiplier`."""
+    """x + multiplier * post(block(pre(x))). Both norms are optional: `pre` alone is pre-norm, `post` alone OLMo 2's
+    placement, and both are Gemma 3's sandwich. Granite has a `multiplier`."""
 
     block: Block
     pre: Norm | None = None
@@ -100,7 +100,7 @@ class ResidualBranch(nn.Module):
     """The module of a placement: the output of its `block` is added to the residual stream."""
 
     block: nn.Module
-    normalises_output: bool  # before the sum: the scale of the block's last projection then has no effect
+    normalises_output: bool  # before adding it: the scale of the block's last projection then has no effect
 
 
 class _Branch(ResidualBranch):
@@ -172,8 +172,8 @@ PLACEMENTS: dict[str, Callable[[Norm, Block], Placement]] = {
 
 @dataclass(frozen=True)
 class Layer(Composite):
-    """Attention, then feed-forward, or only one of the two (Nemotron-H). The layer's own `inputs` follow, if the model
-    has per-layer inputs (zoo.blocks.per_layer). The `output_scale` comes last (Gemma 4)."""
+    """Attention, then feed-forward, or only one of the two (Nemotron-H). The branch `inputs` follows, if the model has
+    per-layer inputs (zoo.blocks.per_layer). The `output_scale` comes last (Gemma 4)."""
 
     attn: Placement | None
     ffn: Placement | None
@@ -198,7 +198,7 @@ class Layer(Composite):
         return _Layer(self, dim)
 
     def branches(self) -> Iterator[tuple[str, Placement]]:
-        """Returns (role, branch) for each branch that the layer has: "attn", "ffn", "inputs"."""
+        """Returns (role, branch) for each branch that the layer has. Roles are "attn", "ffn" and "inputs"."""
         branches = ("attn", self.attn), ("ffn", self.ffn), ("inputs", self.inputs)
         return ((role, branch) for role, branch in branches if branch)
 
@@ -235,19 +235,19 @@ class Layer(Composite):
 
     @property
     def position_encoding(self) -> Position | None:
-        """The position encoding of the mixer's queries and keys; None for a mixer without any."""
+        """The position encoding of the mixer's queries and keys; None if there is none."""
         parts = self.attn.walk() if self.attn else ()
         return next((part for part in parts if isinstance(part, Position)), None)
 
     @property
     def input_width(self) -> int | None:
-        """The width of the layer's own input; None if it takes none."""
+        """The width of the layer's own input; None if the layer has no such input."""
         block = self.inputs.block if self.inputs else None
         return block.width if isinstance(block, LayerInput) else None
 
     @property
     def stream_spec(self) -> Spec | None:
-        """The spec of several residual streams; None for a single stream."""
+        """The spec of the residual streams; None if there is a single stream."""
         return next(branch.stream_spec for _, branch in self.branches())
 
     @property
@@ -277,8 +277,8 @@ class Layer(Composite):
 
 
 class LayerOutput(NamedTuple):
-    """The output x (b, t, dim) of a layer, the outputs of its routers, and tensors for later layers by key. The last
-    two are None if the context does not ask for them."""
+    """The output x (b, t, dim) of a layer, the outputs of its routers, and its tensors for later layers by key.
+    `routing` and `handed_on` are None if the context does not ask for them."""
 
     x: Tensor
     routing: list[RouterOutput] | None
@@ -286,10 +286,10 @@ class LayerOutput(NamedTuple):
 
 
 def run_layer(layer: nn.Module, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> LayerOutput:
-    """Runs a layer on x (b, t, dim): eager or compiled, recorded or not.
+    """Runs a layer on x (b, t, dim), in eager or compiled code, with or without recorded routing.
 
-    The layer's records are created and returned in this call. With one growing list for all layers, compiled code would
-    be specific to its length. A layer that is recomputed for the backward pass would also append to it twice.
+    Each call creates and returns its own records. If all layers appended to one list, compiled code would be specific
+    to the length of the list, and a layer that is recomputed for the backward pass would append twice.
     """
     if ctx.routing is not None or ctx.handed_on is not None:
         ctx = replace(ctx, routing=None if ctx.routing is None else [], handed_on=None if ctx.handed_on is None else {})

@@ -21,15 +21,14 @@ __all__ = ["Mamba2"]
 
 @dataclass(frozen=True)
 class Mamba2(TableMixer):
-    """Each of `heads` heads has a state of `head_dim` x `state`. heads / groups of them share B and C, the vectors with
-    which a token writes and reads the state's columns.
+    """Each of `heads` heads has a state of `head_dim` x `state` elements. The heads are in `groups` groups. A group
+    shares B and C, the vectors with which a token writes and reads the state's columns.
 
-    x, B and C are mixed over the last `conv` tokens. A token's time step is dt = softplus(dt + dt_bias); it decays the
-    state by exp(-exp(A_log) dt) and adds dt x B^T. The output is the state times C, plus D x. It is multiplied by
-    silu(gate) and then normalised over each group's channels, with `eps`.
+    A convolution mixes x, B and C over the last `conv` tokens. A token's time step is dt = softplus(dt(x) + dt_bias).
+    The token decays the state by exp(-exp(A_log) dt) and adds dt x B^T. The output is the state times C, plus D x. It
+    is multiplied by silu(gate) and then normalised over each group's channels (RMS norm with `eps`).
 
-    `min_step`: the minimum time step in passes of several tokens; a single token's step has no minimum. Nemotron-H's
-    released code does the same.
+    `min_step`: the minimum of dt in passes of several tokens only, as in Nemotron-H's released code.
     """
 
     heads: int
@@ -59,7 +58,7 @@ class Mamba2(TableMixer):
 
     @property
     def mixed_widths(self) -> tuple[int, int, int]:
-        """The widths of x, B and C, in the order in which the convolution holds them."""
+        """The widths of x, B and C, in the order of the convolution's channels."""
         return self.width, self.groups * self.state, self.groups * self.state
 
     def parts(self, dim: int) -> Parts:
@@ -127,7 +126,7 @@ class _Mamba2(PartsModule):
         return self.o(self.norm(out.flatten(2), gate).to(x.dtype))
 
     def over_ranks(self, whole: Mamba2, group: Group) -> None:
-        """Makes the norm average over the channels of several ranks, if these share a group."""
+        """Makes the norm average over a whole group of channels, if several ranks share the group."""
         if whole.groups < group.rank.ranks:
             self.norm.all_groups, self.norm.group = whole.groups, group
 
@@ -135,7 +134,7 @@ class _Mamba2(PartsModule):
 class _GroupedNorm(nn.Module):
     """The RMS norm of x * silu(gate) over each group's channels."""
 
-    group: Group | None = None  # of the ranks that share `all_groups` groups
+    group: Group | None = None  # the ranks that divide the model, if several ranks share one of `all_groups` groups
     all_groups: int
 
     def __init__(self, spec: Mamba2) -> None:
@@ -149,7 +148,7 @@ class _GroupedNorm(nn.Module):
         gated = (x * F.silu(upcast(gate))).unflatten(-1, (self.groups, -1))
         if self.group is None:
             normed = F.rms_norm(gated, gated.shape[-1:], eps=self.eps)
-        else:  # this rank holds a part of one of the groups
+        else:  # this rank holds only a part of one group
             own = self.group.rank.index * self.all_groups // self.group.rank.ranks
             square = F.pad(gated.square().mean(-1), (own, self.all_groups - own - 1))  # (b, t, all groups)
             mean = mean_over_ranks(square, self.group).narrow(-1, own, 1) * self.all_groups

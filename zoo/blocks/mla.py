@@ -1,4 +1,4 @@
-"""Multi-head latent attention (DeepSeek-V2, section 2.1): the cache keeps one compressed latent per token."""
+"""Multi-head latent attention (DeepSeek-V2, section 2.1): the cache holds one compressed latent per token."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,11 +21,10 @@ __all__ = ["MLA"]
 
 @dataclass(frozen=True)
 class MLA(TableMixer):
-    """The cache keeps a latent of `kv_rank` elements and a rotary key of `rope_dim` elements per token. All heads share
-    them.
+    """Attention whose cache holds a latent (`kv_rank` elements) and a rotary key (`rope_dim`) per token for all heads.
 
-    A head's query and key have `nope_dim` plain elements and `rope_dim` rotary ones; its value is `v_dim` wide.
-    Queries are projected through a latent of `q_rank` elements, or directly from x if None. `norm` applies to both
+    A head's query and key have `nope_dim` plain and `rope_dim` rotary elements; its value has `v_dim` elements. Queries
+    are projected through a latent of `q_rank` elements, or directly from x if `q_rank` is None. `norm` normalises both
     latents. `scale` multiplies the scores; None is (nope_dim + rope_dim)**-0.5. `temperature` multiplies the queries.
     """
 
@@ -62,21 +61,21 @@ class MLA(TableMixer):
             **queries,
             "kv_down": matrix(dim, self.kv_rank + self.rope_dim),
             "kv_norm": normed(self.norm, self.kv_rank),
-            "kv_up": expand._replace(flops=0),  # for new tokens or for all, as `absorbs` says
+            "kv_up": expand._replace(flops=0),  # flop_breakdown counts it, for new tokens or for all
             "o": matrix(self.heads * self.v_dim, dim, columns="heads"),
         }
 
     def absorbs(self, past: int, new: int) -> bool:
         """Whether attention runs over the latents, with the up-projections folded into query and output, instead of
-        over expanded keys and values. Decode always does. A longer pass does if that takes fewer FLOPs. It is then
-        faster with gradients, too: 0.7 times as long if a latent is half as wide as a key and a value together."""
+        over expanded keys and values. Decode always runs over the latents, and longer passes if that takes fewer FLOPs.
+        It is then faster with gradients, too: 0.7 of the time if a latent is half as wide as a key and a value."""
         return absorbing_is_cheaper(past, new, self.kv_rank, self.nope_dim + self.v_dim)
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         absorbed = self.absorbs(past, new)
         up = linear_flops(new if absorbed else past + new, self.kv_rank, self.heads * (self.nope_dim + self.v_dim))
         widths = 2 * self.kv_rank if absorbed else self.nope_dim + self.v_dim
-        widths += self.rope_dim if absorbed and not causal else 0  # the kernel computes them as values too
+        widths += self.rope_dim if absorbed and not causal else 0  # the kernel treats the rotary elements as values too
         pairs = (Full().pairs if causal else Full().dense_pairs)(past, new)
         scores = linear_flops(pairs, 1, self.heads * (widths + self.rope_dim))
         return {"projections": self.projection_flops(dim, new) + up, "scores": scores}
@@ -122,7 +121,7 @@ class MLAModule(PartsModule):
         """(b, t, h * (nope_dim + rope_dim)) -> plain and rotary queries, each (b, h, t, d)."""
         spec = self.spec
         q = q.unflatten(-1, (spec.heads, -1)).transpose(1, 2)
-        if spec.temperature is not None:  # scales both parts, so it can come before the rotation
+        if spec.temperature is not None:  # scales plain and rotary elements alike, so it can come before the rotation
             q = (q * ctx.tables[spec.temperature, 1]).to(q.dtype)
         q_nope, q_rope = q.split([spec.nope_dim, spec.rope_dim], dim=-1)
         return q_nope, spec.rope.rotate(q_rope, ctx.tables[spec.rope, spec.rope_dim])

@@ -1,4 +1,4 @@
-"""Mixture of experts: many feed-forward blocks, a few of which process each token (Shazeer et al. 2017), alone or
+"""Mixture of experts: many feed-forward blocks, a few of which process each token (Shazeer et al. 2017). It can stand
 beside a dense feed-forward (Gemma 4)."""
 
 from collections.abc import Iterator
@@ -25,11 +25,11 @@ __all__ = ["DenseAndMoE", "MoE"]
 
 @dataclass(frozen=True)
 class MoE(FeedForward):
-    """`experts` experts of the form `expert`. The `router` chooses k of them for each token; a `shared` expert
+    """A mixture of `experts` equal blocks `expert`. The `router` chooses k experts for each token; a `shared` expert
     processes every token.
 
-    With `latent`, routed experts work at that width: one linear map leads into it and one back (Nemotron 3 Super). The
-    router and the shared expert see x itself.
+    With `latent`, routed experts have inputs and outputs of that width; a linear map before them and one after them
+    change the width (Nemotron 3 Super). The router and the shared expert see x itself.
     """
 
     experts: int
@@ -40,7 +40,7 @@ class MoE(FeedForward):
 
     @property
     def routed(self) -> int:
-        """The number of experts that the router chooses among."""
+        """The number of experts that the router chooses from."""
         return self.experts
 
     def check(self) -> None:
@@ -53,7 +53,7 @@ class MoE(FeedForward):
         return self.expert.width
 
     def with_width(self, width: int) -> Self:
-        """Returns this block with routed experts of another width. The shared expert's relative width stays."""
+        """Returns this block with routed experts of another width. The shared expert's width changes in proportion."""
         shared = self.shared
         if shared is not None:
             shared = shared.with_width(max(1, round(width * shared.width / self.expert.width)))
@@ -94,7 +94,7 @@ class MoE(FeedForward):
         return bool(self.expert.cuts())
 
     def shard(self, rank: Rank) -> Self:
-        """Returns the spec of a rank, which holds a part of the width of every expert."""
+        """Returns the spec of one rank's shard, which holds a part of the width of every expert."""
         same = self.shared is None or bool(self.shared.cuts()) == bool(self.expert.cuts())
         self.require(same, "ranks divide its experts and its shared expert, or neither")
         return super().shard(rank)
@@ -136,7 +136,7 @@ class MoEModule(nn.Module):
         self.latent_in = Linear(dim, spec.latent, bias=False) if spec.latent else None
         self.latent_out = Linear(spec.latent, dim, bias=False) if spec.latent else None
         self.shared = spec.shared.build(dim) if spec.shared else None
-        if spec.latent:  # the experts' outputs are not those of the block
+        if spec.latent:  # latent_out, not the experts, computes the block's output
             self.residual_outputs: tuple[str, ...] = ("latent_out",)
             self.experts.residual_outputs = ()
 
@@ -160,7 +160,7 @@ class StackedExperts(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.empty(spec.experts, fan_out, fan_in)))
             bias = nn.Parameter(torch.empty(spec.experts, fan_out)) if spec.expert.bias else None
             self.register_parameter(f"{name}_bias", bias)
-            self.residual_outputs: tuple[str, ...] = (name,)  # the last matrices, whose products are the output
+            self.residual_outputs: tuple[str, ...] = (name,)  # the last map computes the output
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """x (b, t, dim), weights (b, t, k), expert ids (b, t, k) -> weighted sums of expert outputs (b, t, dim)."""
@@ -176,7 +176,7 @@ class StackedExperts(nn.Module):
 
 
 class _ExpertModules(nn.ModuleList):
-    """Experts with parameters beyond those of linear layers: one module per expert."""
+    """Experts that are more than linear layers and a function: one module per expert."""
 
     def __init__(self, spec: MoE, dim: int) -> None:
         super().__init__(spec.expert.build(dim) for _ in range(spec.experts))
@@ -196,7 +196,7 @@ def _one_sequence(expert: nn.Module, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DenseAndMoE(Composite, FeedForward):
-    """norm(dense(norm(x))) + norm(routed(norm(x))), four norms of one kind. The router sees x itself."""
+    """norm(dense(norm(x))) + norm(routed(norm(x))), with four separate norms of one spec. The router sees x itself."""
 
     dense: FeedForward
     routed: MoE
@@ -212,7 +212,7 @@ class DenseAndMoE(Composite, FeedForward):
         return self.dense.width
 
     def with_width(self, width: int) -> Self:
-        """Returns this block with another dense width. The routed experts' relative width stays."""
+        """Returns this block with another dense width. The routed experts' width changes in proportion."""
         routed = max(1, round(width * self.routed.width / self.dense.width))
         return replace(self, dense=self.dense.with_width(width), routed=self.routed.with_width(routed))
 

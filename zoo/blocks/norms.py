@@ -1,5 +1,5 @@
-"""RMSNorm (Zhang and Sennrich 2019) with the roundings of released models, LayerNorm (Ba et al. 2016), and a scalar
-that multiplies the output of a layer (Gemma 4)."""
+"""RMSNorm (Zhang and Sennrich 2019) that rounds like released models, LayerNorm (Ba et al. 2016), and a scalar that
+multiplies the output of a layer (Gemma 4)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,12 +20,12 @@ __all__ = ["LayerNorm", "LayerScale", "Norm", "RMSNorm"]
 class Norm(Block, abstract=True):
     """Normalises the last axis. Its module maps (..., dim) to the same shape.
 
-    The module's `identity` holds the value of each parameter at which the module only normalises.
+    The module's `identity` maps each parameter to the value at which the module only normalises.
     """
 
     eps: float
     role = "norm"
-    means: ClassVar[int] = 0  # means over the axis: one sum over ranks for each (0: ranks cannot divide it)
+    means: ClassVar[int] = 0  # number of means over the axis; each takes a sum over ranks (0: indivisible)
 
     def flop_breakdown(self, dim: int, past: int, new: int, causal: bool = True) -> Breakdown:
         return {}  # no matrix products
@@ -36,7 +36,7 @@ class RMSNorm(Norm):
     """x / rms(x) * w, with rms(x) = sqrt(mean(x^2) + eps) in float32.
 
     `unit_offset` multiplies by 1 + w (Gemma). `scale_in_fp32` rounds to the input's dtype after the multiplication by
-    the weight (OLMo 2, gpt-oss, Gemma) and not before it (Llama). Without a `weight`, nothing is learned (Llama 4's
+    the weight (OLMo 2, gpt-oss, Gemma) and not before it (Llama). If `weight` is false, nothing is learned (Llama 4's
     queries and keys).
     """
 
@@ -66,7 +66,7 @@ class RMSNorm(Norm):
 
 
 class _RMSNorm(nn.Module):
-    group: Group | None = None  # of the ranks that hold equally many elements of the axis each
+    group: Group | None = None  # the ranks that divide the axis into equal parts, if they do
 
     def __init__(self, spec: RMSNorm, dim: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class _RMSNorm(nn.Module):
 
 @dataclass(frozen=True)
 class LayerNorm(Norm):
-    """(x - mean(x)) / sqrt(var(x) + eps) * w + b, with the biased variance. Without a `bias` there is no b."""
+    """(x - mean(x)) / sqrt(var(x) + eps) * w + b, with the biased variance. If `bias` is false, there is no b."""
 
     eps: float
     bias: bool = True
@@ -134,7 +134,7 @@ class _LayerNorm(nn.Module):
 
 @dataclass(frozen=True)
 class LayerScale(Block):
-    """w * x, with one stored scalar w. It is not trained: the reference keeps it as a buffer. A fresh w is 1."""
+    """w * x, with one scalar w from the checkpoint. It is not trained: the reference has a buffer. A fresh w is 1."""
 
     role = "scale"
 
@@ -159,4 +159,4 @@ class _LayerScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, t, dim) -> (b, t, dim)"""
-        return (x * self.weight).to(x.dtype)  # as norms do, whatever dtype the scalar was cast to
+        return (x * self.weight).to(x.dtype)  # returns x's dtype, as norms do, whatever dtype the scalar was cast to

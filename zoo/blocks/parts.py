@@ -1,4 +1,4 @@
-"""The parts of a block in one table: its parameter counts, FLOPs, cuts among ranks and modules follow from it."""
+"""Tables of the parts of a block, from which its parameter counts, FLOPs, cuts among ranks and modules follow."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -19,10 +19,10 @@ __all__ = ["Parts", "PartsModule", "TableMixer", "conv", "matrix", "normed", "ve
 
 
 class Part(NamedTuple):
-    """A parameter or an inner module. `flops`: those of its matrix products for one token.
+    """A parameter or an inner module. `flops` counts its matrix products for one token.
 
-    `rows` names the field whose units ranks divide among them with the part's outputs, or lists (field, rows) for
-    several sections of rows; `columns` names the field that is divided with its inputs.
+    `rows` names the field with which the part's outputs are divided among ranks, or lists (field, number of rows) for
+    several sections of outputs. `columns` names the field with which the part's inputs are divided.
     """
 
     params: int
@@ -34,27 +34,27 @@ class Part(NamedTuple):
 
 
 Parts = Mapping[str, Part | None]
-"""Maps a name in the module to its part. "q.up" is a part of the sequence "q"; None stands for an absent part."""
+"""Maps an attribute name in the module to its part; "q.up" is the submodule "up" of "q". None: an absent part."""
 
 
 def matrix(inputs: int, outputs: int, bias: bool = False, **divided: Any) -> Part:
-    """A linear map."""
+    """Returns the part for a linear map."""
     build = partial(Linear, inputs, outputs, bias)
     return Part(linear_params(inputs, outputs, bias), build, linear_flops(1, inputs, outputs), **divided)
 
 
 def vector(size: int, **divided: Any) -> Part:
-    """One parameter with `size` elements."""
+    """Returns the part for a parameter with `size` elements."""
     return Part(size, lambda: nn.Parameter(torch.empty(size)), **divided)
 
 
 def conv(channels: int, tokens: int, bias: bool = False, silu: bool = True, **divided: Any) -> Part:
-    """A causal convolution of each channel over the last `tokens` tokens."""
+    """Returns the part for a causal convolution of each channel over the last `tokens` tokens."""
     return Part((tokens + bias) * channels, partial(CausalConv, channels, tokens, bias=bias, silu=silu), **divided)
 
 
 def normed(norm: Norm, width: int, **divided: Any) -> Part:
-    """A norm over `width` elements."""
+    """Returns the part for a norm over `width` elements."""
     return Part(norm.params(width), partial(norm.build, width), is_norm=True, **divided)
 
 
@@ -63,7 +63,7 @@ class TableMixer(Mixer, abstract=True):
 
     @abstractmethod
     def parts(self, dim: int) -> Parts:
-        """Returns the table, in the order in which the module holds the parts."""
+        """Returns the table of parts, in the order of the module's attributes."""
 
     def param_breakdown(self, dim: int) -> Breakdown:
         parts = [part for part in self.parts(dim).values() if part]
@@ -71,7 +71,7 @@ class TableMixer(Mixer, abstract=True):
         return {"attn": sum(part.params for part in parts) - norms, "norm": norms}
 
     def projection_flops(self, dim: int, new: int) -> int:
-        """FLOPs of the linear maps for `new` tokens."""
+        """Returns the FLOPs of the linear maps for `new` tokens."""
         return new * sum(part.flops for part in self.parts(dim).values() if part)
 
     def cuts(self) -> Cuts:
@@ -87,9 +87,9 @@ class TableMixer(Mixer, abstract=True):
 
 
 class PartsModule(nn.Module):
-    """The module of a block with a table: each part is an attribute."""
+    """The module of a block with a table of parts: each part is an attribute."""
 
-    residual_outputs: tuple[str, ...] = ("o",)  # matrices whose products are the block's output
+    residual_outputs: tuple[str, ...] = ("o",)  # matrices that compute the block's output
 
     def __init__(self, spec: Any, parts: Parts) -> None:
         super().__init__()

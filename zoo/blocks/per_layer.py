@@ -1,5 +1,4 @@
-"""Per-layer embeddings: beside the residual stream, each layer receives a narrow vector of its own for each token
-(Gemma 3n; Gemma 4 E2B and E4B).
+"""Per-layer embeddings: each layer receives its own narrow vector for each token (Gemma 3n; Gemma 4 E2B and E4B).
 
 A model's `PerLayerInputs` computes the vectors once per pass. Each layer's `LayerInput` processes the layer's
 own vector in a residual branch.
@@ -23,8 +22,8 @@ __all__ = ["LayerInput", "PerLayerInputs"]
 
 @dataclass(frozen=True)
 class PerLayerInputs(Spec):
-    """(sqrt(width) * table[token] + norm(projection(x) * dim^-0.5)) / sqrt(2) for each layer, `width` wide. Here x
-    is the embedding as the first layer receives it. The table holds a row for each token id and each layer."""
+    """(sqrt(width) * table[token] + norm(projection(x) * dim^-0.5)) / sqrt(2): a vector of `width` elements for each
+    layer. Here x is the embedding as the first layer receives it. The table has a row for each token id and layer."""
 
     width: int
     norm: Norm
@@ -52,7 +51,7 @@ class PerLayerInputs(Spec):
         }
 
     def flops(self, dim: int, layers: int, new: int) -> int:
-        """FLOPs for `new` tokens, by the convention of zoo.costs."""
+        """Returns the FLOPs for `new` tokens, by the convention of zoo.costs."""
         return linear_flops(new, dim, layers * self.width)
 
     def describe(self) -> str:

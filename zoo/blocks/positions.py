@@ -1,5 +1,4 @@
-"""Positions: rotary embedding (Su et al. 2021), none (NoPE), learned embeddings, and temperatures that grow with the
-position.
+"""Position encodings: rotary embedding (Su et al. 2021), none (NoPE), learned embeddings, temperatures by position.
 
 Rotated pairs are (i, i + rotated/2), the half-split order of most checkpoints. Other orders are permuted on loading.
 """
@@ -28,31 +27,31 @@ __all__ = [
     "Temperature",
 ]
 
-# Cos and sin of each element, both (t, rotated), in at least float32. The first half of sin is negated.
+# Cosine and sine for each rotated element, both (t, rotated), in at least float32. The first half of sin is negated.
 Table = tuple[Tensor, Tensor]
 
 
 class Position(Spec, abstract=True):
-    """A position encoding: a table computed once per forward pass, applied to queries and keys."""
+    """A position encoding of queries and keys by a table that is computed once per forward pass."""
 
     role = "rope"
     keeps_hash = False
-    encodes: ClassVar[bool] = True  # whether the result depends on the position
+    encodes: ClassVar[bool] = True  # whether `rotate` depends on the position
 
     @abstractmethod
     def table(self, positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Table | None:
-        """Positions (t,) -> the table for `rotate` of heads of this `width`, in float32 or float64."""
+        """Positions (t,) -> the table with which `rotate` encodes heads of this `width`, in float32 or float64."""
 
     @abstractmethod
     def rotate(self, x: Tensor, table: Table | None) -> Tensor:
-        """(..., t, width) -> the same shape, positions encoded."""
+        """(..., t, width) -> the same shape, with positions encoded."""
 
     @abstractmethod
     def inverse(self, table: Table | None) -> Table | None:
         """Returns the table of the inverse rotation."""
 
     def rotate_last(self, x: Tensor, table: Table | None, width: int) -> Tensor:
-        """Rotates only the last `width` elements of each head, by a table for heads of that width."""
+        """Rotates only the last `width` elements of each head, with a table for heads of that width."""
         if width == x.shape[-1]:
             return self.rotate(x, table)
         before, last = x.split([x.shape[-1] - width, width], dim=-1)
@@ -64,8 +63,8 @@ class Position(Spec, abstract=True):
 
     @property
     def switch(self) -> int | None:
-        """The number of tokens beyond which a forward pass rotates by other angles: keys that shorter passes cached are
-        then out of date. None if the angles never change."""
+        """The number of tokens beyond which a forward pass uses other angles, so that keys cached by shorter passes are
+        out of date. None if the angles never change."""
         return None
 
 
@@ -146,7 +145,7 @@ class RoPE(Position):
     def resized(self, to: Any) -> dict[str, Any]:
         return {"theta": to.theta(self), "scaling": None}
 
-    rotated_of: ClassVar[str] = "width"  # the whole that `fraction` refers to
+    rotated_of: ClassVar[str] = "width"  # what `fraction` is a fraction of
 
     def facts(self) -> tuple[Fact, ...]:
         part = f"on {{:g}} of the {self.rotated_of}"
@@ -160,11 +159,10 @@ class RoPE(Position):
         return " ".join(f"({fact})" if fact.key == "scaling" else str(fact) for fact in self.facts())
 
     def frequencies(self, rotated: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Returns (rotated / 2,) radians per token, highest first, or (sets, rotated / 2) if the scaling has several
-        sets.
+        """Returns (rotated / 2,) radians per token, highest first; (sets, rotated / 2) if the scaling has several sets.
 
-        They are in float32, as in the released models, unless the model is in float64: a more exact power differs by a
-        hundredth of a radian at position 100,000. They are computed on the CPU, so they are equal on every device.
+        They are in float64 for float64 models and otherwise in float32, as in released models: exact powers would
+        change angles at position 100,000 by 0.01. They are computed on the CPU, to be equal on every device.
         """
         exponents = torch.arange(0, rotated, 2, dtype=dtype, device="cpu") / rotated
         periods = self.theta**exponents
@@ -173,8 +171,8 @@ class RoPE(Position):
 
 @dataclass(frozen=True)
 class ProportionalRoPE(RoPE):
-    """RoPE over the pairs (i, i + width/2) of the whole width. The leading `fraction` of the pairs rotates, each by the
-    same angle as in full RoPE: theta^(-2i / width). The remaining, slowest pairs have no position (Gemma 4)."""
+    """RoPE on pairs (i, i + width/2) of the whole width. Only the first `fraction` of the pairs rotates, by the angles
+    of full RoPE: theta^(-2i / width). The remaining, slowest pairs have no position (Gemma 4)."""
 
     def rotated(self, width: int) -> int:
         return width
@@ -221,8 +219,8 @@ class Temperature(Spec, abstract=True):
 
 @dataclass(frozen=True)
 class LogTemperature(Temperature):
-    """1 + scale * ln(1 + floor(position / step)): one for the first `step` positions, then logarithmic growth, so that
-    attention over many keys stays sharp (Llama 4; Nakanishi 2025, "Scalable-Softmax", section 2).
+    """1 + scale * ln(1 + floor(position / step)). It is 1 for the first `step` positions and then grows
+    logarithmically, to keep attention over many keys sharp (Llama 4; Nakanishi 2025, "Scalable-Softmax", section 2).
 
     `from_one` counts positions from one, as Llama 4 does.
     """
@@ -246,6 +244,6 @@ _KEPT: dict[tuple[RoPE, int, torch.device, torch.dtype], Tensor] = {}
 
 
 def _frequencies(rope: RoPE, rotated: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Returns `rope.frequencies(rotated, dtype)`, which is computed once."""
+    """Returns `rope.frequencies(rotated, dtype)` on a device, computed once and then cached."""
     key = rope, rotated, device, dtype
     return _KEPT[key] if key in _KEPT else keep(_KEPT, key, lambda: rope.frequencies(rotated, dtype).to(device))

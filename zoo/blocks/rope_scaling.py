@@ -1,4 +1,4 @@
-"""Scalings: changes of the rotary frequencies that extend a trained context."""
+"""Scalings: changes of the rotary frequencies that extend the context of a trained model."""
 
 import math
 from abc import abstractmethod
@@ -23,22 +23,22 @@ __all__ = [
 
 
 class Scaling(Spec, abstract=True):
-    """A change of the rotary frequencies that extends a trained context."""
+    """A change of the rotary frequencies that extends the context of a trained model."""
 
     role = "scaling"
-    gain: float = 1.0  # multiplies cos and sin, hence multiplies scores by its square
+    gain: float = 1.0  # multiplies cos and sin; scores are therefore multiplied by gain^2
 
     @abstractmethod
     def scale(self, periods: Tensor, theta: float) -> Tensor:
-        """Periods (pairs,) in tokens per radian, shortest first -> scaled frequencies (pairs,) in radians per token, or
-        (sets, pairs) if the forward pass decides which of several sets is used."""
+        """Periods (pairs,) in tokens per radian, shortest first -> scaled frequencies (pairs,) in radians per token.
+        The result is (sets, pairs) if `select` chooses one of several sets in each forward pass."""
 
     def select(self, scaled: Tensor, positions: Tensor) -> Tensor:
         """Frequencies from `scale` -> frequencies (pairs,) for a forward pass of tokens at `positions` (t,)."""
         return scaled
 
     def gain_facts(self) -> tuple[Fact, ...]:
-        """Returns the fact about the gain on cos and sin, if it is not 1."""
+        """Returns a fact about the gain on cos and sin, unless the gain is 1."""
         noun = "gain on cos and sin"
         return () if self.gain == 1 else (Fact("gain", self.gain, phrase=f"{noun} {{:g}}", noun=noun),)
 
@@ -60,7 +60,7 @@ class Scaling(Spec, abstract=True):
 
 @dataclass(frozen=True)
 class LinearScaling(Scaling):
-    """All positions divided by `factor` (Chen et al. 2023, section 2.3)."""
+    """Divides all positions by `factor` (Chen et al. 2023, section 2.3)."""
 
     factor: float
 
@@ -73,9 +73,9 @@ class LinearScaling(Scaling):
 
 @dataclass(frozen=True)
 class Llama3Scaling(Scaling):
-    """Frequencies with wavelengths above original / low are divided by `factor`, and those with wavelengths below
-    original / high are kept. Frequencies between these limits are interpolated (Llama 3.1, as released). With
-    low = high there are none between (Llama 4 Scout)."""
+    """Divides frequencies with wavelengths above original / low by `factor`, and keeps frequencies with wavelengths
+    below original / high. Frequencies between these limits are interpolated (Llama 3.1, as released). If low = high, no
+    frequency lies between the limits (Llama 4 Scout)."""
 
     factor: float
     original: int
@@ -102,12 +102,12 @@ class Llama3Scaling(Scaling):
 
 @dataclass(frozen=True)
 class YarnScaling(Scaling):
-    """YaRN (Peng et al. 2023, section 3.2). Frequencies of dimensions that rotate at least `fast` times within the
-    original context are kept. Frequencies of dimensions that rotate at most `slow` times are divided by
-    `factor`, with a linear ramp between the two.
+    """YaRN (Peng et al. 2023, section 3.2). Dimensions that rotate at least `fast` times within the original context
+    keep their frequencies. The frequencies of dimensions that rotate at most `slow` times are divided by `factor`. In
+    between, a linear ramp blends the two.
 
     `truncate` rounds the ramp's ends outward to whole dimensions. `gain` multiplies cos and sin (section 3.3:
-    `yarn_gain`). DeepSeek has a gain of 1.0 here, and applies YaRN's gain in its attention scale.
+    `yarn_gain`). DeepSeek's gain is 1.0, because it applies YaRN's gain in its attention scale.
     """
 
     factor: float
@@ -145,16 +145,15 @@ def yarn_gain(factor: float, mscale: float = 1.0) -> float:
 
 @dataclass(frozen=True)
 class LongRoPE(Scaling):
-    """The frequency of each pair is divided by its own factor, which was found by search (LongRoPE, Ding et al. 2024,
+    """Divides the frequency of each pair by a factor of its own, which was found by search (LongRoPE, Ding et al. 2024,
     section 3). A forward pass whose positions are all within the `original` context uses the factors in `short`; a pass
     that goes beyond it uses those in `long`. `gain` multiplies cos and sin in both cases (`longrope_gain`).
 
     As in the reference, the largest position of each forward pass decides, and cached keys keep the rotation of an
-    earlier pass. Logits therefore do not depend on how a sequence within `original` is split into passes. Beyond
-    `original` they do: a single pass rotates every key by the long factors, but earlier passes within `original` leave
-    keys with the short factors in the cache. The reference has the same dependence, and a pass here equals the
-    reference's pass after the same earlier passes. `Model.stream` recomputes the cache at the first token beyond
-    `original`, as the reference's `generate` does.
+    earlier pass. For a sequence within `original`, logits therefore do not depend on how it is split into passes. For a
+    longer sequence they do: a single pass rotates every key by the long factors, but earlier passes within `original`
+    leave keys with the short factors in the cache. The reference does the same: equal splits give equal logits.
+    `Model.stream` recomputes the cache at the first token beyond `original`, as the reference's `generate` does.
     """
 
     short: tuple[float, ...]
@@ -186,8 +185,8 @@ class LongRoPE(Scaling):
         return self.original
 
     def at_rotated(self, rotated: int) -> Self:
-        """Returns this scaling for other heads. Pair i of n rotates by theta^(-i / n) and gets the factors of the pair
-        here that rotates as fast."""
+        """Returns this scaling for heads with another number of rotated elements. Each new pair gets the factors of the
+        present pair with nearly the same frequency: pair i of n rotates by theta^(-i / n)."""
         pairs = (rotated + 1) // 2
         chosen = [pair * len(self.short) // pairs for pair in range(pairs)]
         short, long = (tuple(factors[i] for i in chosen) for factors in (self.short, self.long))

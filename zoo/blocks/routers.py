@@ -1,7 +1,7 @@
-"""Routers of a mixture of experts. They choose the experts that a token is sent to, and their weights.
+"""Routers of a mixture of experts: they choose the experts for each token, and the weights of the chosen experts.
 
 A router's spec defines how logits become scores, how scores choose experts, and how the scores of the chosen experts
-become weights. One module computes all three. A router that learns more than a matrix has its own module class.
+become weights. LinearRouter, one module class, computes all three. Routers with more parameters have subclasses of it.
 """
 
 from abc import abstractmethod
@@ -37,15 +37,15 @@ __all__ = [
 
 
 class Router(Spec, abstract=True):
-    """Chooses `k` experts for each token, and their weights. If scores are equal, the earlier expert wins (`top_k`)."""
+    """Chooses `k` experts for each token, and their weights. Among equal scores, the earlier expert wins."""
 
     k: int
-    bias: bool = False  # logits have a learned bias
+    bias: bool = False  # whether logits have a learned bias
     role = "router"
-    scales_input: ClassVar[bool] = False  # weights multiply an expert's input, not its output (Llama 4)
-    has_correction: ClassVar[bool] = False  # its module has a `correction`, which balances the experts' load
-    is_exact: ClassVar[bool] = False  # multiplies in at least float32, whatever the model's dtype
-    reads_tokens: ClassVar[bool] = False  # needs the token ids in the context
+    scales_input: ClassVar[bool] = False  # weights multiply the experts' input, not their output (Llama 4)
+    has_correction: ClassVar[bool] = False  # the module has a `correction`, which balances the experts' load
+    is_exact: ClassVar[bool] = False  # computes logits in at least float32, whatever the model's dtype
+    reads_tokens: ClassVar[bool] = False  # reads the token ids from the context
 
     def build(self, dim: int, experts: int) -> nn.Module:
         """Returns the module: x (b, t, dim), a ForwardContext or None -> weights and expert ids, both (b, t, k)."""
@@ -65,8 +65,8 @@ class Router(Spec, abstract=True):
         self.require(self.k <= experts, f"k={self.k} is above the {experts} experts there are")
 
     def among(self, experts: int, before: int, vocab: int) -> Self:
-        """Returns this router for a model with fewer `experts` than `before` and a vocabulary of `vocab` tokens. The
-        ratio of k to the experts stays. k is at least 2 if a single expert's weight would have no gradient."""
+        """Returns this router for a model with `experts` experts instead of `before`, and `vocab` tokens in its
+        vocabulary. k changes in proportion, but is at least 2 if a single expert's weight would have no gradient."""
         least = min(2, before) if self.renormalises else 1
         changes: dict[str, Any] = {"k": min(experts, max(least, round(self.k * experts / before)))}
         return replace(self, **changes)
@@ -85,15 +85,15 @@ class Router(Spec, abstract=True):
 
     @property
     def renormalises(self) -> bool:
-        """Whether the weight of a single chosen expert does not depend on its score. With k = 1, such a router gets no
+        """Whether the weight of a single chosen expert is independent of its score. With k = 1, such a router gets no
         gradient."""
         low, high = (self.weigh(torch.tensor([score], device="cpu")) for score in (0.25, 0.5))
         return torch.allclose(low, high)
 
 
 class LinearRouter(Float32Parameters):
-    """The module of a router with logits that are a linear map of x. A learned `correction` per expert, if the spec has
-    one, is added to the scores for the choice only."""
+    """The module of a router: logits are a linear map of x. If the spec has a correction, a learned `correction` per
+    expert is added to the scores for the choice of experts, but not for their weights."""
 
     def __init__(self, spec: Router, dim: int, experts: int) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class LinearRouter(Float32Parameters):
         self.bias = nn.Parameter(torch.empty(experts)) if spec.bias else None
         if spec.has_correction:
             self.correction = nn.Parameter(empty(experts), requires_grad=False)
-            self.in_float32 = ("correction",)  # its steps are finer than bfloat16's
+            self.in_float32 = ("correction",)  # it is updated in steps that are too small for bfloat16
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> tuple[Tensor, Tensor]:
         logits = self.logits(x)
@@ -118,7 +118,7 @@ class LinearRouter(Float32Parameters):
         return upcast(linear(x, weight, self.bias))
 
     def ranking(self, scores: Tensor) -> Tensor:
-        """Scores (..., experts) -> values (..., experts), of which the highest k choose the experts."""
+        """Scores (..., experts) -> values (..., experts) by which the experts are chosen."""
         return scores + self.correction if self.spec.has_correction else scores
 
     def choose(self, scores: Tensor, ctx: ForwardContext | None) -> Tensor:
@@ -133,15 +133,14 @@ class LinearRouter(Float32Parameters):
 
 
 def routers_of(module: nn.Module) -> list[Any]:
-    """Returns the router modules inside a module in layer order, the order of `recorded_routing`."""
+    """Returns the router modules inside a module in the order of layers, as in `recorded_routing`."""
     return [each for each in module.modules() if isinstance(getattr(each, "spec", None), Router)]
 
 
 @dataclass(frozen=True)
 class SoftmaxTopK(Router):
-    """Chooses the k experts with the highest softmax probability. `renormalise` divides by the sum of the k
-    probabilities, which equals a softmax over the k logits (Qwen3, gpt-oss). `bias` adds a learned bias to
-    the logits."""
+    """Chooses the k experts with the highest softmax probabilities, which are the weights. `renormalise` divides them
+    by their sum: a softmax over the k logits (Qwen3, gpt-oss). `bias` adds a learned bias to the logits."""
 
     k: int
     renormalise: bool = True
@@ -160,8 +159,8 @@ class SoftmaxTopK(Router):
 
 @dataclass(frozen=True)
 class NormedSoftmaxTopK(Router):
-    """Softmax over the k highest logits, computed from norm(x) * dim^-0.5. The weights are multiplied by a learned
-    scale per expert (Gemma 4)."""
+    """Chooses the k experts with the highest logits. The logits are computed from norm(x) * dim^-0.5. The weights are a
+    softmax over the k logits, multiplied by a learned scale per expert (Gemma 4)."""
 
     k: int
     norm: Norm
@@ -198,8 +197,8 @@ class _NormedSoftmaxTopK(LinearRouter):
 
 @dataclass(frozen=True)
 class InputScaledTopK(Router):
-    """Chooses the k experts with the highest logits. Their weights are the sigmoids of the logits, not renormalised.
-    They multiply an expert's input, not its output (Llama 4, as released)."""
+    """Chooses the k experts with the highest logits. The weights are the sigmoids of the logits, not renormalised, and
+    multiply the experts' input instead of their output (Llama 4, as released)."""
 
     k: int
     scales_input = True
@@ -226,15 +225,15 @@ class ShareTopK(Router, abstract=True):
 
 @dataclass(frozen=True)
 class GroupedTopK(ShareTopK, abstract=True):
-    """Chooses the k experts with the highest scores in the `keep` best of `groups` equal groups. Groups are ranked by
-    the sum of their two best scores."""
+    """Divides the experts into `groups` equal groups, keeps the `keep` best groups, and chooses the k experts with the
+    highest scores in these. Groups are ranked by the sum of their two best scores."""
 
     k: int
     groups: int
     keep: int
     scale: float
     eps: float = 1e-20  # LFM2 adds 1e-6
-    function: ClassVar[str]  # the name of the function from logits to scores
+    function: ClassVar[str]  # the name of the function that maps logits to scores
 
     def check(self) -> None:
         self.require(self.keep <= self.groups, f"keep={self.keep} is above groups={self.groups}")
@@ -247,7 +246,7 @@ class GroupedTopK(ShareTopK, abstract=True):
         self.require(self.k <= reach, f"k={self.k} is above the {reach} experts in {self.keep} groups")
 
     def among(self, experts: int, before: int, vocab: int) -> Self:
-        """Returns this router for fewer experts. Groups divide them equally; the kept ones hold at least k experts."""
+        """Returns this router for another number of experts. Groups are equal; kept groups have k experts or more."""
         small, most = super().among(experts, before, vocab), min(self.groups, max(experts // 2, 1))
         groups = next(number for number in range(most, 0, -1) if experts % number == 0)
         keep = max(1, round(groups * self.keep / self.groups), ceil(small.k * groups / experts))
@@ -275,8 +274,7 @@ class GroupedTopK(ShareTopK, abstract=True):
 class GroupedSigmoidTopK(GroupedTopK):
     """DeepSeek-V3's routing (section 2.1.2), in at least float32.
 
-    Scores are sigmoids. A learned correction is added only for the choice of groups and experts. The weights are
-    computed from uncorrected scores.
+    Scores are sigmoids. A learned correction is added for the choice of groups and experts, but not for the weights.
     """
 
     function = "sigmoid"
@@ -288,7 +286,7 @@ class GroupedSigmoidTopK(GroupedTopK):
 
 @dataclass(frozen=True)
 class GroupedSoftmaxTopK(GroupedTopK):
-    """DeepSeek-V3's routing with probabilities as scores, and without a correction (Mistral Small 4)."""
+    """DeepSeek-V3's routing, but with softmax probabilities as scores and without a correction (Mistral Small 4)."""
 
     function = "softmax"
 
@@ -307,8 +305,7 @@ class _SqrtSoftplus(ShareTopK, abstract=True):
 
 @dataclass(frozen=True)
 class SqrtSoftplusTopK(_SqrtSoftplus):
-    """Chooses the k experts with the highest score. A learned correction is added for the choice only: the weights are
-    computed from uncorrected scores."""
+    """Chooses the k experts with the highest scores. A learned correction affects the choice, but not the weights."""
 
     k: int
     scale: float
@@ -322,8 +319,8 @@ class SqrtSoftplusTopK(_SqrtSoftplus):
 
 @dataclass(frozen=True)
 class HashTopK(_SqrtSoftplus):
-    """Chooses the k experts that a table lists for the token id, with weights as in SqrtSoftplusTopK. The table has a
-    row for each of `vocab` token ids. It is a buffer, not a parameter, and is not trained."""
+    """Chooses the k experts that a table lists for the token id, with weights as in SqrtSoftplusTopK. The table has one
+    row for each of `vocab` token ids. It is a buffer and is not trained."""
 
     k: int
     scale: float
@@ -348,7 +345,7 @@ class HashTopK(_SqrtSoftplus):
 
 
 class _HashTopK(LinearRouter):
-    """A hash router. A fresh table assigns k experts to each token in turn, so that all experts get equally many."""
+    """A hash router. A fresh table assigns experts to token ids in turn, so that all experts get equally many."""
 
     stored_buffers = ("table",)  # buffers that a checkpoint holds
 

@@ -1,4 +1,4 @@
-"""The gated short convolution of LFM2 (Liquid AI 2025): a mixer that sees only the last few tokens."""
+"""The gated short convolution of LFM2 (Liquid AI 2025), in which a token sees only the last few tokens."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,8 +16,8 @@ __all__ = ["ShortConv"]
 
 @dataclass(frozen=True)
 class ShortConv(TableMixer):
-    """o(C * convolution(B * u)), where B, C and u are projections of x to `channels` channels. The convolution covers
-    each channel's last `conv` tokens."""
+    """o(C * convolution(B * u)), where B, C and u are projections of x to `channels` channels. The convolution runs
+    over the last `conv` tokens, channel by channel."""
 
     channels: int
     conv: int

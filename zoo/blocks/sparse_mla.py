@@ -29,13 +29,13 @@ __all__ = ["Indexer", "SparseMLA"]
 
 @dataclass(frozen=True)
 class Indexer(Spec):
-    """Chooses the `k` stored tokens s with the highest scores for a token t (DeepSeek-V3.2, equation 1):
+    """Chooses for each token t the `k` stored tokens s with the highest scores (DeepSeek-V3.2, equation 1):
 
         score(t, s) = sum over heads of weight(t, head) * relu(query(t, head) . key(s))
 
-    in float32. All `heads` share one key per token, a projection of x under `norm`, `head_dim` wide. Queries are
-    projected from attention's query latent, and weights from x. The first elements of queries and keys carry
-    attention's rotary encoding. Released code multiplies scores by (heads * head_dim)^-1/2, which keeps their order.
+    in float32. All `heads` share one key of `head_dim` elements per token, norm(projection of x). Queries are projected
+    from attention's query latent, and weights from x. The first elements of queries and keys are rotated like
+    attention's. Released code also multiplies scores by (heads * head_dim)^-1/2, which does not change the choice.
 
     No gradient passes through the choice, and the parameters require none: DeepSeek trains the indexer with a separate
     loss.
@@ -47,7 +47,7 @@ class Indexer(Spec):
     norm: Norm
 
     role = "indexer"
-    # With few heads many scores are zero after the ReLU, and the reference breaks ties differently.
+    # With few heads, many scores would be zero after the ReLU, and the reference breaks ties differently.
     toy: ClassVar[Mapping[str, Any]] = {"heads": 16, "k": 24}
 
     def build(self, dim: int, q_rank: int, rope: Position, rope_dim: int) -> "_Indexer":
@@ -69,7 +69,7 @@ class Indexer(Spec):
         return sum(part.params for part in self.parts(dim, q_rank).values() if part)
 
     def flops(self, dim: int, q_rank: int, past: int, new: int, causal: bool = True) -> int:
-        """FLOPs for `new` tokens after `past`. Only keys are computed while at most k tokens are stored."""
+        """Returns the FLOPs for `new` tokens after `past`. Only keys are computed while at most k tokens are stored."""
         keys = linear_flops(new, dim, self.head_dim)
         first = sees_all(self.k, past, new)
         if first == new:
@@ -87,15 +87,14 @@ class Indexer(Spec):
 
 @dataclass(frozen=True)
 class SparseMLA(MLA):
-    """MLA in which a token attends to the `indexer.k` tokens that its indexer chooses, or to all tokens while there are
-    at most k.
+    """MLA in which a token attends to k = `indexer.k` tokens that its indexer chooses (all, if there are at most k).
 
-    The cache keeps the index keys beside the latents. Tokens beyond the first k attend to gathered latents, in the
-    absorbed form. The first k tokens attend in MLA's own forms. With gradients, MLA's forms run under a mask of the
+    The cache holds index keys besides the latents. Tokens beyond the first k attend to gathered latents, in the
+    absorbed form. The first k tokens attend as in MLA. With gradients, all tokens attend as in MLA, under a mask of the
     chosen tokens.
 
-    `shares_choice`: the layer reuses the choice of the nearest earlier layer with an indexer of this k. It then has no
-    indexer and keeps no index keys (GLM-5.2; "IndexCache", arXiv 2603.12201).
+    `shares_choice`: the layer reuses the choice of the nearest earlier layer that has an indexer with this k. It then
+    has no indexer and no index keys of its own (GLM-5.2; "IndexCache", arXiv 2603.12201).
     """
 
     _: KW_ONLY
@@ -142,7 +141,7 @@ class SparseMLA(MLA):
 
     @property
     def choice(self) -> Hashable:
-        """The key under which later layers find the chosen tokens: ids (b, t, k), or None if all tokens are chosen."""
+        """The key under which later layers find the chosen tokens: indices (b, t, k), or None if all are chosen."""
         return "top", self.indexer.k
 
     def hands_on(self) -> tuple[Hashable, ...]:
@@ -182,7 +181,7 @@ class _Indexer(PartsModule):
 
     @torch.no_grad()
     def forward(self, x: Tensor, q_latent: Tensor, ctx: ForwardContext, keys: Tensor) -> Index:
-        """x (b, t, dim), q_latent (b, t, q_rank), stored keys (b, 1, s, d) -> scores for token selection."""
+        """x (b, t, dim), q_latent (b, t, q_rank), stored keys (b, 1, s, d) -> the tensors that select tokens."""
         q = self.q(q_latent).unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
         q = self.rope.rotate(q, ctx.tables[self.rope, self.rope_dim]).transpose(1, 2)  # the first elements
         return Index(q, self.head_weights(x), keys, self.spec.k)

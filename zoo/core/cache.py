@@ -1,7 +1,7 @@
-"""The KV cache: one LayerCache per layer, built from the `CacheSpec` that the layer's spec reports.
+"""The KV cache: one LayerCache per layer, built from the layer's `CacheSpec`.
 
-`append(ctx, *new)` stores the new tokens and returns every stream to attend over, with the mask. Without a cache,
-`NoCache` returns its arguments, so that layers have no `if cache`.
+`append(ctx, *new)` stores the new tokens and returns all streams to attend over, and the mask. `NoCache` stands for a
+missing cache and returns the new tokens themselves, so that layers have no `if cache`.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
@@ -26,9 +26,9 @@ def prepare_forward(
     dtype: torch.dtype = torch.float32,
     position: Tensor | None = None,
 ) -> ForwardContext:
-    """Returns the context of a forward pass of `new` tokens after `past`. Layers look up the `tables` of these (spec,
-    width) pairs and store their tokens in `layer_caches`. Tables are in float32, or in float64 for a model of that
-    `dtype`. In single-token decode over static caches, a tensor with the `position` (1,) replaces `past`."""
+    """Returns the context of a forward pass of `new` tokens after `past`. It has a table for each (spec, width) pair in
+    `tables`, in float32 (float64 if `dtype` is float64), and a view for each geometry among `layer_caches`. In
+    single-token decode over static caches, a tensor with the `position` (1,) replaces `past`."""
     positions = torch.arange(past, past + new, device=device) if position is None else position
     views: dict[Hashable, CacheView] = {}
     for layer_cache in layer_caches:
@@ -40,7 +40,7 @@ def prepare_forward(
 
 
 class NoCache(LayerCache):
-    """The absence of a cache: tokens see only tokens of the same pass, and states start at zero and are not kept."""
+    """The absence of a cache: tokens see only tokens of the same pass; states start at zero and are not stored."""
 
     def __init__(self, spec: CacheSpec) -> None:
         self.reach, self.sees_all = spec.reach, spec.reach.is_full
@@ -68,8 +68,8 @@ class NoCache(LayerCache):
 class _AllocatedCache(LayerCache):
     """Streams of (batch, heads, tokens, width) and states of (batch, *shape), allocated once.
 
-    If `static`, single-token decode reads all places under a mask. Every step then has the same shapes and depends
-    only on the tensor of positions, so that the CUDA graph of one step serves all steps.
+    If `static`, single-token decode reads the whole buffer under a mask. Every step then has the same shapes and
+    depends only on the tensor of positions, so that the CUDA graph of one step serves all steps.
     """
 
     def __init__(
@@ -90,34 +90,34 @@ class _AllocatedCache(LayerCache):
         }
 
     def state(self, name: str, x: Tensor) -> Tensor:
-        state = self.states[name]  # `set_state` overwrites it, and a backward pass may still need it
+        state = self.states[name]  # cloned: `set_state` overwrites it, and a backward pass may need the old value
         return state.clone() if torch.is_grad_enabled() else state
 
     def set_state(self, name: str, value: Tensor) -> None:
         self.states[name].copy_(value.detach())
 
     def shared(self, x: Tensor, *read: Tensor) -> tuple[Tensor, ...]:
-        """Returns the streams for later layers: the full buffers in decode, those that `append` returned otherwise.
+        """Returns the streams for later layers: in decode the full buffers, otherwise those that `append` returned.
 
         In decode, a narrowed view would expose the allocated length and make compiled code specialise on it.
         """
         return tuple(stream.detach() for stream in self.streams) if x.shape[1] == 1 else read
 
     def can_truncate(self, held: int, length: int) -> bool:
-        """Whether the first `length` of `held` tokens suffice to go on after them. States have summed all tokens."""
+        """Whether a cache of `held` tokens can be cut to the first `length`. States can be cut to 0 only."""
         return length in (0, held) or not self.states
 
     def clear(self) -> None:
-        """Returns the states to those before the first token. Streams are overwritten by new tokens."""
+        """Sets the states to their values before the first token. Streams need no reset: new tokens overwrite them."""
         for state in self.states.values():
             state.zero_()
 
     def overwritten(self) -> list[Tensor]:
-        """Tensors that a pass overwrites in place, in addition to new tokens after the stored ones: the states."""
+        """Returns the tensors whose stored content a pass overwrites in place: here the states."""
         return list(self.states.values())
 
     def kept(self) -> list[Tensor]:
-        """Every tensor that is kept from one pass to the next."""
+        """Returns every tensor of the cache."""
         return [*self.streams, *self.states.values()]
 
 
@@ -133,7 +133,7 @@ class StateCache(_AllocatedCache):
 
 
 class FullCache(_AllocatedCache):
-    """A cache of every token, at the index of its position."""
+    """A cache of all tokens, each at the index of its position."""
 
     def view(self, positions: Tensor, past: int) -> CacheView:
         is_static = self.static and len(positions) == 1
@@ -154,12 +154,12 @@ class FullCache(_AllocatedCache):
 
 
 class RingCache(_AllocatedCache):
-    """The last `tokens` tokens in a ring: position p is at index p mod `tokens`. The first token of a chunk is at index
-    0, so that the first places hold the current chunk.
+    """A ring buffer of the last `tokens` tokens: position p is at index p mod `tokens`. The first token of a chunk is
+    at index 0, so that the first indices hold the current chunk.
 
     `tokens` is the reach's limit, or the context if that is shorter.
-    Single-token decode writes first and then reads. Several tokens attend over the ring's old content and themselves
-    and are written afterwards, because the last token overwrites keys that the first one needs.
+    Single-token decode writes first and then reads. A pass of several tokens reads first: its tokens attend over the
+    ring's old content and themselves. They are written afterwards: the last token overwrites keys that the first needs.
     """
 
     def view(self, positions: Tensor, past: int) -> CacheView:
@@ -176,12 +176,12 @@ class RingCache(_AllocatedCache):
         return CacheView(write, keys, ReachMask(positions, keys, self.reach))
 
     def _positions(self, places: int, past: int, device: torch.device) -> Tensor:
-        """Positions in the first `places` after `past` tokens: at index i the last p < past with p mod tokens == i."""
+        """Returns the positions at the first `places` indices: at i, the largest p < past with p mod tokens == i."""
         index = torch.arange(places, device=device)
         return past - 1 - (past - 1 - index) % self.tokens
 
     def can_truncate(self, held: int, length: int) -> bool:
-        """Whether every earlier token that the one at position `length` sees is still in the ring."""
+        """Whether the ring still holds every earlier token that the token at position `length` sees."""
         seen = min(self.reach.held(length), (self.reach.limit or self.tokens) - 1)
         return super().can_truncate(held, length) and (seen == 0 or length - seen >= held - self.tokens)
 
@@ -206,7 +206,7 @@ class RingCache(_AllocatedCache):
 
 
 class EntryCache(RingCache):
-    """A ring, and streams with one entry for several tokens, each at the index of its block."""
+    """A ring buffer, and streams with one entry per block of tokens, each at the index of its block."""
 
     def __init__(
         self, spec: CacheSpec, batch: int, tokens: int, dtype: torch.dtype, device: torch.device, static: bool = False
@@ -229,7 +229,7 @@ class EntryCache(RingCache):
         view = super().view(positions, past)
         if self.static and len(positions) == 1:
             return view
-        # It takes no memory. `expand` would give a single token another stride.
+        # A tensor without memory: only its length counts. `expand` would give it another stride for a single token.
         return view._replace(so_far=positions.as_strided((past + len(positions),), (0,)))
 
     def append_entries(self, ctx: ForwardContext, name: str, numbers: Tensor, new: Tensor) -> Tensor:
@@ -243,8 +243,8 @@ class EntryCache(RingCache):
 def _first(stream: Tensor, count: int) -> Tensor:
     """Returns the first `count` places of a stream (batch, heads, tokens, width), for prefill.
 
-    Compiled, it is a copy, which is cheap beside a prefill's other work. For a view, the compiler would guard on
-    contiguity and recompile once the cache is full.
+    In compiled code it is a copy, which is cheap beside a prefill's other work. With a view, the compiler would guard
+    on contiguity and recompile once the cache is full.
     """
     if torch.compiler.is_compiling():
         return stream.index_select(2, torch.arange(count, device=stream.device))
@@ -266,9 +266,9 @@ Snapshot = tuple[int, list[tuple[Tensor, Tensor]]]
 class Cache:
     """One layer cache per layer, for `batch` sequences of equal length and at most `tokens` tokens each.
 
-    It is for inference: streams carry no gradient to earlier passes. `length` is the number of tokens held. `static`
-    defaults to True on CUDA. `switches`: lengths beyond which keys are rotated differently (LongRoPE). Raises
-    UsageError for a batch or a number of tokens below 1.
+    It is for inference: streams carry no gradient to earlier passes. `length` is the number of stored tokens. `static`
+    (fixed shapes in single-token decode) defaults to True on CUDA. `switches`: lengths beyond which keys are rotated
+    differently (LongRoPE). Raises UsageError if `batch` or `tokens` is below 1.
     """
 
     def __init__(
@@ -290,10 +290,10 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of storage behind the streams and states, each storage counted once."""
+        """Bytes of memory behind the streams and states. Memory that tensors share counts once."""
         kept = (tensor for each in self.layers for tensor in each.kept())
         storages = [tensor.untyped_storage() for tensor in kept]
-        # By identity, not by address: on the meta device all addresses are 0.
+        # Storages are told apart by identity, not by address: on the meta device all addresses are 0.
         return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
     def snapshot(self) -> Snapshot:
@@ -312,9 +312,10 @@ class Cache:
     def truncate(self, length: int) -> None:
         """Drops the tokens from position `length` on.
 
-        A full cache can be truncated to any length, and every cache to 0. A sliding window that has overwritten a token
-        cannot return to where that token is seen, and states (recurrences, convolutions, unfinished blocks of
-        compressed entries) only to 0: take a `snapshot` there. Raises UsageError that names the possible lengths.
+        A full cache can be truncated to any length, and every cache to 0. A sliding window cannot return to a length at
+        which the next token would see a token that has been overwritten. States (recurrences, convolutions, unfinished
+        blocks of compressed entries) can only return to 0. For other lengths, take a `snapshot` there first. Raises
+        UsageError, which names the possible lengths.
         """
         if count(length, "length", 0) > self.length:
             raise UsageError(f"the cache holds {self.length} tokens and cannot be truncated to {length}")
@@ -336,7 +337,8 @@ class Cache:
         self.length = length
 
     def crossed_switch(self, new: int) -> int | None:
-        """Returns the length that `new` more tokens exceed and at which all keys are rotated anew; None if none."""
+        """Returns the length in `switches` that `new` more tokens would exceed, or None. All keys must then be rotated
+        anew."""
         crossed = (switch for switch in self.switches if 0 < self.length <= switch < self.length + new)
         return next(crossed, None)
 

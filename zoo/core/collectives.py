@@ -1,4 +1,4 @@
-"""Collectives of tensor and expert parallelism with gradients, compiled or not: sums, gathered columns, exchanged rows.
+"""Collective operations, with gradients, of tensor and expert parallelism: sums, gathered columns, exchanged rows.
 
 Every rank computes the same loss from the same logits. The gradient of a sum over ranks is therefore the gradient of
 each summand. The gradient of a tensor that every rank reads is the sum of the ranks' gradients. These are the functions
@@ -37,12 +37,12 @@ def summed(x: Tensor, group: Group) -> Tensor:
 
 
 def read_by_all(x: Tensor, group: Group) -> Tensor:
-    """Returns x, which each rank then uses differently: its gradient is the sum of the ranks' gradients."""
+    """Returns x as the input of a divided block. The gradient of x is the sum of the gradients in all ranks."""
     return _with_gradient(x, lambda x: x.view_as(x), lambda grad: _all_reduce(grad, group.name))
 
 
 def mean_over_ranks(x: Tensor, group: Group) -> Tensor:
-    """Returns the mean of x over ranks, which each rank then uses differently: gradients are averaged, too."""
+    """Returns the mean of x over ranks, for use in a divided block. The gradients are averaged over ranks, too."""
     return _all_reduce(x, group.name) / group.rank.ranks
 
 
@@ -60,7 +60,7 @@ def gathered_columns(x: Tensor, group: Group, counts: list[int]) -> Tensor:
 
 
 def exchanged_rows(x: Tensor, group: Group, sent: list[int], received: list[int]) -> Tensor:
-    """Sends rows of x (n, ...), the first sent[0] to rank 0 and so on; returns received[i] rows from each rank i."""
+    """Sends rows of x (n, ...): the first sent[0] to rank 0, and so on. Returns received[i] rows from each rank i."""
     return _with_gradient(
         x,
         lambda x: _all_to_all(x, group.name, sent, received),
@@ -69,7 +69,7 @@ def exchanged_rows(x: Tensor, group: Group, sent: list[int], received: list[int]
 
 
 def exchanged_counts(counts: Tensor, group: Group) -> Tensor:
-    """Sends counts[i] of `counts` (ranks,) to rank i; returns the number that each rank sent to this one (ranks,)."""
+    """Sends counts[i] of `counts` (ranks,) to rank i. Returns the number received from each rank (ranks,)."""
     ones = [1] * group.rank.ranks
     return _all_to_all(counts, group.name, ones, ones)
 
@@ -90,7 +90,7 @@ def _all_reduce(x: Tensor, name: str) -> Tensor:
 
 
 def _with_gradient(x: Tensor, forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor], Tensor]) -> Tensor:
-    """Returns forward(x), whose gradient `backward` maps to the gradient of x."""
+    """Returns forward(x). In the backward pass, `backward` maps the gradient of this output to the gradient of x."""
     out: Tensor = _LinearMap.apply(x, forward, backward)  # type: ignore[no-untyped-call]
     return out
 

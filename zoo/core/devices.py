@@ -1,4 +1,4 @@
-"""The machine and its devices: names, memory, and a description for documents."""
+"""Devices and memory of this machine, and a description of it for documents."""
 
 import ctypes
 import os
@@ -13,14 +13,14 @@ import torch
 
 from zoo.errors import NotAvailable, unknown
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 KEPT_BYTES = 2**27  # maximum bytes of freed memory to keep
 MAX_HEAP_BLOCK = 2**25  # maximum bytes of a block served from freed memory: glibc's own limit
 MALLOC_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def find_device(name: str) -> torch.device:
-    """Returns the device of torch's name. Raises UsageError for an unknown name, NotAvailable for a missing device."""
+    """Returns torch's device of this name. Raises UsageError for an unknown name, NotAvailable if it is missing."""
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -37,7 +37,7 @@ def find_device(name: str) -> torch.device:
 def allocating(device: str | torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Allocates new tensors on this device and, unless they ask for another dtype, in this dtype.
 
-    It holds for the whole process: two threads must not use it at the same time.
+    The setting applies to the whole process: two threads must not use it at the same time.
     """
     keep_freed_memory()
     before = torch.get_default_dtype()
@@ -54,8 +54,8 @@ def keep_freed_memory() -> None:
     """Makes glibc keep up to 128 MiB of freed memory instead of returning it to the system.
 
     A layer's activations are a few megabytes each and are freed before the next layer. glibc would return them at once,
-    and the system would clear each page again. A 512-token prefill of a model of 135 million parameters would clear
-    430 MB, a quarter of its time. Nothing changes if the environment configures malloc or another one is loaded.
+    and the system would clear each page again. A 512-token prefill of a model of 135 million parameters would clear 430
+    MB, a quarter of its time. Nothing changes if the environment configures malloc or loads another malloc.
     """
     if any(name in os.environ for name in MALLOC_SETTINGS):
         return
@@ -79,12 +79,12 @@ def machine() -> dict[str, Any]:
 
 
 def cpu_flags() -> list[str]:
-    """The processor's features by their Linux names; without Linux, the one capability that torch detects."""
+    """Returns the processor's features by their Linux names; on other systems, the capability that torch detects."""
     return _cpu_info("flags", "Features").split() or [torch.backends.cpu.get_cpu_capability()]
 
 
 def _cpu_info(*names: str) -> str:
-    """The first field of one of these names in /proc/cpuinfo; "" without such a field, or without Linux."""
+    """Returns the value of the first line in /proc/cpuinfo that starts with one of these names; "" if there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -93,7 +93,7 @@ def _cpu_info(*names: str) -> str:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on a device; None if unknown."""
+    """Returns the bytes that can still be allocated on a device; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
@@ -102,7 +102,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def _free_on_machine() -> int | None:
-    """Free bytes by Linux's own estimate; without Linux all physical memory, an upper bound; None if unknown."""
+    """Returns Linux's estimate of free bytes; on other systems all physical memory, an upper bound; None if unknown."""
     try:
         meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
         return int(meminfo["MemAvailable"].removesuffix("kB")) * 1024
@@ -112,7 +112,8 @@ def _free_on_machine() -> int | None:
 
 
 def _free_in_group() -> Iterator[int]:
-    """Yields the bytes that control groups, versions 2 and 1, leave to a container. Cached file pages count as free."""
+    """Yields the bytes that control groups (version 2, 1) still leave to a container. Cached file pages count as
+    free."""
     for folder, limit, usage, cached in (
         ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
         ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

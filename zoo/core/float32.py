@@ -1,9 +1,9 @@
-"""Arithmetic in at least float32, and the one bound within which two computations in float64 count as equal.
+"""Arithmetic in at least float32, and the bound within which two float64 results count as equal.
 
-Narrower models compute such arithmetic in float32, float64 models in float64. Models in float32 differ by rounding, and
-the amount depends on the processor, the library and the order of sums. In float64, two equal models differ by 1e-14 of
-the largest element, while a mistake makes as large a difference as in float32. Rounding can therefore neither hide a
-mistake nor look like one.
+Such arithmetic is in float64 for float64 models and in float32 for all others. Correct implementations are compared in
+float64. In float32 they differ by rounding, by an amount that depends on the processor, the library and the order of
+sums. In float64, rounding is about 1e-14 of the largest element, while a mistake makes as large a difference as in
+float32. Rounding can therefore neither hide a mistake nor look like one.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 BOUND = 1e-10  # largest difference of equal computations in float64, relative to the largest element
-# A dtype -> float64 for float64, float32 for narrower ones.
+# Maps float64 to itself and narrower dtypes to float32.
 upcast_dtype: Callable[[torch.dtype], torch.dtype] = partial(torch.promote_types, torch.float32)
 
 
@@ -29,10 +29,10 @@ def empty(*shape: int) -> Tensor:
 
 
 class Float32Parameters(nn.Module):
-    """A module whose own parameters named in `in_float32` stay in at least float32.
+    """A module with parameters that stay in at least float32: its own parameters that `in_float32` names.
 
-    `model.bfloat16()` and `model.to(...)` cast only the other parameters. They move these to other devices and widen
-    them to float64.
+    `model.bfloat16()` and `model.to(...)` cast only the other parameters. The named parameters still move to other
+    devices and can be widened to float64.
     """
 
     in_float32: Sequence[str] = ()
@@ -48,10 +48,10 @@ class Float32Parameters(nn.Module):
 
 
 def largest_difference(value: Tensor, expected: Tensor) -> float:
-    """Returns the largest absolute difference of two tensors, relative to the largest element of `expected`.
+    """Returns the largest absolute difference of two tensors, divided by the largest absolute element of `expected`.
 
-    The difference is absolute if `expected` is zero everywhere. It is NaN if any element is NaN, and infinite if an
-    element is infinite in only one tensor. Raises ValueError for different shapes.
+    If `expected` is zero everywhere, the difference is not divided. The result is NaN if any element is NaN, and
+    infinite if an element is infinite in only one tensor. Raises ValueError for different shapes.
     """
     if value.shape != expected.shape:
         raise ValueError(f"shapes {tuple(value.shape)} and {tuple(expected.shape)} differ")

@@ -1,4 +1,4 @@
-"""Positions, rotary tables and masks of a forward pass, computed once (zoo.core.cache: `prepare_forward`).
+"""Positions, rotary tables and masks of a forward pass. `zoo.core.cache.prepare_forward` computes them once per pass.
 
 Layers look them up in the `ForwardContext`. Masks follow from positions alone, so ring buffers, chunked prefill and
 single-token decode need no masks of their own. Inside `recorded_routing()`, routers add their logits to the context.
@@ -20,9 +20,10 @@ K = TypeVar("K", bound=Hashable)
 
 
 class ReachMask(NamedTuple):
-    """The mask `visible(queries, keys, reach)` of a reach that is not full, given by its positions.
+    """A mask in compact form, for a reach that is not full: the mask is `visible(queries, keys, reach)`.
 
-    The queries (t,) are the last t of the keys (s,). The keys before them, at most `reach.limit`, are in any order.
+    `queries` (t,) and `keys` (s,) are positions. The last t keys are the queries' own. At most `reach.limit` keys
+    precede them, in any order.
     """
 
     queries: Tensor
@@ -34,13 +35,13 @@ Mask = Tensor | ReachMask | None
 
 
 class CacheView(NamedTuple):
-    """The places that a forward pass writes and reads in every layer cache of one geometry.
+    """The indices that a forward pass writes and reads in all layer caches of equal geometry.
 
     `write` (w,): the indices at which the last w new tokens are stored. `keys` (s,): the position of each key that is
-    read. `mask` (t, s): True where a query sees a key, or a ReachMask if the reach is not full. None if each query sees
-    all keys up to itself and the queries are the last t of the s keys (single-token decode, prefill into an empty
-    cache). `so_far`, for a cache with entries: a tensor with the length of all tokens so far, this pass included; None
-    for a single token over a static cache.
+    read. `mask` (t, s): True where a query sees a key, or a ReachMask if the reach is not full. The mask is None if the
+    queries are the last t of the s keys and each query sees all keys up to itself (single-token decode, prefill into an
+    empty cache). `so_far`, for a cache with entries: a tensor whose length is the number of all tokens so far, this
+    pass included. It is None for a single token over a static cache.
     """
 
     write: Tensor
@@ -50,51 +51,51 @@ class CacheView(NamedTuple):
 
 
 class LayerCache:
-    """The store of one layer's tokens and states. Layer caches of equal `geometry` share one CacheView."""
+    """The base class of a layer's cache of tokens and states. Layer caches of equal `geometry` share a CacheView."""
 
     geometry: Hashable
 
     def view(self, positions: Tensor, past: int) -> CacheView:
-        """Returns the places that a pass of tokens at `positions` (t,), after `past` tokens, writes and reads."""
+        """Returns the indices that a pass of tokens at `positions` (t,), after `past` tokens, writes and reads."""
         raise NotImplementedError
 
     def append(self, ctx: ForwardContext, *new: Tensor) -> tuple[Any, ...]:
         """Stores the new part of each stream (batch, heads, t, width).
 
-        Returns the streams to attend over, each (batch, heads, s, width), and last the mask.
+        Returns the streams to attend over, each (batch, heads, s, width), followed by the mask.
         """
         raise TypeError("this layer's cache spec has no streams to append to")
 
     def append_entries(self, ctx: ForwardContext, name: str, numbers: Tensor, new: Tensor) -> Tensor:
         """Stores `new` entries (batch, heads, n, width) of a stream at their `numbers` (n,).
 
-        Entries with equal numbers are equal.
-        Returns the stream (batch, heads, places, width) with each block's entry at the block's number. For a single
-        token and a cache that is not static, it holds only complete entries. Otherwise each token sees only the entries
-        of blocks that are complete, its own token included.
+        `numbers` are block numbers; entries with equal numbers must be equal. Returns the stream (batch, heads, places,
+        width), with each block's entry at the block's number. For a single token over a cache that is not static, the
+        stream holds only complete blocks. Otherwise it may hold incomplete blocks too, which the caller must mask.
         """
         raise TypeError("this layer's cache spec has no entries")
 
     def shared(self, x: Tensor, *read: Tensor) -> tuple[Tensor, ...]:
-        """Returns the streams of `append` as later layers read them, (batch, heads, places, width).
+        """Returns the streams that later layers read, given those that `append` returned: (batch, heads, places,
+        width).
 
         The first s places are the keys of the view. `x` (b, t, ...) is any tensor of the pass.
         """
         return read
 
     def resizable(self) -> list[Tensor]:
-        """Returns the streams (batch, heads, places, width) whose places may equal another size by chance."""
+        """Returns the streams (batch, heads, places, width) whose number of places may equal another size by chance."""
         return []
 
     def state(self, name: str, x: Tensor) -> Tensor:
-        """Returns the state of this name (batch, *shape) after the tokens so far; zeros before the first token.
+        """Returns the state of this name, (batch, *shape), after all earlier tokens; zeros before the first token.
 
         `x` is any tensor of the pass whose first axis is the batch.
         """
         raise NotImplementedError
 
     def set_state(self, name: str, value: Tensor) -> None:
-        """Keeps the state for the next pass."""
+        """Stores the state for the next pass."""
 
 
 class RouterOutput(NamedTuple):
@@ -117,10 +118,10 @@ class RouterOutput(NamedTuple):
 class ForwardContext:
     """Values that the layers of a forward pass look up.
 
-    `routing`: the list to which routers add their RouterOutput; None without a recording. `shared`: tensors from
-    earlier layers, by key. `handed_on`: the dict for this layer's own tensors; if None, they go to `shared`.
-    `layer_input` (b, t, width): this layer's own input (zoo.blocks.per_layer). `tokens` (b, t): the token ids, in
-    layers that read them (zoo.blocks.routers).
+    `routing`: the list to which routers add their RouterOutput; None if nothing is recorded. `shared`: tensors from
+    earlier layers, by key. `handed_on`: the dict in which this layer puts tensors for later layers; if None, it puts
+    them in `shared`. `layer_input` (b, t, width): this layer's own input (zoo.blocks.per_layer). `tokens` (b, t): the
+    token ids, in layers that read them (zoo.blocks.routers).
     """
 
     positions: Tensor
@@ -137,16 +138,16 @@ class ForwardContext:
         (self.shared if self.handed_on is None else self.handed_on)[key] = value
 
 
-# Routers record into the last recording, if there is one.
+# Routers record into the last list, if there is any.
 recordings: list[list[RouterOutput]] = []  # torch's compiler guards a list, but not a ContextVar or a local
 
 
 @contextmanager
 def recorded_routing() -> Iterator[list[RouterOutput]]:
-    """Records the RouterOutput of each router of every model that runs inside the `with`, by pass and by layer.
+    """Records the RouterOutput of every router that runs inside the `with` statement, in the order of execution.
 
-    The logits have gradients if the pass has. In nested `with` statements, the innermost one records. The recording
-    belongs to the process: threads that run models at the same time share it.
+    The logits have gradients if the pass has gradients. In nested `with` statements, only the innermost records. The
+    recording belongs to the process: threads that run models at the same time share it.
     """
     recordings.append([])
     try:
@@ -156,7 +157,7 @@ def recorded_routing() -> Iterator[list[RouterOutput]]:
 
 
 def keep(kept: dict[K, Tensor], key: K, compute: Callable[[], Tensor]) -> Tensor:
-    """Computes a tensor and stores it in `kept` for later passes, with or without gradients. A tensor that a compiler
+    """Returns compute() and stores it in `kept` for later passes, with or without gradients. A tensor that a compiler
     or torch.export traces has no values and is not stored."""
     with torch.inference_mode(False):
         value = compute()
@@ -166,10 +167,10 @@ def keep(kept: dict[K, Tensor], key: K, compute: Callable[[], Tensor]) -> Tensor
 
 
 def block_count(new: int, every: int) -> int:
-    """An upper bound on the blocks of `every` tokens that `new` consecutive tokens touch, for any first position.
+    """Returns an upper bound on the number of blocks of `every` tokens that `new` consecutive tokens touch.
 
-    It is one higher for several tokens: the blocks after the first are then never a single one, which the compiler
-    would specialise on.
+    The bound is valid for any first position. For several tokens it is one more than needed: with a single block after
+    the first, the compiler would specialise on that number.
     """
     return (new + every - 2) // every + 2 if new > 1 else 1
 
@@ -177,20 +178,20 @@ def block_count(new: int, every: int) -> int:
 def blocks_of(positions: Tensor, every: int) -> Tensor:
     """Returns the numbers of the blocks of `every` tokens that contain the consecutive `positions` (t,).
 
-    There are `block_count(t, every)` numbers: the last one repeats if there are fewer blocks, so that no shape depends
-    on the positions.
+    The result has `block_count(t, every)` numbers: if there are fewer blocks, the last number repeats. No shape
+    therefore depends on the positions.
     """
     first, last = positions[:1] // every, positions[-1:] // every
     return torch.minimum(first + torch.arange(block_count(len(positions), every), device=positions.device), last)
 
 
 def causal(new: int, stored: int, device: torch.device) -> Tensor:
-    """Returns the causal mask (t, s) of the last t = `new` of s = `stored` tokens."""
+    """Returns the causal mask (t, s) for queries that are the last t = `new` of s = `stored` tokens."""
     return torch.ones(new, stored, dtype=torch.bool, device=device).tril(stored - new)
 
 
 def visible(queries: Tensor, keys: Tensor, reach: Reach = Full()) -> Tensor:
-    """Returns the mask (t, s) for positions of queries (t,) and keys (s,): True where the query sees the key.
+    """Returns the mask (t, s) for the positions of queries (t,) and keys (s,): True where a query sees a key.
 
     A key at a negative position is an empty place.
     """
@@ -199,7 +200,7 @@ def visible(queries: Tensor, keys: Tensor, reach: Reach = Full()) -> Tensor:
 
 
 def whole_mask(mask: Mask, new: int, stored: int, device: torch.device) -> Tensor:
-    """Returns a mask of the last `new` of `stored` tokens as a tensor (..., t, s)."""
+    """Returns any mask as a tensor (..., t, s). The queries are the last t = `new` of s = `stored` tokens."""
     if mask is None:
         return causal(new, stored, device)
     return visible(*mask) if isinstance(mask, ReachMask) else mask

@@ -12,7 +12,7 @@ import torch
 from zoo.errors import NotAvailable
 
 F = TypeVar("F", bound=Callable[..., Any])
-# Fused multiply-adds round once, in one instruction, and make reductions 1.05 times as fast.
+# Fused multiply-adds (one instruction, one rounding) make reductions 1.05 times as fast.
 FUSED_MULTIPLY_ADD = {"cpp.enable_floating_point_contract_flag": "fast"}
 
 
@@ -27,7 +27,7 @@ def load_compiler() -> None:
     before = locale.setlocale(locale.LC_CTYPE)
     try:
         locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
-    except locale.Error:  # the system lacks it; the present encoding may still work, unless it is ASCII
+    except locale.Error:  # no such locale on this system; the present encoding may still work, unless it is ASCII
         return
     try:
         import_module("torch._inductor.lowering")
@@ -62,7 +62,7 @@ def options() -> dict[str, Any]:
 
     The compiler's disk cache is keyed by the graph and the compiler's settings, not by the processor's instructions.
     From a shared cache, a processor with only AVX2 would load AVX-512 code and compute NaN. The vector width is a
-    setting, so it is set to the one that the compiler would choose.
+    setting, so it is set to the width that the compiler would choose.
     """
     from torch._inductor import config
     from torch._inductor.cpu_vec_isa import pick_vec_isa
@@ -73,9 +73,9 @@ def options() -> dict[str, Any]:
 
 
 def compiled(function: F, as_built: bool = True, **given: Any) -> F:
-    """Returns `function` compiled for every length at once, isolated from its other compiled forms. `given` are options
-    of torch.compile. If its modules are not `as_built`, torch keeps all its guards, and runs the parts uncompiled that
-    it cannot compile."""
+    """Returns `function` compiled for every length at once, isolated from other compilations of the same function.
+    `given` are options of torch.compile. If the modules that it runs are not `as_built`, torch keeps all its guards and
+    leaves the parts uncompiled that it cannot compile."""
     load_compiler()
     defaults: dict[str, Any] = {"dynamic": True, "fullgraph": as_built, "isolate_recompiles": True}
     backend_options: dict[str, Any] = {"guard_filter_fn": _kept_guards} if as_built else {}
@@ -86,7 +86,7 @@ def compiled(function: F, as_built: bool = True, **given: Any) -> F:
 
 
 def _kept_guards(entries: Sequence[Any]) -> list[bool]:
-    """Tells for each guard whether compiled code keeps it. Guards on modules are dropped, since zoo.model.guards checks
-    these; guards on globals, such as functions, are dropped, since these do not change."""
+    """Returns for each guard whether compiled code keeps it. Guards on modules are dropped, because zoo.model.guards
+    checks modules. Guards on globals, such as functions, are dropped, because globals do not change."""
     kept = torch.compiler.skip_guard_on_all_nn_modules_unsafe(entries)
     return [is_kept and not entry.is_global for is_kept, entry in zip(kept, entries, strict=True)]

@@ -4,7 +4,7 @@ A forward pass only looks kernels up: an operation without a decision is plain. 
 The environment variable ZOO_KERNELS, or `use`, sets all kernels instead:
 
     ZOO_KERNELS=plain    torch's own calls
-    ZOO_KERNELS=FILE     kernels from a file that `save` wrote; operations missing in it are plain
+    ZOO_KERNELS=FILE     kernels from a file that `save` wrote; operations missing from it are plain
 
 Kernels differ in speed and, because they sum in different orders, in the last bits of results. With the same kernels,
 runs on one machine are bitwise reproducible.
@@ -43,10 +43,10 @@ class Operation(NamedTuple):
 
 
 OPERATIONS = {
-    # matrix products with many rows, and with few: oneDNN instead of torch's BLAS library
+    # matrix products with many rows (prefill) or few (decode): oneDNN instead of torch's BLAS library
     "linear prefill": Operation("onednn", (torch.float32,)),
     "linear decode": Operation("onednn", (torch.float32,)),
-    # one block of queries at a time, with its scores in memory, instead of torch's SDPA
+    # blocks of queries, one at a time, with all scores of a block in memory, instead of torch's SDPA
     "attention prefill": Operation("blocks"),
     # a reduction that Inductor compiles, instead of the library's matrix product
     "compiled decode linear": Operation("gemv"),
@@ -59,8 +59,8 @@ OPERATIONS = {
 class KernelChoices:
     """The kernels of a process.
 
-    `chosen`: the kernel of each decision. `is_set`: the caller or ZOO_KERNELS set them, so that zoo.kernels decides
-    nothing. `replaced`: the decisions whose kernel is not plain.
+    `chosen`: the kernel for each operation and dtype. `is_set`: the kernels were set by the caller or ZOO_KERNELS, so
+    that zoo.kernels decides nothing. `replaced`: the keys of `chosen` whose kernel is not plain.
     """
 
     chosen: dict[Decision, str] = field(default_factory=dict)
@@ -80,19 +80,19 @@ class KernelChoices:
         self.__post_init__()
 
 
-# "plain", a file, kernels by decision or operation, or KernelChoices; None: nothing is set
+# "plain", a file, kernels by name (see `parse`), or KernelChoices; None: nothing is set
 Request = str | Path | Mapping[str, str] | KernelChoices | None
 
 
 @constant
 def is_replaced(operation: str, dtype: torch.dtype) -> bool:
-    """Whether a kernel other than torch's own call computes an operation in a dtype. The compiler evaluates it while
-    tracing and bakes in the result."""
+    """Whether a kernel other than torch's own call computes an operation in a dtype. The compiler evaluates this while
+    tracing, and compiled code contains the result."""
     return (operation, dtype) in active().replaced
 
 
 def name(decision: Decision) -> str:
-    """Returns a decision as text, such as "linear prefill, float32"."""
+    """Returns an operation and its dtype as text, such as "linear prefill, float32"."""
     operation, dtype = decision
     return f"{operation}, {dtype_name(dtype)}"
 
@@ -109,10 +109,10 @@ def active() -> KernelChoices:
 
 
 def use(setting: Request) -> None:
-    """Replaces all kernels by "plain", by a file that `save` wrote, or by kernels by decision or operation.
+    """Sets all kernels: "plain", a file that `save` wrote, or kernels by name (see `parse`).
 
     None discards all decisions and lets zoo.kernels decide. A model that is already compiled keeps its kernels. Raises
-    NotAvailable for a file that cannot be read, MalformedError for a file of another kind.
+    NotAvailable for a file that cannot be read, MalformedError for a file with other content.
     """
     global current
     current = _read(setting)
@@ -120,7 +120,7 @@ def use(setting: Request) -> None:
 
 @contextmanager
 def using(setting: Request) -> Iterator[KernelChoices]:
-    """`use` inside a with statement: the earlier kernels are back afterwards."""
+    """Calls `use` for the duration of a with statement, and restores the earlier kernels afterwards."""
     global current
     before = current
     use(setting)
@@ -131,7 +131,7 @@ def using(setting: Request) -> Iterator[KernelChoices]:
 
 
 def choices() -> dict[str, str]:
-    """Returns each kernel that is set or decided, by decision: {"linear prefill, float32": "onednn"}."""
+    """Returns each kernel that is set or decided, by operation and dtype: {"linear prefill, float32": "onednn"}."""
     return as_text(active().chosen)
 
 
@@ -149,7 +149,7 @@ def write(path: Path, chosen: Mapping[Decision, str], **facts: Any) -> None:
 def read(path: Path) -> tuple[dict[Decision, str], dict[str, Any]]:
     """Returns the kernels in a file and its whole content.
 
-    Raises OSError if the file cannot be read, MalformedError if `write` did not write it.
+    Raises OSError if the file cannot be read, MalformedError for a file that `write` did not write.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -162,17 +162,17 @@ def read(path: Path) -> tuple[dict[Decision, str], dict[str, Any]]:
 
 
 def as_text(chosen: Mapping[Decision, str]) -> dict[str, str]:
-    """Returns kernels by the names of their decisions."""
+    """Returns kernels by the `name` of operation and dtype, sorted."""
     return dict(sorted((name(decision), kernel) for decision, kernel in chosen.items()))
 
 
 def parse(named: Mapping[str, str], where: str) -> dict[Decision, str]:
-    """Parses kernels by the names of decisions; the name of an operation alone stands for all its dtypes.
+    """Parses kernels by name: "linear prefill, float32" is an operation in a dtype, "linear prefill" in all its dtypes.
 
     Raises MalformedError, which starts with `where`, for an unknown operation, dtype or kernel.
     """
     chosen: dict[Decision, str] = {}
-    for given, kernel in sorted(named.items()):  # an operation before its dtypes
+    for given, kernel in sorted(named.items()):  # an operation comes first; its dtypes override it
         operation, _, dtype = given.partition(", ")
         if operation not in OPERATIONS:
             raise MalformedError(f"{where}: {unknown('operation', operation, OPERATIONS)}")

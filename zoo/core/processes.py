@@ -25,7 +25,7 @@ TIMEOUT = timedelta(days=1)
 
 
 def launched() -> int:
-    """The number of processes that torchrun started; 1 if it did not start this one."""
+    """Returns the number of processes that torchrun started; 1 if torchrun did not start this process."""
     return int(os.environ["WORLD_SIZE"]) if dist.is_available() and dist.is_torchelastic_launched() else 1
 
 
@@ -35,12 +35,12 @@ def is_launched() -> bool:
 
 
 def ranks() -> int:
-    """The number of processes that work together: 1 outside `joined`."""
+    """Returns the number of processes that work together: 1 outside `joined`."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The rank of this process, from 0."""
+    """Returns the rank of this process, from 0."""
     return dist.get_rank() if ranks() > 1 else 0
 
 
@@ -85,7 +85,7 @@ def _own_device(name: str) -> torch.device:
 
 
 def may_report_error() -> bool:
-    """Whether this process prints its final error: only the first process that asks does.
+    """Whether this process prints its final error: True only in the first process that calls this function.
 
     Most other processes fail for the same reason, or because they wait for the failed one.
     """
@@ -112,7 +112,7 @@ def wait_for_all() -> None:
 
 
 def local_ranks() -> int:
-    """The number of processes on this machine."""
+    """Returns the number of processes on this machine."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) if ranks() > 1 else 1
 
 

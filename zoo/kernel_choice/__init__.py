@@ -1,10 +1,10 @@
-"""The kernel of each operation on this machine: decided once, kept, read, set. The package zoo calls it `zoo.kernels`.
+"""Decides, stores and sets the kernel of each operation on this machine; after `import zoo`, it is `zoo.kernels`.
 
-    zoo.kernels.choices()       the kernels of this process by operation and dtype
-    zoo.kernels.use("plain")    torch's own calls from here on; a FILE, or kernels by operation
-    python -m zoo.kernels       decides all, and shows them
+    zoo.kernels.choices()       returns the kernels of this process by operation and dtype
+    zoo.kernels.use("plain")    sets torch's own calls; also takes a FILE, or kernels by operation
+    python -m zoo.kernels       decides all kernels and shows them
 
-A forward pass decides nothing.
+A forward pass never decides a kernel.
 """
 
 from zoo.core.kernels import active as active

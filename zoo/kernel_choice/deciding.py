@@ -1,8 +1,8 @@
-"""Decides which kernel computes an operation on this machine: by a short measurement, once, kept for later processes.
+"""Decides which kernel computes an operation on this machine. It measures once, briefly, and stores the decision.
 
-Models ask for it when they are loaded, built or compiled, and before their first pass. Nothing may be measured in a
-thread, under a mode that intercepts calls, or while a compiler traces. There nothing is read either, so that results do
-not depend on what ran before: operations use the plain kernels.
+This happens when models are loaded, built or compiled. In a thread other than the main one, under a mode that
+intercepts torch's calls, or while a compiler traces, measuring is not allowed. Stored decisions are not read there
+either, so that results do not depend on earlier runs: undecided operations use the plain kernels.
 """
 
 import logging
@@ -23,10 +23,10 @@ from zoo.core.ops.attention import attention
 from zoo.core.ops.linear import linear
 from zoo.kernel_choice import kept
 
-MIN_PARAMETERS = 2**25  # parameters of the smallest model that earns a measurement
-MAX_SECONDS = 1.6  # timing of all decisions that are wanted at once; two seconds with their setup
-SETTLED_TURNS, SETTLED_WITHIN = 3, 1.1  # turns, and their maximum time as a multiple of the fastest one's
-MAX_TIME_RATIO = 0.95  # another kernel is chosen below this share of the plain one's time
+MIN_PARAMETERS = 2**25  # parameters of the smallest model that is worth a measurement
+MAX_SECONDS = 1.6  # timing of all decisions of one call; two seconds with their setup
+SETTLED_TURNS, SETTLED_WITHIN = 3, 1.1  # turns that must be about equally fast: at most 1.1 x the fastest
+MAX_TIME_RATIO = 0.95  # the other kernel is chosen if it takes at most this share of the plain kernel's time
 Call = Callable[[], object]
 Trial = Callable[[], list[Call]]  # returns calls, which use the kernels chosen when they first run
 Compute = Callable[[Tensor, Tensor], Tensor]
@@ -38,16 +38,16 @@ PRODUCTS = ((576, 1536), (1024, 768), (2048, 512), (4096, 256))  # in, out
 TOKENS = 256  # tokens of a prefill
 PREFILL_HEADS = ((9, 3, 64), (8, 4, 128), (4, 1, 256))  # query heads, key heads, width
 WIDTHS = (576, 1024, 2048, 4096)  # widths of a decoded token
-KEYS, KEYS_HINT = 4096, 1024  # keys in its cache, and the number that its compiler assumes
+KEYS, KEYS_HINT = 4096, 1024  # keys in the decoded token's cache, and the number that the compiler assumes
 DECODE_HEADS = ((9, 3, 64), (4, 1, 256))
-READ_BYTES = 2**26  # read by all calls of single-token decode together
-MATRIX_BYTES = 2**23  # read by one of its products
+READ_BYTES = 2**26  # bytes read by all calls of single-token decode together
+MATRIX_BYTES = 2**23  # bytes read by one product of single-token decode
 logger = logging.getLogger(__name__)
 
 
 def decide_for(model: nn.Module, group: Group | None = None, compiled: bool = False) -> None:
-    """Decides the kernels of a model on the CPU, if it is large enough to earn a measurement; `compiled` adds those of
-    compiled code.
+    """Decides the kernels for a model on the CPU that is large enough to be worth a measurement. `compiled` adds the
+    kernels of compiled code.
 
     If a `group` of ranks divides the model, rank 0 decides for all, and every rank calls this. The ranks' results must
     be equal to the last bit, or their routers would choose different experts.
@@ -65,7 +65,7 @@ def decide_for(model: nn.Module, group: Group | None = None, compiled: bool = Fa
 
 
 def decisions(dtypes: Iterable[torch.dtype], compiled: bool = False) -> list[Decision]:
-    """Returns the decisions on operations in these dtypes, those of compiled code last."""
+    """Returns (operation, dtype) for all operations in these dtypes; operations of compiled code only if `compiled`."""
     return [
         (name, dtype)
         for dtype in dtypes
@@ -75,8 +75,8 @@ def decisions(dtypes: Iterable[torch.dtype], compiled: bool = False) -> list[Dec
 
 
 def decide(wanted: Iterable[Decision], again: bool = False) -> None:
-    """Takes the decisions that this machine has kept, and measures the rest; with `again` it measures all. Does nothing
-    where the caller or ZOO_KERNELS has set the kernels."""
+    """Loads stored decisions and measures the missing ones; with `again` it measures all. Does nothing if kernels were
+    set."""
     choices = active()
     missing = [each for each in wanted if again or each not in choices.chosen]
     if choices.is_set or not missing or not _can_measure():
@@ -102,11 +102,11 @@ def measure(decision: Decision, chosen: Mapping[Decision, str], seconds: float) 
 
 
 def time_ratio(decision: Decision, chosen: Mapping[Decision, str], seconds: float) -> float:
-    """Returns the other kernel's time as a multiple of the plain kernel's: the geometric mean over the calls of the
+    """Returns the other kernel's time divided by the plain kernel's time, as a geometric mean over the calls of the
     trial.
 
-    Kernels take turns, and each call counts with its fastest turn, since other work on the machine can only slow it
-    down. The measurement ends when each call was about as fast in several turns, or after `seconds`.
+    The kernels take turns. Each call counts with its fastest turn, since other work on the machine can only slow it
+    down. The measurement ends when each call has about its fastest time in several turns, or after `seconds`.
     """
     pair = [KernelChoices({**chosen, decision: kernel}) for kernel in (PLAIN, OPERATIONS[decision[0]].kernel)]
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
@@ -129,7 +129,7 @@ def time_ratio(decision: Decision, chosen: Mapping[Decision, str], seconds: floa
 
 
 def _settled(turns: list[list[float]]) -> bool:
-    """Whether each call took about its fastest time in several turns."""
+    """Whether each call was about as fast as its fastest turn in several turns."""
     return all(sorted(times)[SETTLED_TURNS - 1] <= SETTLED_WITHIN * min(times) for times in zip(*turns, strict=True))
 
 
@@ -145,8 +145,8 @@ def _time(choices: KernelChoices, calls: list[Call]) -> list[float]:
 
 
 def _can_measure() -> bool:
-    """Whether this process may measure now. It may not while a compiler traces, where a mode intercepts calls, beside
-    other threads of the program, or with the compared libraries disabled."""
+    """Whether this process may measure now: only in the main thread, and not while a compiler traces, under a mode that
+    intercepts calls, or with one of the compared libraries disabled."""
     return (
         not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
@@ -167,9 +167,9 @@ def _decide_in_group(wanted: list[Decision], group: Group) -> None:
         active().add({each: OPERATIONS[each[0]].kernel if flag else PLAIN})
 
 
-# Trials: an operation on shapes of released models, called as a forward pass calls it, once with each kernel chosen. A
-# call takes about a millisecond, so that other work on the machine disturbs few of them: the matrices of a prefill are
-# cut. The data of single-token decode do not fit in a processor's cache.
+# Trials: an operation on shapes of released models, called as in a forward pass, with each of its two kernels. A call
+# takes about a millisecond, so that other work on the machine disturbs few calls; prefill matrices are cut for this.
+# The data of single-token decode do not fit in a processor's cache.
 
 
 def trial(decision: Decision) -> Trial:
@@ -183,8 +183,8 @@ def trial(decision: Decision) -> Trial:
 
 
 def _compiled_calls(compute: Compute, groups: list[Pairs]) -> list[Call]:
-    """A call of compiled code computes all shapes of a group, so that they are compiled together: a shape alone takes
-    half as long."""
+    """Returns one compiled call per group. A call computes all shapes of its group: compiling shapes one by one would
+    take longer, since a single shape takes half as long as a group."""
     from torch._dynamo.decorators import mark_unbacked
 
     if compute is _attend:  # as in a model, which compiles one function for any number of keys
@@ -201,12 +201,12 @@ def _attend(q: Tensor, stored: Tensor) -> Tensor:
 
 
 def _prefill_products(dtype: torch.dtype) -> Iterator[Pairs]:
-    """Yields the rows of a prefill and a matrix for each width."""
+    """Yields one list with a pair for each width: the rows of a prefill, and a matrix."""
     yield [(_filled(ROWS, width, dtype=dtype), _filled(out, width, dtype=dtype)) for width, out in PRODUCTS]
 
 
 def _prefill_heads(dtype: torch.dtype) -> Iterator[Pairs]:
-    """Yields the queries of a prefill with its keys and values for each number of heads."""
+    """Yields one list with a pair for each shape of heads: the queries of a prefill, and its keys and values."""
     yield [
         (_filled(1, queries, TOKENS, width, dtype=dtype), _filled(2, 1, keys, TOKENS, width, dtype=dtype))
         for queries, keys, width in PREFILL_HEADS
@@ -214,14 +214,14 @@ def _prefill_heads(dtype: torch.dtype) -> Iterator[Pairs]:
 
 
 def _products(dtype: torch.dtype) -> Iterator[Pairs]:
-    """Yields pairs of a token (1, 1, in) and a matrix (out, in), one pair per width, again and again."""
+    """Yields lists with one pair per width, a token (1, 1, in) and a matrix (out, in), up to READ_BYTES in all."""
     for _ in range(READ_BYTES // (MATRIX_BYTES * len(WIDTHS))):
         shapes = [(width, MATRIX_BYTES // dtype.itemsize // width) for width in WIDTHS]
         yield [(_filled(1, 1, width, dtype=dtype), _filled(out, width, dtype=dtype)) for width, out in shapes]
 
 
 def _caches(dtype: torch.dtype) -> Iterator[Pairs]:
-    """Yields a token's queries with keys and values for each number of heads, again and again."""
+    """Yields lists with a pair for each shape of heads, a token's queries and its keys and values (READ_BYTES)."""
     nbytes = sum(2 * keys * KEYS * width * dtype.itemsize for _, keys, width in DECODE_HEADS)
     for _ in range(READ_BYTES // nbytes):
         yield [
@@ -231,8 +231,7 @@ def _caches(dtype: torch.dtype) -> Iterator[Pairs]:
 
 
 def _filled(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Returns a tensor of equal elements. Only zeros and subnormal numbers take a different time; any other value
-    will do."""
+    """Returns a tensor filled with 0.5: any value would do, except zeros and subnormals, which take another time."""
     return torch.full(shape, 0.5, dtype=dtype, device="cpu")
 
 

@@ -1,8 +1,8 @@
-"""The decisions of a machine, kept in the user's cache folder: a file for each processor, torch and number of threads.
+"""Stores decisions in the user's cache folder, with one file for each processor, torch version and number of threads.
 
-    ~/.cache/zoo/kernels/0123456789ab.json       XDG_CACHE_HOME in place of ~/.cache; on Windows LOCALAPPDATA
+    ~/.cache/zoo/kernels/0123456789ab.json       XDG_CACHE_HOME replaces ~/.cache; on Windows LOCALAPPDATA
 
-The file names its machine, and ZOO_KERNELS accepts it as well.
+The file describes its machine. It can also be given as ZOO_KERNELS.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def this_machine() -> dict[str, Any]:
-    """Returns the facts that decisions depend on: the processor and its features, torch, and the number of threads."""
+    """Returns the facts that decisions depend on: processor, its features, torch's version, number of threads."""
     about = machine()
     return {
         "cpu": about["cpu"],
@@ -58,7 +58,7 @@ def path() -> Path:
 
 
 def read() -> dict[Decision, str]:
-    """Returns the kept decisions. A file that is damaged or belongs to another machine is renamed, with a warning."""
+    """Returns the stored decisions. A file that is damaged or belongs to another machine is renamed, with a warning."""
     with suppress(NotAvailable):
         file = path()
         try:
@@ -79,7 +79,7 @@ def read() -> dict[Decision, str]:
 
 
 def write(decided: Mapping[Decision, str]) -> None:
-    """Adds decisions to the kept ones, and warns if that fails."""
+    """Adds decisions to the stored ones. Logs a warning if the file cannot be written."""
     try:
         kernels.write(path(), {**read(), **decided}, machine=this_machine())
     except NotAvailable as error:
@@ -88,8 +88,8 @@ def write(decided: Mapping[Decision, str]) -> None:
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Makes other processes that want to decide wait, so that they find this one's decisions. They do not wait where
-    the folder cannot be written."""
+    """Lets one process decide at a time, so that the others, which wait, find its decisions. Without write access, none
+    waits."""
     try:
         file = path()
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Layers put together and run: the decoder, generation, compilation, CUDA graphs."""
+"""Whole models: the decoder's spec and module, generation, compilation, CUDA graphs, tensor parallelism."""

@@ -1,10 +1,10 @@
-"""Compiling a model: one function for each distinct layer. Equal layers share it and call it with their own weights.
+"""Compiles a model: one function for each distinct layer, which equal layers call with their own weights.
 
 On every call, torch would check that no module and no global has changed since compilation, which takes 0.1 ms per
-layer. If a layer is as its spec builds it, the spec and the facts of its parameters determine the code. So these guards
-are left out, and one check of the whole model (zoo.model.guards) replaces them. An edited layer, for example one with
-an adapter in place of a projection, is compiled separately with all of torch's guards. A layer with hooks runs
-uncompiled. The next pass sees every change that is made after `compile()`.
+layer. For a layer that is unchanged since its spec built it, the spec and the facts of its parameters determine the
+code. These guards are therefore left out, and one check of the whole model (zoo.model.guards) replaces them. An edited
+layer, for example one with an adapter in place of a projection, is compiled separately with all of torch's guards. A
+layer with hooks runs uncompiled. Changes that are made after `compile()` take effect in the next pass.
 """
 
 import logging
@@ -23,14 +23,15 @@ from zoo.kernel_choice import decide_for
 from zoo.model.guards import ModelGuard, has_hooks, has_opaque_parameters, is_as_built, parameter_facts
 
 F = TypeVar("F", bound=Callable[..., Any])
-WARMUP_STEPS = 3  # before the capture of a CUDA graph; they compile kernels and allocate workspaces
-KEYS_HINT = 1024  # number of keys in single-token decode that the compiler assumes in its cost estimates
+WARMUP_STEPS = 3  # run before a CUDA graph is captured; they compile kernels and allocate workspaces
+KEYS_HINT = 1024  # keys in single-token decode that the compiler's cost estimates assume
 log = logging.getLogger(__name__)
 
 
 class ForwardFunctions(NamedTuple):
     """The functions that a forward pass calls: `run_layer` for each layer, and `Model.logits`, compiled or not.
-    `replayable`: no module has a hook, which a CUDA graph would skip, and no routing is recorded."""
+    `replayable`: a CUDA graph may replay them: no module has a hook, which a graph would skip, and no routing is
+    recorded."""
 
     layers: Sequence[Callable[[nn.Module, Tensor, ForwardContext, LayerCache], LayerOutput]]
     head: Callable[[Any, Tensor], Tensor]
@@ -40,23 +41,23 @@ class ForwardFunctions(NamedTuple):
 class CompiledModel:
     """The compiled functions and CUDA graphs of a zoo.model.module.Model. `options` are torch.compile's.
 
-    It is not pickled: a copy of a model is not compiled. Raises NotAvailable if there is no C++ compiler for the CPU.
+    A copied model does not contain it. Raises NotAvailable if the model is on the CPU and there is no C++ compiler.
     """
 
     def __init__(self, model: Any, options: dict[str, Any]) -> None:
         if model.embed.weight.device.type == "cpu":
             inductor.find_compiler()
         decide_for(model, getattr(model, "group", None), compiled=True)
-        # The decode step over each cache, with the fingerprint of the model at its capture.
+        # The CUDA graph of each cache, with the model's fingerprint when the graph was captured.
         self.graphs = WeakKeyDictionary[Cache, tuple[CudaGraph, Hashable]]()
         self._model, self._options = model, options
         self._compiled: dict[Hashable, Callable[..., Any]] = {}
         self._functions: dict[tuple[bool, bool], ForwardFunctions] = {}
         self._guard: ModelGuard | None = None
-        self._version = 0  # counts the detected changes of the model
+        self._version = 0  # the number of detected changes of the model
 
     def functions(self, recorded: bool = False) -> ForwardFunctions:
-        """Returns the functions for the model in its present state, for passes with or without `recorded` routing."""
+        """Returns the functions for the model's present state, for passes with or without `recorded` routing."""
         if self._guard is None or not self._guard.holds():
             self._guard, self._functions = ModelGuard(self._model), {}
             self._version += 1
@@ -72,7 +73,7 @@ class CompiledModel:
 
     def _compile_all(self, differentiates: bool, recorded: bool) -> ForwardFunctions:
         model, run_head = self._model, type(self._model).logits
-        with torch.device("meta"):  # without memory
+        with torch.device("meta"):  # allocates no memory
             reference = model.reference()
         built = dict(zip(reference.spec.layers, reference.layers, strict=True))
         layers = [
@@ -116,11 +117,12 @@ class CompiledModel:
 
 
 def mark_dynamic_lengths(ctx: ForwardContext, new: int, layer_caches: Sequence[LayerCache] = ()) -> None:
-    """Tells the compiler which lengths are independent in a pass of `new` tokens over these caches. By default it
-    assumes that equal lengths stay equal, and recompiles once two lengths differ that were equal by chance.
+    """Tells the compiler which lengths vary independently in a pass of `new` tokens over these caches. By default it
+    assumes that equal lengths stay equal. If two lengths were equal by chance, it would recompile once they differ.
 
-    The number of keys in single-token decode on the CPU is unbacked. Otherwise the compiler would compare it
-    with 1, 4,096 and the cache's size, and recompile whenever a result changes. (In a static cache it never changes.)
+    In single-token decode on the CPU, the number of keys is unbacked (unknown to the compiler). Otherwise the compiler
+    would compare it with 1, 4,096 and the cache's size, and recompile whenever a result changes. (It is fixed in a
+    static cache.)
     """
     from torch._dynamo.decorators import mark_unbacked, maybe_mark_dynamic
 
@@ -131,19 +133,19 @@ def mark_dynamic_lengths(ctx: ForwardContext, new: int, layer_caches: Sequence[L
             maybe_mark_dynamic(view.keys, 0)
             maybe_mark_dynamic(view.write, 0)
         if view.so_far is not None and view.so_far is not ctx.positions:
-            mark_unbacked(view.so_far, 0, hint_override=KEYS_HINT)  # entries: none, one or many
+            mark_unbacked(view.so_far, 0, hint_override=KEYS_HINT)  # it determines the number of entries: 0, 1 or more
     for table in ctx.tables.values():
         for part in table if isinstance(table, tuple) else ():
-            if len(part) != new:  # a table of blocks of tokens
+            if len(part) != new:  # a table with one row per block of tokens
                 maybe_mark_dynamic(part, 0)
-    for layer_cache in layer_caches:  # a length may equal a head's width by chance
+    for layer_cache in layer_caches:  # the number of places may equal a head's width by chance
         for stream in layer_cache.resizable():
             maybe_mark_dynamic(stream, 2)
 
 
 def mark_handed_on(values: Mapping[Hashable, Any]) -> None:
-    """Tells the compiler which sizes of the streams (b, heads, places, width) for later layers are independent. The
-    number of places is independent of all other lengths. Heads and widths are fixed by the specs."""
+    """Tells the compiler which sizes vary in the streams (b, heads, places, width) for later layers. The number of
+    places varies independently of all other lengths. Heads and widths are fixed by the specs."""
     from torch._dynamo.decorators import mark_static, maybe_mark_dynamic
 
     for value in values.values():
@@ -156,9 +158,9 @@ def mark_handed_on(values: Mapping[Hashable, Any]) -> None:
 class CudaGraph:
     """A decode step, captured once and replayed for every later token.
 
-    `step`: tokens (b, 1) and their position (1,) -> logits (b, 1, vocab). It may depend only on these and on memory
-    with a fixed address: the weights, and a static cache. The warm-up steps write to the cache at `position`, and the
-    first replay overwrites that place.
+    `step`: tokens (b, 1) and their position (1,) -> logits (b, 1, vocab). It may depend only on these two and on memory
+    with a fixed address: the weights and a static cache. The warm-up steps write to the cache at `position`, and the
+    first replay overwrites it.
     """
 
     def __init__(self, step: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, position: int) -> None:
@@ -175,7 +177,7 @@ class CudaGraph:
             self._logits = step(self._tokens, self._position)
 
     def __call__(self, tokens: Tensor, position: int) -> Tensor:
-        """Returns the logits of the tokens at this position, in memory that the next replay does not overwrite."""
+        """Returns the logits for the tokens at this position, in a tensor that later replays do not overwrite."""
         self._tokens.copy_(tokens)
         self._position.fill_(position)
         self._graph.replay()

@@ -1,4 +1,4 @@
-"""The spec of a whole model: embedding, layers, norm, head, and their costs."""
+"""The spec of a whole model (embedding, layers, norm, head), and the model's costs."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from zoo.sharding import Cut, Cuts, Divide, Exchange, FirstRankOnly, Rank, prefi
 class Decoder(Spec):
     """A decoder-only transformer: `layers` holds one spec per layer.
 
-    `tied`: the head is the embedding's matrix. `embed_scale` multiplies embeddings. `context`: the number of positions
-    that the model was trained or extended to; None if unpublished. `positions` are added to embeddings. Logits are
+    `tied`: the head uses the embedding's matrix. `embed_scale` multiplies embeddings. `context`: the maximum number of
+    positions after training and context extension; None if unpublished. `positions` are added to embeddings. Logits are
     divided by `logits_scaling` (Granite). With a `logit_cap`, logits x become cap * tanh(x / cap) (Gemma 2). With
-    `per_layer`, every layer has its own input (Gemma 4 E2B). `streams`: the residual stream consists of several
-    streams, and every branch of every layer has the same spec of them (DeepSeek-V4).
+    `per_layer`, every layer has its own input (Gemma 4 E2B). With `streams`, there are several residual streams, and
+    every branch of every layer has the same `streams` (DeepSeek-V4).
     """
 
     vocab: int
@@ -72,7 +72,7 @@ class Decoder(Spec):
         self.require(few >= self.vocab, f"a hash router has a table of {few} tokens, the vocabulary {self.vocab}")
 
     def shard(self, rank: Rank) -> Self:
-        """Returns the spec of one rank's shard: rows of the vocabulary, and its parts of the blocks."""
+        """Returns the spec of one rank's shard: a part of the vocabulary, and a part of each block."""
         parts = {layer: layer.shard(rank) for layer, _ in self._counted}
         layers = tuple(parts[layer] for layer in self.layers)
         return replace(self, vocab=len(rank.held(self.vocab, Divide.ANY, "vocab")), layers=layers)
@@ -85,19 +85,19 @@ class Decoder(Spec):
         return found
 
     def exchanges(self, dim: int, ranks: int) -> tuple[Exchange, ...]:
-        """Returns the exchanges of `ranks` ranks for each token before the head. Embedding rows are all-reduced, since
-        only one rank holds each row."""
+        """Returns the exchanges of `ranks` ranks for each token before the head. Embedding rows are all-reduced,
+        because each row is held by a single rank."""
         rows = [self.dim, *([len(self.layers) * self.per_layer.width] if self.per_layer else [])]
         by_layer = {layer: layer.exchanges(dim, ranks) for layer, _ in self._counted}
         layers = (each for layer in self.layers for each in by_layer[layer])
         return *(Exchange("all-reduce", width) for width in rows), *layers
 
     def head_exchange(self, ranks: int) -> Exchange:
-        """Returns the exchange for each position that goes through the head: equally many logits from each rank."""
+        """Returns the exchange for each position that goes through the head: all ranks' logits, equally many each."""
         return Exchange("all-gather", ranks * -(-self.vocab // ranks))
 
     def with_vocab(self, vocab: int) -> Decoder:
-        """Returns this model with another vocabulary size, in the tables of hash routers too."""
+        """Returns this model with another vocabulary size, also in the tables of hash routers."""
         new = {
             layer: swap(layer, HashTopK, lambda router: replace(router, vocab=vocab)) if layer.reads_tokens else layer
             for layer in dict.fromkeys(self.layers)
@@ -109,12 +109,12 @@ class Decoder(Spec):
         return sum(self.param_breakdown().values())
 
     def active_params(self) -> int:
-        """The number of stored values without those of the experts that a token is not routed to."""
+        """The number of stored values that one token uses: all except those of experts that it is not routed to."""
         return self._outside_params() + sum(n * layer.active_params(self.dim) for layer, n in self._counted)
 
     def read_params(self, tokens: int) -> float:
-        """The expected number of stored values that a forward pass of `tokens` tokens reads, all sequences together. It
-        reads one row per token of an untied embedding, and only the experts that some token is routed to."""
+        """The expected number of stored values that a forward pass of `tokens` tokens in all sequences reads. It reads
+        one row per token of an untied embedding, and the experts that at least one token is routed to."""
         unread = max(self.vocab - tokens, 0) * (0 if self.tied else self.dim)
         if self.per_layer:
             unread += self.per_layer.table_params(max(self.vocab - tokens, 0), len(self.layers))
@@ -134,8 +134,8 @@ class Decoder(Spec):
     def flops(self, past: int, new: int, logits: int | None = None, causal: bool = True) -> int:
         """FLOPs of a forward pass of `new` tokens after `past`, for one sequence, by the convention of zoo.costs.
 
-        `logits`: positions that go through the head (None: all `new`). `causal=False` counts every pair that a masked
-        dense kernel computes, the form torch's counter sees.
+        `logits`: the number of positions that go through the head (None: all `new`). `causal=False` counts every pair
+        that a masked dense kernel computes, as torch's FLOP counter does.
         """
         return sum(self.flop_breakdown(past, new, logits, causal).values())
 
@@ -154,7 +154,7 @@ class Decoder(Spec):
     def kv_bytes(self, context: int | str, batch: int = 1, dtype: str | torch.dtype = torch.bfloat16) -> int:
         """Bytes of a cache for `batch` sequences of `context` tokens, as `new_cache(batch, context)` allocates it.
 
-        The context may be a text such as "32k", the dtype a name such as "fp8"; in 4 bits two elements share a byte.
+        `context` may be a text such as "32k", and `dtype` a name such as "fp8". Two 4-bit elements share a byte.
         """
         context, batch = token_count(context, "context"), count(batch, "batch")
         itemsize = element_bytes(find_dtype(dtype))
@@ -162,9 +162,9 @@ class Decoder(Spec):
         return ceil(batch * sum(n * cache.nbytes(context, itemsize) for cache, n in caches))
 
     def kv_growth(self, dtype: str | torch.dtype = torch.bfloat16) -> tuple[float, float]:
-        """Returns (fixed bytes, bytes per token) of one sequence's cache. They are exact once every window is full and,
-        if entries stand for several tokens, at multiples of their number. States are fixed bytes. Bytes per token are
-        an int if whole."""
+        """Returns (fixed bytes, bytes per token) of one sequence's cache. They are exact once every window is full; if
+        entries stand for several tokens, only at multiples of that number. States are fixed bytes. A whole figure is an
+        int."""
         itemsize = element_bytes(find_dtype(dtype))
         terms = [(n, *layer.cache_spec().growth(itemsize)) for layer, n in self._counted]
         return whole(sum(n * fixed for n, fixed, _ in terms)), whole(
@@ -202,12 +202,12 @@ class Decoder(Spec):
 
     @cached_property
     def parts(self) -> tuple[Spec, ...]:
-        """Every spec inside this one, outermost first. Equal layers count once."""
+        """Every spec inside this spec, outermost first. Equal layers count once."""
         return tuple(part for child in dict.fromkeys(child for _, child in self.children()) for part in child.walk())
 
     @cached_property
     def _counted(self) -> tuple[tuple[Layer, int], ...]:
-        """(layer, count) for each distinct layer. Cached: hashing all layers takes longer than computing any figure."""
+        """(layer, count) for each distinct layer. Cached: hashing all layers takes longer than computing a cost."""
         return tuple(Counter(self.layers).items())
 
 
@@ -218,8 +218,8 @@ def swap_layers(
     change: Spec | Callable[[Any], Spec] | Callable[[Any, int], Spec],
 ) -> Decoder:
     """Applies `swap` to the layers i for which `which(i)` is true. A function `change` with two arguments also gets the
-    index of the layer: lambda attn, i: ... Raises SpecError if there are no such layers, or if one of them has no spec
-    of `kind`."""
+    index of the layer: lambda attn, i: ... Raises SpecError if `which` is true for no layer, or if a chosen layer has
+    no spec of `kind`."""
     require_spec(spec, "swap_layers", kind)
     chosen = {i for i in range(len(spec.layers)) if which(i)}
     if not chosen:
@@ -235,7 +235,7 @@ def swap_layers(
 
 
 def _takes_index(change: Any) -> bool:
-    """Whether `change` is a function that must be given two arguments."""
+    """Whether `change` is a function with exactly two required arguments."""
     try:
         arguments = signature(change).parameters.values()
     except (TypeError, ValueError):  # a spec, or a function without a signature

@@ -1,4 +1,4 @@
-"""A model's layer list as text: a name for each kind of layer, and the list with repeats folded."""
+"""Describes a model's layers as text: a name for each kind of layer, and the list of layers with repeats folded."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
@@ -8,8 +8,8 @@ from zoo.registry import Spec
 
 
 def labels(layers: Iterable[Layer]) -> list[str]:
-    """Returns a short name for each distinct layer, in order of appearance, made of the aspects that differ. If two
-    aspects have the same subject, the finer one replaces the coarser: RoPE 10k replaces RoPE."""
+    """Returns a short name for each distinct layer, in order of appearance. A name consists of the aspects in which the
+    layers differ. Of two aspects with the same subject, only the more specific is used: "RoPE 10k" replaces "RoPE"."""
     kinds = list(dict.fromkeys(layers))
     names: list[dict[str, str]] = [{} for _ in kinds]  # subject -> words
     for subject, aspect in ASPECTS:
@@ -42,17 +42,17 @@ def _ropes(layer: Layer) -> list[Spec]:
 
 
 def _size(words: str, block: object, field: str) -> str:
-    """Returns a size of a block in words, or "" if it has no such field."""
+    """Returns a block's field in words, such as "heads 64 wide", or "" if the block has no such field."""
     size = getattr(block, field, None)
     return words.format(size) if size else ""
 
 
 def aspects(layer: Layer) -> tuple[str, ...]:
-    """Returns the aspects by which `labels` distinguishes layers. In a given list, equal aspects give equal labels."""
+    """Returns the aspects by which `labels` distinguishes layers. Layers with equal aspects get equal names."""
     return tuple(aspect(layer) for _, aspect in ASPECTS)
 
 
-# (subject, words of a layer). A mixer that keeps only a state has no reach, and its name stands in that place.
+# (subject, function that describes a layer). For a mixer that stores only a state, its name replaces the reach.
 ASPECTS: tuple[tuple[str, Callable[[Layer], str]], ...] = (
     ("reach", lambda layer: layer.cache_spec().describe() if _keeps_tokens(layer) else _mixer(layer)),
     ("rope", lambda layer: " ".join(type(rope).__name__ for rope in _ropes(layer))),
@@ -69,10 +69,10 @@ ASPECTS: tuple[tuple[str, Callable[[Layer], str]], ...] = (
 
 
 def fold(names: Sequence[str]) -> str:
-    """Returns the layers' names, run-length encoded, with repeated groups of runs folded:
+    """Returns a list of layer names in short form: run-length encoded, with repeated groups of runs folded:
     5 x (5 x [window 1024] + 1 x [full]) + 4 x [window 1024]"""
     runs, groups = [(len(list(run)), name) for name, run in groupby(names)], []
-    while runs:  # from the front, the group whose repeats cover most runs
+    while runs:  # take the group at the front whose repeats cover most runs
         length, times = max(_repeats(runs), key=lambda found: (found[0] * found[1], -found[0]))
         inner = " + ".join(f"{count} x [{name}]" for count, name in runs[:length])
         groups.append(f"{times} x ({inner})" if times > 1 else inner)
@@ -81,7 +81,7 @@ def fold(names: Sequence[str]) -> str:
 
 
 def _repeats(runs: list[tuple[int, str]]) -> Iterator[tuple[int, int]]:
-    """Yields (length, times) for every group of runs at the front that repeats immediately, and for the first run."""
+    """Yields (length, times) for each group of runs at the front that repeats at once, and (1, 1) for the first run."""
     yield 1, 1
     for length in range(2, len(runs) // 2 + 1):
         times = 1

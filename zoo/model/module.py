@@ -1,4 +1,4 @@
-"""The module of a whole model, embedding, layers, norm and head: run with or without a cache, and sampled from."""
+"""The module of a whole model (embedding, layers, norm, head): forward passes with or without a cache; generation."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from zoo.model.sampling import GenerationConfig, Sampler, continued
 
 class Model(nn.Module):
     """The module of a Decoder: `embed`, `layers`, `norm`, and `head` unless it is tied to `embed`. It is allocated on
-    the current default device in the current default dtype, and not initialised.
+    the default device in the default dtype, and not initialised.
 
     `activation_checkpointing`: a pass with gradients and without a cache keeps only the input of each layer, and
-    recomputes the layer in the backward pass (Chen et al. 2016). It may be set at any time, compiled or not.
-    `generation`: settings of generation. `text`: opens the tokenizer (a weights.tokenizer.Text). `weights.load` sets
-    both, and `weights.save` stores them.
+    recomputes the layer in the backward pass (Chen et al. 2016). It may be set at any time, also after compilation.
+    `generation`: the published settings of generation. `text`: a weights.tokenizer.Text, which opens the tokenizer.
+    `weights.load` sets both, and `weights.save` stores them.
     """
 
     activation_checkpointing: bool = False
@@ -50,7 +50,7 @@ class Model(nn.Module):
         per_layer = spec.per_layer
         self.per_layer = per_layer.build(spec.dim, spec.vocab, len(spec.layers)) if per_layer else None
         self.contraction = spec.streams.build(spec.dim) if spec.streams else None
-        # For each layer: tensors from earlier layers, whether it gives any to later ones, whether it reads token ids.
+        # For each layer: tensors from earlier layers, whether it hands any on, whether it reads token ids.
         self._exchanges = [(layer.takes(), bool(layer.hands_on()), layer.reads_tokens) for layer in spec.layers]
         self._tables = list(dict.fromkeys(need for layer in spec.layers for need in layer.tables()))
         switches = (getattr(table, "switch", None) for table, _ in self._tables)
@@ -67,20 +67,20 @@ class Model(nn.Module):
 
     def compile(self, **options: Any) -> None:
         """Compiles the model in place, one function for each distinct layer. Compilation happens at the first prefill,
-        the first prefill over a filled cache and the first single token, each time for every length. On CUDA a decode
-        step is replayed as a CUDA graph that is captured once per cache. `options` are torch.compile's.
+        the first prefill over a filled cache and the first single token; each time the code serves all lengths. On CUDA
+        a decode step is replayed as a CUDA graph that is captured once per cache. `options` are torch.compile's.
 
-        The next pass sees every later change: weights, their dtype, device and requires_grad, train and eval mode,
+        Later changes take effect in the next pass: weights, their dtype, device and requires_grad, train and eval mode,
         replaced modules and hooks. Replaced modules are compiled separately; layers with hooks run uncompiled. A copy
-        is not compiled. Raises NotAvailable if there is no C++ compiler for the CPU.
+        of the model is not compiled. Raises NotAvailable if the model is on the CPU and there is no C++ compiler.
         """
         self._compiled = CompiledModel(self, options)
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer of the source that the model was loaded from, a `tokenizers.Tokenizer`; None without one.
+        """The tokenizer that was loaded with the model, a `tokenizers.Tokenizer`; None if there is none.
 
-        It is opened at the first access. Raises NotAvailable if its package is missing or its kind is not read.
+        It is opened at the first access. Raises NotAvailable if its package is missing or its kind is not supported.
         """
         if self._tokenizer is None and self.text is not None:
             self._tokenizer = self.text.tokenizer()
@@ -93,11 +93,12 @@ class Model(nn.Module):
         logits_to_keep: int = 0,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """Token ids (batch, new) -> logits (batch, new, vocab), or only those of the last `logits_to_keep` positions.
+        """Token ids (batch, new) -> logits (batch, new, vocab), or only the last `logits_to_keep` positions' logits.
 
-        0 keeps all positions. With a `cache`, the tokens follow the cached tokens and are added to the cache.
-        `inputs_embeds` (batch, new, dim) replaces `model.embed(tokens)`, before any scale and learned positions;
-        `tokens` may then be None, unless layers read token ids. Raises CacheFullError if the tokens do not fit.
+        `logits_to_keep` = 0 returns all positions. With a `cache`, the tokens follow the cached tokens and are added to
+        it. `inputs_embeds` (batch, new, dim) replaces `model.embed(tokens)`; an embedding scale and learned positions
+        are still applied. `tokens` may then be None, unless layers read them. Raises CacheFullError if the tokens do
+        not fit.
         """
         if logits_to_keep < 0:
             raise UsageError(f"logits_to_keep={logits_to_keep} is below 0")
@@ -114,8 +115,8 @@ class Model(nn.Module):
         return logits
 
     def _checked_input(self, tokens: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        """Returns the input of a pass, token ids (batch, new) or embeddings (batch, new, dim). Raises UsageError for a
-        wrong shape or dtype, and for embeddings alone if the model reads token ids elsewhere too."""
+        """Returns the input of a pass: `inputs_embeds` (batch, new, dim) if given, otherwise `tokens` (batch, new).
+        Raises UsageError for a wrong shape or dtype, and for missing token ids if layers read them."""
         if tokens is not None:
             _check_tokens(tokens)
         if inputs_embeds is None:
@@ -133,8 +134,8 @@ class Model(nn.Module):
         return inputs_embeds
 
     def prepare(self, given: Tensor, cache: Cache | None = None) -> tuple[ForwardContext, Sequence[LayerCache]]:
-        """Returns the context of a forward pass of tokens (batch, new) or embeddings (batch, new, dim), and the cache
-        of each layer."""
+        """Returns the context of a pass over tokens (batch, new) or embeddings (batch, new, dim), and all layers'
+        caches."""
         batch, new = given.shape[:2]
         past, layer_caches = 0, self._no_cache
         if cache is not None:
@@ -161,15 +162,15 @@ class Model(nn.Module):
         inputs = self.layer_inputs(tokens, x)
         reads_ids = any(reads_tokens for *_, reads_tokens in self._exchanges)
         if self._compiled is not None and tokens is not None and reads_ids:
-            tokens = tokens.clone(memory_format=torch.contiguous_format)  # slices of a longer prompt have other strides
+            tokens = tokens.clone(memory_format=torch.contiguous_format)  # a prompt's slice has other strides
         x = self.expanded(x)
         for (takes, hands_on, reads_tokens), layer, run, layer_cache, layer_input in zip(
             self._exchanges, self.layers, functions.layers, layer_caches, inputs, strict=True
         ):
             seen = ctx
             if layer_input is not None or ctx.shared or hands_on or reads_tokens or recording is not None:
-                # A new dict of only the tensors that the layer reads: compiled code is specific to them, and a layer
-                # that is recomputed for the backward pass must not find the tensors of later layers.
+                # The layer gets a new dict with only the tensors that it reads. Compiled code is specific to the dict's
+                # keys, and a layer that is recomputed for the backward pass must not find the tensors of later layers.
                 taken = {name: ctx.shared[name] for name in takes}
                 seen = ForwardContext(
                     ctx.positions,
@@ -208,17 +209,17 @@ class Model(nn.Module):
         return graph(tokens, cache.length)
 
     def _decode_step(self, tokens: Tensor, position: Tensor, cache: Cache, functions: ForwardFunctions) -> Tensor:
-        """Tokens (b, 1) at a `position` (1,) that only the device knows -> logits, over a static cache."""
+        """Tokens (b, 1) at a `position` (1,), a tensor on the device -> logits (b, 1, vocab), over a static cache."""
         dtype = self.embed.weight.dtype
         ctx = prepare_forward(cache.length, 1, self._tables, cache.layers, dtype=dtype, position=position)
         return self._run(tokens, ctx, cache.layers, functions)
 
     def embedded(self, tokens: Tensor | None, positions: Tensor, inputs_embeds: Tensor | None = None) -> Tensor:
-        """Token ids (batch, t) at `positions` (t,) -> the input of the first layer (batch, t, dim). `inputs_embeds`
-        (batch, t, dim) replaces the embedding of the ids."""
+        """Token ids (batch, t) at `positions` (t,) -> the first layer's input (batch, t, dim). `inputs_embeds` (batch,
+        t, dim) replaces the embeddings of the token ids."""
         x: Tensor = self.embed(tokens) if inputs_embeds is None else inputs_embeds.contiguous()
         if self.spec.embed_scale != 1.0:
-            x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)  # rounded first, as Gemma's own code does
+            x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)  # rounded first, as in Gemma's own code
         return x if self.positions is None else x + self.positions(positions)
 
     def layer_inputs(self, tokens: Tensor | None, x: Tensor) -> Sequence[Tensor | None]:
@@ -226,11 +227,11 @@ class Model(nn.Module):
         return [None] * len(self.layers) if self.per_layer is None else self.per_layer(tokens, x).unbind()
 
     def expanded(self, x: Tensor) -> Tensor:
-        """Embeddings (batch, t, dim) -> the residual stream: (batch, t, streams, dim), or the same with one stream."""
+        """Embeddings (batch, t, dim) -> residual streams (batch, t, streams, dim); unchanged if there is only one."""
         return x if self.spec.streams is None else self.spec.streams.expand(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Output of the last layer (batch, t, dim), or (batch, t, streams, dim) with several streams -> logits (batch,
+        """The last layer's output, (batch, t, dim) or with several streams (batch, t, streams, dim) -> logits (batch,
         t, vocab)."""
         logits = self.scores(self.norm(x if self.contraction is None else self.contraction(x)))
         if self.spec.logits_scaling != 1.0:
@@ -244,7 +245,7 @@ class Model(nn.Module):
         return scores
 
     def twin(self) -> Model:
-        """Returns a second model of the same spec, on the meta device."""
+        """Returns another model of the same spec, on the meta device."""
         with torch.device("meta"):
             return Model(self.spec).eval()
 
@@ -253,7 +254,7 @@ class Model(nn.Module):
         return Model(replace(self.spec, layers=tuple(dict.fromkeys(self.spec.layers))))
 
     def _require_positions(self, length: int) -> None:
-        """Raises UsageError for a sequence with more tokens than there are learned positions."""
+        """Raises UsageError if a sequence of `length` tokens has more tokens than there are learned positions."""
         positions = self.spec.positions
         if positions is not None and length > positions.count:
             raise UsageError(f"the model has {positions.count} learned positions, the sequence {length} tokens")
@@ -279,17 +280,17 @@ class Model(nn.Module):
     ) -> Iterator[Tensor]:
         """Continues prompts (batch, t) of equal length. Yields each step's token ids (batch,).
 
-        Generation ends after `max_new_tokens`, or when every row has produced one of the token ids in `stop`; None:
-        those of `model.generation`, which a model with random weights lacks. A stopped row repeats its stop token.
-        `temperature` 0 takes the most likely token; otherwise `Sampler` samples with `top_k` and `top_p`.
+        Generation ends after `max_new_tokens`, or when every row has produced one of the token ids in `stop`. By
+        default these are the ids in `model.generation` (none in a model with random weights). A stopped row repeats its
+        stop token. `temperature` 0 takes the most likely token; otherwise `Sampler` samples with `top_k` and `top_p`.
 
-        With a `cache`, the prompt follows the tokens that it holds. Afterwards the cache holds everything but the last
-        generated token, with which the next prompt begins. `inputs_embeds` (batch, t, dim) are the prompt's embeddings,
-        as in a forward pass.
+        With a `cache`, the prompt follows the cached tokens. Afterwards the cache holds all tokens except the last
+        generated token, with which the next prompt must begin. `inputs_embeds` are the prompt's embeddings, as in
+        `forward`.
 
-        If longer sequences rotate keys differently (LongRoPE), the cache is recomputed once the sequence becomes that
-        long. The call raises UsageError for tokens, options or a cache that do not fit, CacheFullError for a cache
-        without room for all new tokens. The model runs during iteration over the result.
+        If keys are rotated differently beyond some length (LongRoPE), the cache is recomputed once the sequence exceeds
+        it. The call itself raises UsageError for invalid tokens or options or a cache of another model, and
+        CacheFullError for a cache without room for all new tokens. The model runs during iteration over the result.
         """
         given = self._checked_input(tokens, inputs_embeds)
         if tokens is not None:
@@ -328,8 +329,8 @@ class Model(nn.Module):
 
 
 def fill_buffers(model: Model, device: str | torch.device = "cpu", every: bool = False) -> None:
-    """Gives buffers that no checkpoint holds their values in a fresh model: buffers without memory, or `every` such
-    buffer. The fresh parameters are allocated but not written, so they take no memory."""
+    """Sets buffers that checkpoints do not store to their values in a fresh model: buffers on the meta device, or all
+    such buffers if `every`. The fresh parameters are allocated but not written, so that they take no memory."""
     spec, parts = model.spec, [*zip(model.spec.layers, model.layers, strict=True), (model.spec.norm, model.norm)]
     for block, module in parts:
         wanted = [
@@ -352,8 +353,8 @@ def _can_replay(functions: ForwardFunctions, given: Tensor, cache: Cache) -> boo
 
 
 def _check_tokens(tokens: Tensor, vocab: int | None = None) -> None:
-    """Raises UsageError unless `tokens` are integers (batch, new) and, if `vocab` is given, ids below it. The check of
-    the ids waits for the device."""
+    """Raises UsageError unless `tokens` are integers (batch, new), below `vocab` if given. That check waits for the
+    device."""
     if not isinstance(tokens, Tensor):
         raise UsageError(f"tokens must be a torch.Tensor of integers (batch, new), not a {type(tokens).__name__}")
     if tokens.ndim != 2 or tokens.numel() == 0 or tokens.dtype not in (torch.int32, torch.int64):

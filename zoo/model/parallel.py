@@ -1,4 +1,4 @@
-"""A model that several ranks hold together (tensor parallel): each rank runs its part of every block.
+"""Tensor parallelism: several ranks divide a model, and each rank runs its part of every block.
 
 A rank's module is built from its own spec (`Decoder.shard`), and its blocks know nothing of other ranks. This file
 connects the ranks: the input and output of each divided block, norms over divided elements, the embedding's rows and
@@ -29,8 +29,8 @@ from zoo.sharding import Cuts, Divide, FirstRankOnly, cut_of
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that divide a model: a `group`, or None for a single process. They divide the width of each expert,
-    or hold `whole_experts`."""
+    """The processes that divide a model: a `group`, or None for a single process. Each rank holds a part of the width
+    of every expert or, with `whole_experts`, all of some experts."""
 
     group: Group | None = None
     whole_experts: bool = False
@@ -41,7 +41,7 @@ class Ranks:
         return 1 if self.group is None else self.group.rank.ranks
 
     def divided(self, spec: Decoder) -> Decoder:
-        """Returns the whole model's spec, ready to shard: with expert-parallel blocks if ranks hold `whole_experts`."""
+        """Returns the whole model's spec before sharding: with `whole_experts`, mixtures become expert-parallel."""
         return expert_parallel(spec) if self.whole_experts else spec
 
     def own(self, spec: Decoder) -> Decoder:
@@ -50,10 +50,10 @@ class Ranks:
 
 
 class ParallelModel(Model):
-    """The part of a model that one rank of a group holds: `spec` is the rank's spec, `whole` the whole model's.
+    """One rank's part of a model: `spec` is the spec of this part, `whole` the spec of the whole model.
 
-    All ranks run it at the same time on the same tokens, and each gets all logits. If a divided block has a parameter
-    that is whole in every rank, each rank's gradient of it is a partial sum.
+    All ranks run at the same time on the same tokens, and each gets all logits. If a parameter of a divided block is
+    whole in every rank, each rank has only a partial sum of the parameter's gradient.
     """
 
     def __init__(self, whole: Decoder, group: Group) -> None:
@@ -94,7 +94,7 @@ def connect(module: nn.Module, whole: Spec, group: Group) -> None:
 
 
 def connected(module: nn.Module, kind: type[nn.Module], group: Group, **attributes: Any) -> None:
-    """Changes the class of a module to a subclass that works with other ranks."""
+    """Changes the class of a module to `kind`, a subclass that works with other ranks, and sets `attributes`."""
     module.__class__ = kind
     for name, value in {"group": group, **attributes}.items():
         setattr(module, name, value)
@@ -112,7 +112,7 @@ def summing(spec: Spec, path: str = "") -> Iterator[str]:
 
 @cache
 def _summing_class(kind: Any) -> Any:
-    """Returns a subclass of a block's class with an output that is the sum over ranks."""
+    """Returns a subclass of a block's class that sums the block's output over ranks."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
         group = self.group
@@ -138,7 +138,7 @@ class _PartOfEmbedding(nn.Embedding):
 
 
 def part_of(name: str, value: Tensor, cuts: Cuts, group: Group) -> Tensor:
-    """Returns a rank's part of a parameter of the whole model: a copy unless it is the whole parameter."""
+    """Returns a rank's part of a parameter of the whole model. It is a copy unless the part is the whole parameter."""
     cut = cut_of(name, cuts)
     if isinstance(cut, FirstRankOnly):
         return value if group.rank.index == 0 else torch.zeros_like(value)
@@ -158,8 +158,8 @@ def allocate_part(
 
 @torch.no_grad()
 def divide(model: Model, group: Group, whole_experts: bool = False) -> ParallelModel:
-    """Returns a rank's part of a model that every rank holds. Ranks divide the width of each expert, or hold
-    `whole_experts`."""
+    """Returns a rank's part of a model that is present in every rank. Ranks divide the width of each expert or, with
+    `whole_experts`, the list of experts."""
     spec = expert_parallel(model.spec) if whole_experts else model.spec
     part = allocate_part(spec, group, model.embed.weight.dtype)
     cuts = spec.cuts()
@@ -173,8 +173,8 @@ def divide(model: Model, group: Group, whole_experts: bool = False) -> ParallelM
 def build_part(
     spec: Decoder, ranks: Ranks, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> ParallelModel:
-    """Returns a rank's part of the model that `zoo.build` draws from `seed` on the CPU. Only one parameter of the whole
-    model at a time is in memory."""
+    """Returns a rank's part of the model that `zoo.build` draws from `seed` on the CPU. Only one whole parameter is in
+    memory at a time."""
     assert ranks.group is not None
     spec = ranks.divided(spec)
     part, cuts = allocate_part(spec, ranks.group, dtype, device), spec.cuts()

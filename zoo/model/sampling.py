@@ -1,4 +1,4 @@
-"""Generation: the choice of each next token, greedy or sampled, and the settings that are published with a model."""
+"""Generation: the choice of each next token, greedy or sampled, and the published settings of a model."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from zoo.errors import UsageError
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """The settings that are published with a model: the ids of the tokens that end a text (`stop`), and how to sample.
+    """The published settings of a model: the ids of the tokens that end a text (`stop`), and how to sample.
 
-    Generation stops at `stop` unless told otherwise, and samples only if asked to:
-    `model.generate(tokens, 64, **model.generation.sampling)`. Temperature 0: no sampling is recommended.
+    By default, generation stops at `stop` and does not sample. To sample with these settings: `model.generate(tokens,
+    64, **model.generation.sampling)`. Temperature 0 means that the publisher recommends no sampling.
     """
 
     stop: tuple[int, ...] = ()
@@ -34,9 +34,9 @@ class Sampler:
     """Takes the most likely token at temperature 0, else samples softmax(logits / temperature) within `top_k`, `top_p`.
 
     `top_k` keeps the k most likely tokens. Then `top_p` keeps the smallest set of most likely tokens with a total
-    probability of at least `top_p` (nucleus sampling, Holtzman et al. 2019). Of equally likely tokens, which are
-    common in bfloat16, the lower id comes first. `seed` makes the samples repeatable, independent of other randomness
-    in the process. Raises UsageError for options out of range.
+    probability of at least `top_p` (nucleus sampling, Holtzman et al. 2019). Among equally likely tokens, which are
+    common in bfloat16, the lower id comes first. `seed` makes the samples repeatable and independent of other random
+    numbers in the process. Raises UsageError for options out of range.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Sampler:
         if self.temperature < torch.finfo(torch.float32).tiny:
             return logits.argmax(-1)
         scores, ids = logits.float().sort(dim=-1, descending=True, stable=True)
-        scores = (scores - scores[:, :1]) / self.temperature  # the most likely score becomes 0, so that none overflows
+        scores = (scores - scores[:, :1]) / self.temperature  # the highest score becomes 0, so that no score overflows
         if self.top_k is not None:
             scores, ids = scores[:, : self.top_k], ids[:, : self.top_k]
         probabilities = scores.softmax(-1)
@@ -79,8 +79,8 @@ def continued(
     sampler: Sampler,
     stop_ids: Tensor,
 ) -> Iterator[Tensor]:
-    """Yields the token ids (batch,) of each step after a prompt, token ids (batch, t) or embeddings (batch, t, dim), as
-    `Model.stream` describes it."""
+    """Yields the token ids (batch,) of each step after a prompt: the iteration of `Model.stream`. The prompt consists
+    of token ids (batch, t) or embeddings (batch, t, dim)."""
     last = torch.zeros(cache.batch, dtype=torch.long, device=stop_ids.device)
     done = torch.zeros_like(last, dtype=torch.bool)
     new, embeds = tokens, inputs_embeds
@@ -91,10 +91,10 @@ def continued(
         sampled = sampler(model(new, cache, 1, embeds)[:, -1])
         last = torch.where(done, last, sampled)
         yield last
-        done = torch.isin(last, stop_ids)  # a row that was done still is: it repeats its stop token
+        done = torch.isin(last, stop_ids)  # a stopped row repeats its stop token, so it stays stopped
         if len(stop_ids) and done.all():
             return
         new, embeds = last[:, None], None
-        if cache.switches:  # the whole sequence, for a cache that is recomputed
+        if cache.switches:  # extends the prompt: a cache that is recomputed needs the whole sequence
             tokens = None if tokens is None else torch.cat([tokens, new], dim=1)
             inputs_embeds = None if inputs_embeds is None else torch.cat([inputs_embeds, model.embed(new)], dim=1)

@@ -1,14 +1,14 @@
-"""Softmax attention over the keys that a layer cache returns. No other file computes it.
+"""Softmax attention over the keys that a layer cache returns. Every attention block uses this file.
 
 `attention` calls one of four functions:
 
-- `_decode`: a single token. It uses torch's kernels or, compiled for the CPU, reductions over the keys.
-- `_prefill`: several tokens. It uses torch's kernels or, on the CPU, blocks of queries with their scores in memory.
-- `_bounded_attention`: several tokens over sliding windows or chunks, as a prefill for each block of queries.
-- `_capped_attention`: scores with a cap, which no kernel computes.
+- `_decode`: a single token, by torch's kernels or, compiled for the CPU, by reductions over the keys.
+- `_prefill`: several tokens, by torch's kernels or, on the CPU, one block of queries at a time.
+- `_bounded_attention`: several tokens over sliding windows or chunks, by one `_prefill` per block of queries.
+- `_capped_attention`: capped scores, which no kernel computes.
 
-zoo.kernels chooses the kernels. Sizes: b sequences, t queries, s keys; h heads, g key heads; d the width of
-queries and keys, w the width of values.
+zoo.kernels chooses the kernels. Sizes: b sequences, t queries, s keys; h heads, g key heads; d key width, w value
+width.
 """
 
 import itertools
@@ -35,11 +35,11 @@ from zoo.core.ops.linear import allows_operators, dot, is_plain_memory, linear, 
 from zoo.costs import reach_of
 
 MAX_REDUCTION_HEADS = 8  # maximum query heads per key head for decode by reductions
-MIN_WHOLE_WIDTH = 128  # minimum elements of a value to read it whole
+MIN_WHOLE_WIDTH = 128  # minimum width of a value to read it whole
 LOAD_BYTES = 64  # bytes of one vector load
 BLOCK_QUERIES = 128  # maximum queries per block (minimum in float32)
-MIN_BLOCK_ROWS = 512  # rows of a matrix product: queries times query heads per key head
-MIN_MULTIPLY_ADDS = 2**22  # multiply-adds from which a prefill's arithmetic outweighs the calls of more operators
+MIN_BLOCK_ROWS = 512  # minimum rows of a matrix product: queries times query heads per key head
+MIN_MULTIPLY_ADDS = 2**22  # from here on, a prefill's arithmetic outweighs the calls of more operators
 
 
 def plain(
@@ -51,9 +51,9 @@ def plain(
     sinks: Tensor | None = None,
     cap: float | None = None,
 ) -> Tensor:
-    """`attention`, in the shapes that it describes: softmax(scale * q k^T + mask) v.
+    """Computes `attention` by its formula, softmax(scale * q k^T + mask) v. The shapes are described there.
 
-    With a `cap`, scores x become cap * tanh(x / cap). A sink is one more score of each query, whose value is zero.
+    With a `cap`, scores x become cap * tanh(x / cap). A sink is a score of one more key, whose value is zero.
     """
     share = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
@@ -77,10 +77,10 @@ def attention(
 ) -> Tensor:
     """Returns the attention output (b, h, t, w) for q (b, h, t, d), k (b, g, s, d) and v (b, g, s, w).
 
-    Heads i * h/g to (i + 1) * h/g - 1 share key head i.
-    `mask` (t, s) or (b, 1, t, s) is True where a query sees a key; a ReachMask is never built in full. None: each query
-    sees all keys up to itself, and the queries are the last t of the s keys (a single query, or s == t).
-    `sinks` (h,) are scores of one extra key per head, whose value is zero (gpt-oss; StreamingLLM, Xiao et al. 2023,
+    Query heads i * h/g to (i + 1) * h/g - 1 share key head i.
+    `mask` (t, s) or (b, 1, t, s) is True where a query sees a key; a ReachMask is never built in full. The mask is None
+    if the queries are the last t of the s keys and each query sees all keys up to itself (a single query, or s == t).
+    `sinks` (h,) are the scores of one extra key per head with the value zero (gpt-oss; StreamingLLM, Xiao et al. 2023,
     section 3.3). With a `cap`, each score x becomes cap * tanh(x / cap) before the mask (Gemma 2, section 2).
     """
     if cap is not None:
@@ -98,7 +98,7 @@ def attention(
 
 
 def _allows_kernels(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether kernels for plain CPU memory may run: operators are allowed, and all is in one dtype."""
+    """Whether kernels for plain CPU memory may run: operators are allowed, and q, k and v have one dtype."""
     return allows_operators(q, k, v) and is_plain_memory(q, k) and is_plain_memory(q, v)
 
 
@@ -106,11 +106,11 @@ def _allows_kernels(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 def _decode(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
-    """Returns (b, g, h/g, w) for one token's q (b, g, h/g, d), grouped by key head; sinks are (g, h/g)."""
+    """Returns the output (b, g, h/g, w) for one token's q (b, g, h/g, d), grouped by key head. Sinks are (g, h/g)."""
     if not torch.compiler.is_compiling() or q.device.type != "cpu":
         return _decode_sdpa(q, k, v, mask, scale, sinks)
-    # The number of keys is dynamic, so that the compiler never recompiles for another one. Reductions over the keys
-    # compile to loops; library calls stay in one opaque operator.
+    # The number of keys is dynamic, so that the compiler does not recompile for each number. Reductions over the keys
+    # compile to loops; library calls are hidden in one opaque operator.
     if not _allows_kernels(q, k, v):
         return _apply_sinks(*_explicit_attention(q, k, v, mask, scale), sinks).to(v.dtype)
     if q.shape[2] <= MAX_REDUCTION_HEADS and is_replaced("compiled decode attention", q.dtype):
@@ -123,11 +123,11 @@ def _decode(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, 
 def _decode_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None) -> Tensor:
     if sinks is not None:
         out = _sdpa_with_sinks(q, k, v, mask, False, scale, sinks)
-    elif q.shape[3] != v.shape[3]:  # no kernel takes keys wider than values, and padding would be slowest
+    elif q.shape[3] != v.shape[3]:  # no kernel takes keys and values of different widths, and padding would be slowest
         out = _explicit_attention(q, k, v, mask, scale)[0]
     else:
         out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
-    return out.contiguous()  # kernels differ in the layout they return; the operator promises this one
+    return out.contiguous()  # kernels return different layouts; `_like` promises a contiguous output
 
 
 def _like(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
@@ -146,7 +146,7 @@ def _prefill(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float,
         return differentiable_flash_attention(q, k, v, mask, scale, sinks)
     if torch.compiler.is_compiling():
         if _allows_kernels(q, k, v):
-            return _prefill_operator(q, k, v, mask, scale, sinks)  # one operator for every number of keys
+            return _prefill_operator(q, k, v, mask, scale, sinks)  # one operator serves every number of keys
     elif _takes_blocks(q, k, v, mask):
         return _prefill_in_blocks(q, k, v, mask, scale, sinks)
     return _prefill_sdpa(q, k, v, mask, scale, sinks)
@@ -178,7 +178,7 @@ def _takes_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
 def _prefill_in_blocks(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None
 ) -> Tensor:
-    """Computes one block of queries at a time, with its scores in memory in the dtype of q, as released code does.
+    """Computes one block of queries at a time. The block's scores are in memory in the dtype of q, as in released code.
 
     In float32 and float64 it takes one sequence and one key head at a time, because `linear` takes one matrix.
     """
@@ -234,15 +234,15 @@ def _bounded_attention(q: Tensor, k: Tensor, v: Tensor, mask: ReachMask, scale: 
         return differentiable_flash_attention(q, k, v, mask, scale, sinks)
     if not torch.compiler.is_compiling():
         return _in_blocks(q, k, v, mask, scale, sinks)
-    # The compiler does not know the number of blocks and cannot loop over them, so they are one opaque operator. Where
-    # operators are not allowed, the whole mask is built.
+    # The compiler does not know the number of blocks and cannot loop over them, so the loop is one opaque operator. If
+    # operators are not allowed, the whole mask is built instead.
     if _allows_kernels(q, k, v):
         return _bounded_operator(q, k, v, mask.queries, mask.keys, *mask.reach.arguments, scale, sinks)
     return _prefill(q, k, v, visible(*mask), scale, sinks)
 
 
 def _in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: ReachMask, scale: float, sinks: Tensor | None) -> Tensor:
-    """Computes one block of queries at a time over the keys in its reach, so that work grows with the reach."""
+    """Computes one block of queries at a time over the keys in its reach: the work is proportional to the reach."""
     blocks = [
         _prefill(q[:, :, new], k[:, :, seen], v[:, :, seen], seen_mask, scale, sinks)
         for new, seen, seen_mask in reach_blocks(mask)
@@ -275,7 +275,7 @@ def _capped_attention(
 ) -> Tensor:
     """Computes attention with capped scores, one block of queries at a time, with the block's scores in memory.
 
-    Compiled, one block holds all queries, because the compiler does not know the number of blocks.
+    In compiled code, one block holds all queries, because the compiler does not know the number of blocks.
     """
     new = q.shape[2]
     if isinstance(mask, ReachMask) and not torch.compiler.is_compiling():
@@ -288,7 +288,7 @@ def _capped_attention(
         mask = whole_mask(mask, new, k.shape[2], q.device)
     size = new if torch.compiler.is_compiling() else BLOCK_QUERIES
     blocks = []
-    for start in (0,) if torch.compiler.is_compiling() else range(0, new, size):  # a range would fix `new`
+    for start in (0,) if torch.compiler.is_compiling() else range(0, new, size):  # range() would make `new` a constant
         seen = None if mask is None else mask[start : start + size]
         out, denominator = _explicit_attention(q[:, :, start : start + size], k, v, seen, scale, cap=cap)
         blocks.append(_apply_sinks(out, denominator, None if sinks is None else sinks[:, None]))
@@ -303,7 +303,7 @@ def _sdpa_with_sinks(
 ) -> Tensor:
     """Computes attention with sinks by rescaling a kernel's output, so that no key is copied to append a sink.
 
-    A prefill of 2,048 tokens takes a third of the time that it takes with all scores in memory.
+    A prefill of 2,048 tokens takes a third of the time of `_explicit_attention`, which has all scores in memory.
     """
     if has_flash_kernel(q) and q.shape[3] == v.shape[3] and _allows_kernels(q, k, v):
         out, denominator = flash_attention(q, k, v, mask, is_causal, scale)
@@ -333,7 +333,7 @@ def _explicit_attention(
 ) -> tuple[Tensor, Tensor]:
     """Returns the output (b, h, t, w) and the logarithm of the softmax's denominator (b, h, t).
 
-    All scores are in memory, and softmax is in float32 or float64. It uses matrix products or reductions.
+    All scores are in memory, and the softmax is in at least float32. `by_reductions` replaces the matrix products.
     """
     new, key_heads, exact = q.shape[2], k.shape[1], upcast_dtype(q.dtype)
     grouped = q.unflatten(1, (key_heads, -1)).flatten(2, 3)  # the heads of one key: (b, g, h/g * t, d)
@@ -355,10 +355,10 @@ def _explicit_attention(
 
 
 def _weighted_values(weights: Tensor, v: Tensor) -> Tensor:
-    """Returns the sums (b, g, h, w) of v (b, g, s, w), weighted by `weights` (b, g, h, s), as reductions over the keys.
+    """Returns the sums (b, g, h, w) of the values v (b, g, s, w) over the keys, weighted by `weights` (b, g, h, s).
 
-    A loop over all keys covers the elements of a value that one vector load brings; the next loop covers the next ones.
-    Wide values are read 1.2 to 1.5 times as fast whole if the sums of a whole value fit in the processor's registers.
+    Wide values are split into parts of one vector load, and all parts are summed in one pass over the keys, if the sums
+    of a whole value fit in the processor's registers. This is 1.2 to 1.5 times as fast as one pass per vector load.
     """
     width = v.shape[3]
     whole = width >= MIN_WHOLE_WIDTH and weights.shape[2] * width <= 2 * MIN_WHOLE_WIDTH

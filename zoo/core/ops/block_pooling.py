@@ -1,9 +1,9 @@
-"""Running averages of blocks of tokens: a softmax over the tokens of a block, channel by channel (DeepSeek-V4, section
+"""Averages of blocks of tokens, weighted by a softmax over a block's tokens, channel by channel (DeepSeek-V4, section
 2.3.1, equations 11 and 12).
 
-An unfinished block is an average of its values and the logarithm of the sum of their weights. Two such pairs merge
-into one. A cache therefore keeps one pair instead of the tokens of an unfinished block. Sizes: b sequences, t
-tokens, n blocks; c channels.
+An unfinished block is stored as a pair: the average of its values, and the logarithm of the sum of their weights. Two
+such pairs can be merged into one. A cache therefore holds one pair instead of the tokens of an unfinished block. Sizes:
+b sequences, t tokens, n blocks; c channels.
 """
 
 from typing import NamedTuple
@@ -15,18 +15,18 @@ from zoo.core.forward_context import block_count
 
 
 class Pooled(NamedTuple):
-    """Averages of values and the logarithms of the sums of their weights, both (b, n, c), in float32 or float64."""
+    """Each block's average value, and the logarithm of its sum of weights, both (b, n, c), in float32 or float64."""
 
     mean: Tensor
     weight: Tensor
 
     def merged(self, other: "Pooled") -> "Pooled":
-        """Returns the average over the values of both."""
-        share = torch.sigmoid(other.weight - self.weight)  # 0 or 1 where one of them is empty
+        """Returns the pairs for the values of both blocks together."""
+        share = torch.sigmoid(other.weight - self.weight)  # 0 or 1 if one of the two is empty
         return Pooled(self.mean.lerp(other.mean, share), torch.logaddexp(self.weight, other.weight))
 
     def where(self, holds: Tensor) -> "Pooled":
-        """Returns these averages where `holds`, a bool (1,) or (n, 1), is true, and empty averages elsewhere."""
+        """Returns the same blocks where `holds`, a bool (1,) or (n, 1), is true, and empty blocks elsewhere."""
         return Pooled(self.mean, torch.where(holds, self.weight, nothing(self.weight.dtype)))
 
     def at(self, index: Tensor) -> "Pooled":
@@ -39,12 +39,12 @@ class Pooled(NamedTuple):
 
 
 def nothing(dtype: torch.dtype) -> float:
-    """The logarithm that stands for no weight: negligible beside any other, and finite so that differences are too."""
+    """Returns the log weight of an empty block: negligible beside any other, and finite so that differences are too."""
     return torch.finfo(dtype).min / 4
 
 
 def plain(values: Tensor, scores: Tensor, positions: Tensor, every: int, pending: Pooled) -> Pooled:
-    """`pooled`, block by block: mean = sum of softmax(scores) * values, weight = log(sum of exp(scores)).
+    """Computes `pooled` block by block: mean = sum of softmax(scores) * values, weight = log(sum of exp(scores)).
 
     Earlier tokens of the first block count as one more token.
     """
@@ -58,11 +58,11 @@ def plain(values: Tensor, scores: Tensor, positions: Tensor, every: int, pending
 
 
 def pooled(values: Tensor, scores: Tensor, positions: Tensor, every: int, pending: Pooled) -> Pooled:
-    """Returns the averages of `block_count(t, every)` blocks of `every` tokens, starting with the first token's block.
+    """Returns the pairs of `block_count(t, every)` blocks of `every` tokens, starting with the first token's block.
 
-    `values` and `scores` (b, t, c) belong to tokens at consecutive `positions` (t,). The exponentials of the scores are
-    the weights. `pending` (b, 1, c) is the average of earlier tokens in the first block; it is ignored where the first
-    token begins a block. Blocks after the last token's are empty.
+    `values` and `scores` (b, t, c) belong to tokens at consecutive `positions` (t,). The weights are the exponentials
+    of the scores. `pending` (b, 1, c) is the pair of earlier tokens in the first block; it is ignored if the first
+    token begins a block. Blocks after the last token's block are empty.
     """
     (new, channels), lowest = values.shape[1:], nothing(scores.dtype)
     blocks, slots = block_count(new, every), every if new > 1 else 1

@@ -10,18 +10,17 @@ __all__ = ["CausalConv", "causal_conv"]
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> Tensor:
-    """The outputs of `causal_conv` (b, t, c), by torch's convolution over the state and x."""
+    """Returns the outputs of `causal_conv` (b, t, c), by torch's convolution over the state and x."""
     return F.conv1d(torch.cat([state, x], dim=1).mT, weight, bias, groups=x.shape[2]).mT
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
     """Returns y (b, t, c) and the next state for x (b, t, c), weight (c, 1, taps), bias (c,), state (b, taps - 1, c).
 
-    Token i of channel j is the sum over m of weight[j, 0, m] * x[i - (taps - 1) + m, j]. The `state` holds the last
-    taps - 1 inputs of the previous pass, and zeros at the start. Sums are in float32 or float64.
+    Element (i, j) of y is the sum over m of weight[j, 0, m] * x[i - (taps - 1) + m, j], plus bias[j]. The `state` holds
+    the last taps - 1 inputs of the previous pass, and zeros at the start. Sums are in float32 or float64.
 
-    The code makes taps - 1 shifted additions, which the compiler fuses into one loop. F.conv1d would need the channels
-    before the tokens.
+    The code adds shifted inputs, which the compiler fuses into one loop. F.conv1d would need channels before tokens.
     """
     taps, new = weight.shape[2], x.shape[1]
     inputs = torch.cat([state.to(x.dtype), x], dim=1)
@@ -36,7 +35,7 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -
 
 
 class CausalConv(nn.Module):
-    """A `causal_conv`, followed by SiLU if `silu`. The weights have nn.Conv1d's layout and are not initialised."""
+    """The module of `causal_conv`, followed by SiLU if `silu`. Weights are as in nn.Conv1d, but not initialised."""
 
     def __init__(self, channels: int, taps: int, bias: bool = False, silu: bool = True) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""The state passed from chunk to chunk: the sequential part of a chunked recurrence.
+"""The sequential part of a chunked recurrence: the state is passed from chunk to chunk.
 
-The compiler cannot loop over an unknown number of chunks, nor differentiate such a loop. Compiled, the loop is one
-operator with a gradient of its own.
+The compiler can neither loop over an unknown number of chunks nor differentiate such a loop. In compiled code, the loop
+is one operator with a gradient of its own.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from torch.library import custom_op
 def pass_on(
     kept: Tensor, write: Tensor, erase: Tensor | None, inverse: Tensor | None, value: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes for each of n chunks: U = inverse (value - erase S); S <- kept S + write^T U.
+    """Computes, for each of n chunks in turn: U = inverse (value - erase S); S <- kept S + write^T U.
 
     Without `erase`, U is the value. Shapes: kept (b, h, n, d or 1, 1), write and erase (b, h, n, c, d), inverse (b, h,
     n, c, c), value (b, h, n, c, w), state S (b, h, d, w). Returns each chunk's initial S (b, h, n, d, w), each U (b, h,
@@ -32,7 +32,7 @@ def pass_on(
 def _loop(
     kept: Tensor, write: Tensor, erase: Tensor | None, inverse: Tensor | None, value: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes `pass_on` with one axis s for sequences and heads."""
+    """Computes `pass_on` on tensors with one axis s = b * h for sequences and heads."""
     starts, written = [], []
     for i in range(value.shape[1]):
         starts.append(state)
@@ -65,7 +65,7 @@ def _loop_backward_operator(
     erase: Tensor | None,
     inverse: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of each chunk's final S (s, n, d, w), of each U (s, n, c, w), of the first S (s, d, w)."""
+    """Returns the gradients of each chunk's final S (s, n, d, w), each U (s, n, c, w), and the first S (s, d, w)."""
     after, written = [], []
     for i in reversed(range(write.shape[1])):
         after.append(d_state)
@@ -73,7 +73,7 @@ def _loop_backward_operator(
         d_state = torch.addcmul(d_starts[:, i], kept[:, i], d_state)
         if erase is not None and inverse is not None:
             d_state = d_state.baddbmm(erase[:, i].mT, inverse[:, i].mT @ written[-1], alpha=-1)
-    # Incoming gradients may be transposed, and so may d_state then; the compiler is promised a contiguous one.
+    # d_state may be transposed, as incoming gradients may be; the registered fake promises a contiguous tensor.
     return torch.stack(after[::-1], dim=1), torch.stack(written[::-1], dim=1), d_state.contiguous()
 
 

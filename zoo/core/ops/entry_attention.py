@@ -1,8 +1,8 @@
 """Attention over a sliding window of tokens and over entries in one softmax (DeepSeek-V4, section 2.3).
 
-An entry stands for a block of tokens. A token sees the entries of all complete blocks, itself included, or the k of
-them that an indexer chooses. Keys are values, and all heads share them. Sizes: b sequences, t queries, s keys of the
-window, n entries, k chosen entries; h heads and d their width; i index heads and w their width.
+An entry stands for a block of tokens. A token sees the entries of all blocks that are complete with it, or the k
+entries among them that an indexer chooses. Keys are also the values, and all heads share them. Sizes: b sequences, t
+queries, s keys of the window, n entries, k chosen entries; h heads of width d; i index heads of width w.
 """
 
 from collections.abc import Sequence
@@ -44,8 +44,8 @@ def plain(
     sinks: Tensor | None,
     index: Index | None = None,
 ) -> Tensor:
-    """`entry_attention` over several tokens: one softmax over the keys of the window and the entries that each query
-    sees, or the k of these that score highest in `index`."""
+    """Computes `entry_attention` for several tokens: one softmax over the window's keys and the entries that each query
+    sees. With an `index`, only the k entries with the highest scores are included."""
     past, stored = int(positions[0]), entries.shape[2]
     in_window = whole_mask(mask, q.shape[2], keys.shape[2], q.device)
     seen = complete(positions, stored, every)
@@ -70,12 +70,12 @@ def entry_attention(
 ) -> Tensor:
     """Returns (b, h, t, d) for q (b, h, t, d) of tokens at `positions` (t,), keys (b, 1, s, d), entries (b, 1, n, d).
 
-    Each entry stands for `every` tokens and lies at the number of its block. `mask` is the sliding window cache's mask
-    of the keys, and `sinks` (h,) are those of `attention`. `so_far` is a tensor as long as all tokens so far, those of
-    this pass included; a single token then gets only complete entries. None: a single token over a static cache, whose
-    shapes do not depend on its position.
+    Each entry stands for `every` tokens; its index is the number of its block. `mask` is the cache's mask of the
+    window's keys, and `sinks` (h,) are as in `attention`. `so_far` is a tensor whose length is the number of all tokens
+    so far, this pass included; for a single token, all `entries` must then be complete. It is None for a single token
+    over a static cache, where shapes do not depend on the position.
     """
-    # An operator runs code that loops over lengths. Where there is none, everything is under one mask.
+    # Only eager code and operators can loop over lengths. All other code computes all pairs under one mask.
     has_operator = not torch.compiler.is_compiling() or allows_operators(q, keys, entries)
     if so_far is None or isinstance(mask, Tensor) or not has_operator:
         return _under_a_mask(q, keys, entries, mask, positions, so_far, every, scale, sinks, index)
@@ -87,15 +87,15 @@ def entry_attention(
 
 
 def chooses_all_entries(so_far: Tensor | None, every: int, k: int) -> bool:
-    """Whether the tokens so far have at most k complete entries, so that an index is not needed. False where their
-    number is unknown: in compiled code, and of a single token over a static cache."""
+    """Whether the tokens so far have at most k complete entries, so that no index is needed. False if this is unknown:
+    in compiled code, and for a single token over a static cache."""
     return so_far is not None and not torch.compiler.is_compiling() and len(so_far) // every <= k
 
 
 def dense_entry_pairs(past: int, new: int, every: int, window: int, most: int | None) -> int:
-    """(query, key) pairs that `entry_attention` computes for `new` tokens after `past`, masked pairs included.
+    """Counts the (query, key) pairs that `entry_attention` computes for `new` tokens after `past`, with masked pairs.
 
-    Keys are those of the window and the entries, of which an index chooses at most `most`.
+    Keys are the window's keys and the entries; an index chooses at most `most` entries (None: there is no index).
     """
     if new == 1:
         complete = (past + 1) // every
@@ -109,13 +109,14 @@ def dense_entry_pairs(past: int, new: int, every: int, window: int, most: int | 
 
 
 def dense_index_pairs(past: int, new: int, every: int, most: int) -> int:
-    """(query, entry) pairs scored to choose at most `most` entries per token, for `new` tokens after `past`."""
+    """Counts the (query, entry) pairs that an index scores to choose up to `most` entries for `new` tokens after
+    `past`."""
     first = _first_that_see_all(past, new, every, most)
     return sum((end - start) * ((past + end) // every) for start, end in query_blocks(first, new))
 
 
 def _first_that_see_all(past: int, new: int, every: int, most: int | None) -> int:
-    """The number of leading tokens, of `new` after `past`, that see at most `most` entries."""
+    """Returns how many of the first of `new` tokens after `past` see at most `most` entries."""
     return new if most is None else sees_all(most, past, new, every)
 
 
@@ -177,8 +178,8 @@ _operator.register_fake(lambda q, *_: token_by_token(torch.empty_like(q)))
 
 
 def _places(positions: Tensor, past: int, held: int, tokens: int, reach: Reach) -> Tensor:
-    """Positions (t,) after `past` tokens -> places of the keys in each reach (t, tokens), int32. The first `held`
-    places are those of the cache's ring of `tokens`; those of the pass, which begins at position `past`, follow."""
+    """Positions (t,) -> the index of each key in reach (t, tokens), int32, or NOT_CHOSEN. The first `held` indices
+    belong to the cache's ring buffer of `tokens`. The keys of this pass, from position `past` on, follow."""
     keys = positions[:, None] - torch.arange(tokens, device=positions.device)
     places = torch.where(keys < past, keys % tokens, keys - past + held)
     is_seen = reach.sees(positions[:, None], keys) & (keys >= 0)
@@ -186,7 +187,7 @@ def _places(positions: Tensor, past: int, held: int, tokens: int, reach: Reach) 
 
 
 def _taken(entries: Tensor, chosen: Tensor) -> Tensor:
-    """Gathers the `chosen` (b, 1, k) of the entries (b, 1, n, d) to (b, 1, k, d); NOT_CHOSEN takes the first entry."""
+    """Gathers the `chosen` (b, 1, k) entries from (b, 1, n, d) to (b, 1, k, d). NOT_CHOSEN takes the first entry."""
     places = chosen.clamp_min(0).long().unsqueeze(-1).expand(-1, -1, -1, entries.shape[3])
     return entries.gather(2, places)
 
@@ -203,7 +204,7 @@ def _under_a_mask(
     sinks: Tensor | None,
     index: Index | None,
 ) -> Tensor:
-    """Computes `entry_attention` over all pairs under one mask: every shape follows from those of the arguments."""
+    """Computes `entry_attention` over all pairs under one mask: all shapes follow from the shapes of the arguments."""
     new, stored = q.shape[2], entries.shape[2]
     in_window = whole_mask(mask, new, keys.shape[2], q.device)
     seen = complete(positions, stored, every)
@@ -212,7 +213,7 @@ def _under_a_mask(
             scores = index_scores(index.queries, index.weights, index.keys[:, 0], at_once=True)
             chosen = top_keys(scores, index.k, seen)
         if new == 1:
-            places = entries if so_far is None else F.pad(entries, (0, 0, 0, 1))  # at least one
+            places = entries if so_far is None else F.pad(entries, (0, 0, 0, 1))  # so that there is at least one
             entries, seen = _taken(places, chosen), (chosen != NOT_CHOSEN).unsqueeze(1)
         else:
             seen = sees(chosen, stored)

@@ -1,13 +1,13 @@
 """Mixtures of experts: each token's weighted sum of the outputs of a few experts (Shazeer et al. 2017, equation 1).
 
-`mixture` computes experts whose matrices are stacked, by one of four forms:
+`mixture` computes experts with stacked matrices, in one of four ways:
 
-- compiled single-token decode gathers the chosen matrices, and reads them in place;
+- compiled single-token decode reads the chosen matrices in place;
 - with gradients on a CPU, gated linear units run a few experts at a time (zoo.core.ops.routed_glu);
-- otherwise tokens are sorted by expert. Each linear layer is then one operator for all experts;
-- eager inference on a CPU runs one expert after the other, whose activations stay in the processor's caches.
+- compiled code, GPUs and other passes with gradients sort tokens by expert and run each linear layer as one operator;
+- eager inference on a CPU runs one expert after the other, so that activations stay in the processor's caches.
 
-`separate_mixture` takes experts that are functions of their own. Sizes: b sequences, t tokens, k experts of a token.
+`separate_mixture` takes one function per expert. Sizes: b sequences, t tokens, k experts per token.
 """
 
 import itertools
@@ -28,7 +28,7 @@ ROW_BYTES = 16  # torch's grouped product takes rows whose length is a multiple 
 Expert = Callable[[Tensor], Tensor]  # (n, dim) -> (n, dim)
 Linears = Mapping[str, tuple[Tensor, Tensor | None]]  # weight (experts, out, in) and bias (experts, out) by name
 Apply = Callable[[str, Tensor], Tensor]  # a linear layer by its name: (..., in) -> (..., out)
-Combine = Callable[[Apply, Tensor], Tensor]  # an expert in terms of its linear layers: (..., dim) -> (..., dim)
+Combine = Callable[[Apply, Tensor], Tensor]  # computes an expert from its linear layers: (..., dim) -> (..., dim)
 
 
 def plain(x: Tensor, weights: Tensor, chosen: Tensor, experts: Sequence[Expert], scales_input: bool = False) -> Tensor:
@@ -47,8 +47,8 @@ def plain(x: Tensor, weights: Tensor, chosen: Tensor, experts: Sequence[Expert],
 def separate_mixture(
     x: Tensor, weights: Tensor, chosen: Tensor, experts: Sequence[Expert], scales_input: bool = False
 ) -> Tensor:
-    """`plain`, with each expert run once, on the tokens that chose it. Compiled code does not know their number and
-    runs each expert on all tokens."""
+    """Computes `plain`, but runs each expert once, on the tokens that chose it. Compiled code does not know the number
+    of these tokens and runs each expert on all tokens."""
     tokens, ids, factors = x.flatten(0, -2), chosen.flatten(0, -2), weights.flatten(0, -2)
 
     def output(expert: Expert, x: Tensor, factor: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def separate_mixture(
 
     out = torch.zeros_like(tokens)
     for e, expert in enumerate(experts):
-        factor = torch.where(ids == e, factors, 0).sum(-1, keepdim=True)  # (n, 1), 0 where it is not chosen
+        factor = torch.where(ids == e, factors, 0).sum(-1, keepdim=True)  # (n, 1), 0 for tokens that did not choose it
         visits = (ids == e).any(-1, keepdim=True)
         if torch.compiler.is_compiling():
             out = out + torch.where(visits, output(expert, tokens, factor), 0)
@@ -76,8 +76,8 @@ def mixture(
     join: Join | None = None,
     scales_input: bool = False,
 ) -> Tensor:
-    """`plain` for x (b, t, dim) and experts whose linear layers are stacked. Gated linear units,
-    down(join(gate(x), up(x))), give their `join`."""
+    """Computes `plain` for x (b, t, dim) and experts with stacked linear layers; `join` is given for gated linear
+    units, down(join(gate(x), up(x)))."""
     if join is not None and not scales_input:
         matrices, biases = zip(*(linears[name] for name in ("gate", "up", "down")), strict=True)
         if allows_routed_glu(x, weights, *matrices, *biases):
@@ -120,34 +120,34 @@ def expert_outputs(
 def gathered_linear(x: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (..., k or 1, in), expert ids (..., k), weight (experts, out, in), bias (experts, out) -> (..., k, out).
 
-    For compiled functions, which read the weights in place. Uncompiled, indexing would copy them first.
+    It is meant for compiled code, which reads the weights in place. In eager code, indexing would copy the weights.
     """
     y = dot(weight[ids], materialize(x)).to(x.dtype)
     return y if bias is None else y + bias[ids]
 
 
 def grouped_linear(x: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x (n, in) sorted by expert, counts (experts,) of its rows, weight (experts, out, in), bias (experts, out) -> (n,
+    """x (n, in) sorted by expert, rows per expert (experts,), weight (experts, out, in), bias (experts, out) -> (n,
     out)."""
     x, weight, bias = autocast(x), autocast(weight), None if bias is None else autocast(bias)
     if x.device.type == "cuda" and allows_grouped_mm(x, weight):
         return grouped_mm(x, counts, weight, bias)
-    # The counts are unknown when a function is compiled, so the loop over experts is one opaque operator there. With
-    # gradients it is one, too: autograd would make a tensor of all experts' sizes for the gradient of each expert.
+    # The loop over experts is one opaque operator in compiled code, which does not know the counts. It is one with
+    # gradients, too: for each expert's gradient, autograd would allocate a tensor of the size of all experts.
     opaque = torch.compiler.is_compiling() or (torch.is_grad_enabled() and not is_transformed())
     return (_operator if opaque else _grouped)(x, counts, weight, bias)
 
 
 def allows_grouped_mm(x: Tensor, weight: Tensor) -> bool:
-    """Whether `grouped_mm` takes x (n, in) and weight (experts, out, in): only bfloat16, and rows of inputs and outputs
-    whose length is a multiple of 16 bytes."""
+    """Whether `grouped_mm` takes x (n, in) and weight (experts, out, in): both must be bfloat16, and the rows of inputs
+    and of outputs a multiple of 16 bytes long."""
     return x.dtype == weight.dtype == torch.bfloat16 and all(
         width * x.dtype.itemsize % ROW_BYTES == 0 for width in weight.shape[1:]
     )
 
 
 def grouped_mm(x: Tensor, counts: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Computes `grouped_linear` in one kernel. It takes bfloat16 only and does not wait for the counts."""
+    """Computes `grouped_linear` in one kernel, for bfloat16 only. The CPU does not wait for the counts."""
     ends = counts.cumsum(0)
     y = F.grouped_mm(x, weight.transpose(1, 2), offs=ends.to(torch.int32))
     return y if bias is None else y + bias[torch.bucketize(torch.arange(len(x), device=x.device), ends, right=True)]
@@ -173,7 +173,7 @@ def _backward(grad: Tensor, x: Tensor, counts: Tensor, weight: Tensor) -> tuple[
     grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.empty_like(weight), weight.new_empty(weight.shape[:2])
     ends = counts.cumsum(0).tolist()
     for e, (start, end) in enumerate(itertools.pairwise([0, *ends])):
-        # An expert without tokens has products of no terms, which are zero.
+        # For an expert without tokens, these calls write zeros.
         torch.mm(grad[start:end], weight[e], out=grad_x[start:end])
         torch.mm(grad[start:end].T, x[start:end], out=grad_weight[e])
         torch.sum(grad[start:end], dim=0, out=grad_bias[e])

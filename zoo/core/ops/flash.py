@@ -1,10 +1,10 @@
 """torch's flash-attention kernel for the CPU, and its gradient with attention sinks and sliding windows.
 
-The kernel returns the logarithm of each softmax's denominator, and its backward kernel recomputes the weights from the
-scores and that denominator. A sink of value zero adds to the denominator alone. With the sink added to the denominator,
-the same backward kernel therefore gives the gradients of queries, keys and values. The sink's own gradient is minus its
-weight times the product of the output and the output's gradient. FlashAttention-2 (Dao 2023, section 3.1) calls that
-product D.
+The kernel returns the logarithm of each softmax's denominator. Its backward kernel recomputes the weights from the
+scores and this denominator. A sink has the value zero and adds to the denominator alone. If the denominator includes
+the sink, the same backward kernel therefore gives the gradients of queries, keys and values. The sink's own gradient is
+minus its weight times the product of the output and the output's gradient. FlashAttention-2 (Dao 2023, section 3.1)
+calls that product D.
 
 Sizes as in zoo.core.ops.attention.
 """
@@ -27,14 +27,14 @@ _BACKWARD_KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_ba
 
 
 def has_flash_kernel(q: Tensor) -> bool:
-    """Whether torch's flash kernel for the CPU may be called: torch.nn.attention.sdpa_kernel can disable it."""
+    """Whether torch's flash kernel for the CPU may be called on q: torch.nn.attention.sdpa_kernel can disable it."""
     return q.device.type == "cpu" and (torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled())
 
 
 def flash_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Returns the output (b, h, t, w) and the logarithm of the softmax's denominator (b, h, t), without gradient."""
+    """Returns the output (b, h, t, w) and the logarithm of the softmax's denominator (b, h, t), without gradients."""
     # The kernel assumes that a head's elements are contiguous, and does not check it.
     return _KERNEL(*map(_with_contiguous_heads, (q, k, v)), 0.0, causal, attn_mask=_bias(mask, q.dtype), scale=scale)
 
@@ -45,8 +45,8 @@ def token_by_token(out: Tensor) -> Tensor:
 
 
 def operator(name: str, function: Callable[..., Tensor], like: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Returns `function`, without gradients, as one operator of compiled code, and its output token by token. `like`
-    maps the same arguments to an empty output.
+    """Returns `function` as one operator of compiled code, without gradients and with the output layout of
+    `token_by_token`. `like` maps the same arguments to an empty output.
 
     Compiled code on disk identifies an operator by its name alone: a change of its output layout needs a new name.
     """
@@ -61,9 +61,10 @@ def operator(name: str, function: Callable[..., Tensor], like: Callable[..., Ten
 
 
 def has_flash_gradient(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether `differentiable_flash_attention` may run: with gradients, on plain CPU memory, in one dtype.
+    """Whether `differentiable_flash_attention` may run: gradients are on, and q, k, v are plain CPU memory of one
+    dtype.
 
-    Autocast counts as one dtype, because it casts q, k and v to the same one.
+    Different dtypes are allowed under autocast, which casts q, k and v to one dtype.
     """
     return (
         torch.is_grad_enabled()
@@ -79,8 +80,8 @@ def has_flash_gradient(q: Tensor, k: Tensor, v: Tensor) -> bool:
 def differentiable_flash_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, sinks: Tensor | None
 ) -> Tensor:
-    """`attention` of several queries, with gradients. The work of a window is in proportion to its length, and compiled
-    code calls one operator for all lengths."""
+    """Computes `attention` for several queries, with gradients. The work over a window is proportional to its length,
+    and compiled code calls one operator for all lengths."""
     queries, keys, reach = mask if isinstance(mask, ReachMask) else (None, None, Full())
     plain = None if isinstance(mask, ReachMask) else mask
     q, k, v = (autocast(x) for x in (q, k, v))
@@ -100,7 +101,7 @@ def _operator(
     scale: float,
     sinks: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the output (b, h, t, w) and the logarithm of the denominator, sink included (b, h, t)."""
+    """Returns the output (b, h, t, w) and the logarithm of the denominator (b, h, t), which includes the sink."""
     out, denominator = _like_outputs(q, k, v)
     for new, seen, seen_mask in _blocks(mask, queries, keys, reach, numbers):
         part, log_sum = flash_attention(q[:, :, new], k[:, :, seen], v[:, :, seen], seen_mask, seen_mask is None, scale)
@@ -134,7 +135,7 @@ def _backward_operator(
     numbers: Sequence[int],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v."""
+    """Returns the gradients of q, k and v."""
     grad_q, grad_k, grad_v = _like_inputs(grad, q, k, v)
     grad_k.zero_(), grad_v.zero_()
     q, k, v, grad, out = map(_with_contiguous_heads, (q, k, v, grad, out))
@@ -187,7 +188,7 @@ _operator.register_autograd(_differentiate, setup_context=_save_for_backward)
 def _blocks(
     mask: Tensor | None, queries: Tensor | None, keys: Tensor | None, reach: str, numbers: Sequence[int]
 ) -> Iterator[tuple[slice, slice, Tensor | None]]:
-    """Yields queries, their keys and the mask of both: None where each query sees all keys up to itself."""
+    """Yields slices of queries, slices of their keys, and their mask; None if each query sees all keys up to itself."""
     if queries is None or keys is None:
         yield slice(None), slice(None), mask
     else:
@@ -195,7 +196,8 @@ def _blocks(
 
 
 def reach_blocks(mask: ReachMask) -> Iterator[tuple[slice, slice, Tensor | None]]:
-    """Yields blocks of queries, their keys and the mask of both: None where each query sees all keys up to itself."""
+    """Yields a slice of queries, a slice of their keys, and their mask for each block of queries. The mask is None if
+    each query sees all keys up to itself."""
     held = len(mask.keys) - len(mask.queries)
     for start, end, first in mask.reach.blocks(held, len(mask.queries)):
         new, seen = slice(start, end), slice(first, held + end)

@@ -1,14 +1,14 @@
 """Sparse attention: a cheap index scores all stored keys, and each query attends to the k best.
 
-The lightning indexer of DeepSeek-V3.2 (section 2.1) chooses tokens. That of DeepSeek-V4 (section 2.3) chooses entries,
-each of which stands for several tokens. The work of attention is in proportion to k. Routers choose experts by `top_k`.
+The lightning indexer of DeepSeek-V3.2 (section 2.1) chooses tokens. The indexer of DeepSeek-V4 (section 2.3) chooses
+entries, each of which stands for several tokens. Attention's work is proportional to k. Routers also use `top_k`.
 
-torch.topk does not define the order of equal scores, and its choice changes with the length of a row. Equal scores are
-common: keys whose index heads are all zero after ReLU, or probabilities that underflow. Scores that are equal only in
-exact arithmetic, such as those of two equal keys, tie only if they are rounded alike.
+This file has its own top-k, because torch.topk does not define the order of equal scores: its choice changes with the
+length of a row. Equal scores are common: keys whose index heads are all zero after ReLU, or probabilities that
+underflow. Scores that are equal in exact arithmetic count as equal here only if they are rounded alike.
 
-Sizes: b sequences, t queries, s stored keys, k chosen keys. In an index: h index heads and d their width. In attention:
-h heads, which share one key per token; d the width of queries and keys, w that of values.
+Sizes: b sequences, t queries, s stored keys, k chosen keys. In an index: h index heads of width d. In attention: h
+heads, which share one key per token; d width of queries and keys, w width of values.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,12 +30,12 @@ from zoo.core.ops.linear import allows_operators
 NOT_CHOSEN = -1
 SCORE_ELEMENTS = 2**19  # maximum scores of all heads in memory at once
 CONVERTED_ELEMENTS = 2**18  # maximum elements of keys converted to float32 at once
-QUERY_BLOCK = 64  # queries that are scored together, over the keys up to the last of them
-GATHERED_ELEMENTS = 2**21  # maximum elements of keys gathered at once, for at least one query
+QUERY_BLOCK = 64  # queries that are scored together, over all keys that the last of these queries can see
+GATHERED_ELEMENTS = 2**21  # maximum elements of keys gathered at once; more if one query needs more
 
 
 class Index(NamedTuple):
-    """Scores for top-k selection: a key's score is the sum over heads of weight * relu(query . key)."""
+    """The tensors of top-k selection. A key's score is the sum over heads of weight * relu(query . key)."""
 
     queries: Tensor  # (b, t, h, d)
     weights: Tensor  # (b, t, h)
@@ -44,7 +44,7 @@ class Index(NamedTuple):
 
 
 def plain(index: Index, past: int, every: int = 1, mask: Tensor | None = None) -> Tensor:
-    """`choose_keys` with all scores in memory: the k highest of the keys s that a query sees, of
+    """Computes `choose_keys` with all scores in memory: the k visible keys s with the highest
 
     score(s) = sum over heads of weight(head) * relu(query(head) . key(s)).
     """
@@ -57,23 +57,22 @@ def plain(index: Index, past: int, every: int = 1, mask: Tensor | None = None) -
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """scores (..., n) -> the k highest and their indices, (..., k), the highest first and the earlier first among equal
-    ones. 0.0 equals -0.0, and NaN is above all."""
+    """scores (..., n) -> the k highest scores and their indices, both (..., k). The highest come first; among equal
+    scores, the earlier come first. 0.0 equals -0.0, and NaN is above all numbers."""
     indices = scores.detach().sort(dim=-1, descending=True, stable=True).indices[..., :k]
     return scores.gather(-1, indices), indices
 
 
 def top_k_set(scores: Tensor, k: int) -> Tensor:
-    """Returns the indices of `top_k`, unordered. For long rows this is several times as fast as sorting.
+    """Returns the indices of `top_k` in any order. For long rows this is several times as fast as sorting.
 
-    The k-th highest score divides a row: every higher score is chosen, and then the earliest of the scores that equal
-    it, until there are k.
+    All scores above the k-th highest are chosen, then scores equal to it, the earliest first, until there are k.
     """
     n = scores.shape[-1]
     highest = scores.topk(k, sorted=False).values
     last = highest.nan_to_num(inf, inf, -inf).amin(-1, keepdim=True)
     earliest = torch.arange(n, 0, -1, dtype=torch.int32, device=scores.device)
-    order = torch.where(scores <= last, torch.where(scores == last, earliest, 0), n + earliest)  # NaN is not below
+    order = torch.where(scores <= last, torch.where(scores == last, earliest, 0), n + earliest)  # NaN is not <= last
     return order.topk(k, sorted=False).indices
 
 
@@ -81,7 +80,7 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor, at_once: bool = False
     """Returns scores (b, t, s), in at least float32, for q (b, t, h, d), weights (b, t, h) and keys (b, s, d).
 
     score(t, s) = sum over heads of weights(t, head) * relu(q(t, head) . keys(s)) (DeepSeek-V3.2, equation 1). It takes
-    one block of keys at a time, unless `at_once`: the scores of all heads take h times the memory of the result.
+    one block of keys at a time unless `at_once`: scores of all heads take h times the result's memory.
     """
     exact = upcast_dtype(q.dtype)
     rows, weights = q.to(exact).flatten(1, 2), weights.to(exact).unsqueeze(2)
@@ -93,7 +92,7 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor, at_once: bool = False
 
 
 def _key_blocks(keys: Tensor, rows: int, exact: torch.dtype) -> Sequence[Tensor]:
-    """Splits keys (b, s, d) into blocks small enough to score `rows` rows (queries times heads) in dtype `exact`."""
+    """Splits keys (b, s, d) into blocks small enough to be scored against `rows` query vectors in dtype `exact`."""
     if torch.compiler.is_exporting():  # no loop over an unknown number of keys
         return [keys]
     block = SCORE_ELEMENTS // rows
@@ -106,8 +105,8 @@ def top_keys(scores: Tensor, k: int, visible: Tensor) -> Tensor:
     """Returns the k stored tokens with the highest scores (b, t, s) for each query: (b, t, k) int32, unordered.
 
     `visible` (t, s) is True where a query sees a token. A query that sees fewer than k tokens gets all of them, and
-    NOT_CHOSEN in the other places. Among equal scores the earlier token wins. The result is k wide for
-    every s, so that compiled code has one shape for all lengths.
+    NOT_CHOSEN in the other columns. Among equal scores the earlier token wins. The result has k columns for every s, so
+    that compiled code has one shape for all lengths.
     """
     scores = F.pad(scores.masked_fill(~visible, -inf), (0, torch.sym_max(k - scores.shape[-1], 0)), value=-inf)
     chosen = top_k_set(scores, k)
@@ -122,18 +121,18 @@ def sees(chosen: Tensor, keys: int) -> Tensor:
 
 
 def sees_all(k: int, past: int, new: int, every: int = 1) -> int:
-    """The number of leading tokens, among `new` after `past`, that see at most k keys of `every` tokens each.
+    """Returns how many of the first of `new` tokens after `past` see at most k keys of `every` tokens each.
 
-    All keys are chosen for these tokens.
+    For these tokens all visible keys are chosen.
     """
     return min(max((k + 1) * every - 1 - past, 0), new)
 
 
 def chooses_all(new: int, stored: int, k: int, mask: Tensor | None) -> bool:
-    """Whether each of `new` queries attends to all that it sees, at most k of the `stored` keys.
+    """Whether each of `new` queries attends to all keys that it sees, because at most k keys are `stored`.
 
-    False where compiled code does not know. It knows the number of keys with gradients and in a static cache (which
-    has a `mask` of a single token), and otherwise has one graph for all lengths.
+    False in compiled code that has one graph for all numbers of keys. Compiled code has a fixed number of keys with
+    gradients, and in a static cache (where a single token has a `mask`).
     """
     is_known = mask is not None if new == 1 else torch.is_grad_enabled()
     return (is_known or not torch.compiler.is_compiling()) and stored <= k
@@ -145,19 +144,18 @@ def query_blocks(first: int, new: int) -> Iterator[tuple[int, int]]:
 
 
 def complete(positions: Tensor, keys: int, every: int) -> Tensor:
-    """Returns the mask (t, s) for tokens at `positions` (t,): True where a block of `every` tokens is complete.
+    """Returns the mask (t, s) for tokens at `positions` (t,): True where a token completes or follows a block.
 
-    The token itself counts; the blocks are the first s = `keys`.
+    The blocks are the first s = `keys` blocks of `every` tokens.
     """
     return torch.arange(keys, device=positions.device) < ((positions + 1) // every)[:, None]
 
 
 def choose_keys(index: Index, past: int, every: int = 1, mask: Tensor | None = None) -> Tensor:
-    """Returns the keys chosen for each of t tokens after `past`, (b, t, k), in the form of `top_keys`.
+    """Returns the keys chosen for each of t tokens after `past`, as (b, t, k) int32 from `top_keys`.
 
     A key stands for `every` tokens, and a token sees the keys that are complete with it. A `mask` (t, s) replaces this
-    rule; `past` then counts the tokens before the last place. No gradient flows through. Compiled, it is one operator
-    for all lengths.
+    rule; `past` is then s - t. There is no gradient. In compiled code it is one operator for all lengths.
     """
     run = _choice_operator if torch.compiler.is_compiling() and not torch.compiler.is_exporting() else _choose_keys
     return run(*index, past, every, mask)
@@ -171,7 +169,7 @@ def _choose_keys(
     if torch.compiler.is_exporting():  # no loop over an unknown number of queries
         visible = causal(new, keys.shape[1], q.device) if mask is None else mask
         return top_keys(index_scores(q, weights, keys), k, visible)
-    is_static = new == 1 and mask is not None  # the token is not the last of the places that are read
+    is_static = new == 1 and mask is not None  # the token may be anywhere among the places that are read
     first = 0 if is_static else sees_all(k, past, new, every)
     positions = torch.arange(past, past + new, device=q.device)
     places = torch.arange(k, dtype=torch.int32, device=q.device)
@@ -189,7 +187,7 @@ _choice_operator.register_fake(lambda q, weights, keys, k, *_: q.new_empty(*q.sh
 
 
 def plain_sparse_attention(q: Tensor, latent: Tensor, chosen: Tensor, scale: float, width: int) -> Tensor:
-    """`sparse_attention`, with the scores of all tokens in memory and those that are not chosen masked."""
+    """Computes `sparse_attention` with the scores of all tokens in memory, masking the tokens that are not chosen."""
     return scores.plain(q, latent, latent[..., :width], sees(chosen, latent.shape[2]), scale)
 
 
@@ -198,11 +196,11 @@ def sparse_attention(
 ) -> Tensor:
     """Returns (b, h, t, width) for q (b, h, t, d), latent (b, 1, s, d) and chosen (b, t, k) from `top_keys`.
 
-    All heads share one key per token, whose first `width` elements are the value: the absorbed form of latent
-    attention. `mask` is that of `attention`. It is read only if at most k tokens are stored: queries then attend to
-    every visible one. Each query has at least one chosen token.
+    All heads share one key per token, and the key's first `width` elements are the value: the absorbed form of latent
+    attention. `mask` is as in `attention`. It is read only if at most k tokens are stored: queries then attend to all
+    visible tokens. Each query must have at least one chosen token.
 
-    With gradients, the gathered keys (b, t, k, d) are kept for the backward pass. For more than a few queries,
+    With gradients, the gathered keys (b, t, k, d) stay in memory for the backward pass. For more than a few queries,
     attention under the mask `sees(chosen, s)` takes less memory.
     """
     if not torch.compiler.is_compiling():
@@ -216,7 +214,7 @@ def sparse_attention(
 
 
 def gathered_attention(q: Tensor, keys: Tensor, chosen: Tensor, scale: float, sinks: Tensor | None = None) -> Tensor:
-    """Returns (b, h, t, d): attention of each query over its gathered keys, which are the values too.
+    """Returns the output (b, h, t, d) of each query's attention over its own gathered keys, which are also the values.
 
     Shapes: q (b, h, t, d), keys (b, 1, s, d), chosen (b, t, k) from `top_keys`, sinks (h,) as in `attention`. It loops
     over the queries, so compiled code cannot trace it.
@@ -238,7 +236,7 @@ def _over_gathered(q: Tensor, keys: Tensor, absent: Tensor, scale: float, sinks:
     seen = ~absent[:, None, None]
     if sinks is not None:
         return attention(q.unsqueeze(2), keys[:, None], keys[:, None], seen, scale, sinks).squeeze(2)
-    # Values stay as wide as the keys, as torch's kernels need; no kernel copies values that are the keys.
+    # Values stay as wide as keys, because torch's kernels need equal widths. The keys serve as values without a copy.
     return F.scaled_dot_product_attention(q[:, None], keys[:, None], keys[:, None], seen, scale=scale)[:, 0]
 
 

@@ -1,7 +1,8 @@
 """Latent attention: keys and values of all heads are linear maps of one latent per token (DeepSeek-V2, section 2.1).
 
-Expanded, attention runs over these keys and values. Absorbed, the maps are folded into queries and outputs, and
-attention runs over the latents themselves. Both are equal, and which one takes fewer FLOPs depends on the lengths.
+In the expanded form, attention runs over these keys and values. In the absorbed form, the maps are folded into queries
+and outputs, and attention runs over the latents themselves. Both forms give equal results. Which one takes fewer FLOPs
+depends on the number of cached and new tokens.
 
 Sizes: b sequences, t queries, s stored tokens; h heads; r the rank of a latent; k chosen tokens
 (zoo.core.ops.indexing).
@@ -25,7 +26,7 @@ def plain(q_nope: Tensor, q_rope: Tensor, latent: Tensor, up: Tensor, mask: Tens
     """q_nope (b, h, t, nope_dim), q_rope (b, h, t, rope_dim), latent (b, 1, s, r + rope_dim), up (h, nope_dim + v, r)
     -> (b, h, t, v).
 
-    Head i has keys [up_k[i] c; k_rope] and values up_v[i] c of each latent [c; k_rope].
+    For a latent [c; k_rope], the key of head i is [up_k[i] c; k_rope] and its value is up_v[i] c.
     """
     compressed, k_rope = latent.split([up.shape[2], q_rope.shape[3]], dim=3)
     nope, v = (compressed @ up.mT).split([q_nope.shape[3], up.shape[1] - q_nope.shape[3]], dim=3)
@@ -43,13 +44,13 @@ def latent_attention(
     kv_up: Callable[[Tensor], Tensor] | None = None,
     absorb: bool | None = None,
 ) -> Tensor:
-    """`plain`, absorbed or expanded: where `absorb` is None, in the form that takes fewer FLOPs. A module `kv_up`, if
-    given, expands the latents in place of `up`."""
+    """Computes `plain` in the absorbed or expanded form. If `absorb` is None, it takes the form with fewer FLOPs. A
+    module `kv_up`, if given, expands the latents in place of `up`."""
     (heads, new, nope_dim), kv_rank = q_nope.shape[1:], up.shape[2]
     if absorb is None:
         absorb = absorbing_is_cheaper(latent.shape[2] - new, new, kv_rank, up.shape[1])
     if absorb:
-        # The values keep the rotary columns: a kernel that needs keys and values of one width copies neither.
+        # Values keep the rotary columns, since kernels need keys and values of one width. Neither is then copied.
         return absorbed(q_nope, q_rope, up, partial(attention, k=latent, v=latent, mask=mask, scale=scale))
     k, v = expand(latent, kv_up or partial(linear, weight=up.flatten(0, 1)), heads, kv_rank, nope_dim)
     return attention(torch.cat([q_nope, q_rope], dim=-1), k, v, mask, scale)
@@ -65,10 +66,10 @@ def sparse_latent_attention(
     scale: float,
     under: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """`plain` under the mask of the chosen tokens (b, t, k), as of `top_keys`. `mask` is the cache's own.
+    """Computes `plain` over the tokens in `chosen` (b, t, k), a result of `top_keys`. `mask` is the cache's mask.
 
-    Tokens that choose attend over gathered latents, absorbed. With gradients it takes less memory to attend to all
-    latents `under` a mask: that function maps a mask to the attention of these queries.
+    Tokens that see more than k tokens attend to gathered latents, in the absorbed form. With gradients, attending to
+    all latents under a mask takes less memory: `under` maps a mask to the attention output of these queries.
     """
     given = q_nope, q_rope, latent, up, chosen, mask, scale
     if q_nope.shape[2] == 1:
@@ -82,8 +83,8 @@ def sparse_latent_attention(
 
 
 def absorbing_is_cheaper(past: int, new: int, kv_rank: int, expanded_width: int) -> bool:
-    """Whether `new` tokens after `past` take fewer FLOPs over latents than over keys and values that are expanded from
-    them, `expanded_width` = nope_dim + v_dim elements of each head. A single token always absorbs."""
+    """Whether the absorbed form takes fewer FLOPs than the expanded form for `new` tokens after `past`.
+    `expanded_width` is nope_dim + v_dim. The result is always True for a single token."""
     expanding = past * kv_rank * expanded_width
     wider = Full().pairs(past, new) * (2 * kv_rank - expanded_width)
     return new == 1 or expanding > wider
@@ -91,7 +92,7 @@ def absorbing_is_cheaper(past: int, new: int, kv_rank: int, expanded_width: int)
 
 def absorbed(q_nope: Tensor, q_rope: Tensor, up: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
     """q (b, h, t, d) and up (h, nope_dim + v_dim, r) -> (b, h, t, v), with `up` folded into the queries and the output.
-    `attend` maps queries (b, h, t, r + rope_dim) to weighted latents, of which the first r elements count."""
+    `attend` maps queries (b, h, t, r + rope_dim) to weighted latents; only their first r elements are used."""
     nope_dim, kv_rank = q_nope.shape[3], up.shape[2]
     k_up, v_up = up.split([nope_dim, up.shape[1] - nope_dim], dim=1)
     q = torch.cat([per_head(q_nope, k_up.transpose(1, 2)), q_rope], dim=-1)
@@ -101,8 +102,8 @@ def absorbed(q_nope: Tensor, q_rope: Tensor, up: Tensor, attend: Callable[[Tenso
 def expand(
     latent: Tensor, kv_up: Callable[[Tensor], Tensor], heads: int, kv_rank: int, nope_dim: int
 ) -> tuple[Tensor, Tensor]:
-    """Latents (b, 1, s, r + rope_dim), with `kv_up` mapping (b, s, r) to (b, s, h * (nope_dim + v)) -> keys and values
-    of all heads, (b, h, s, nope_dim + rope_dim) and (b, h, s, v)."""
+    """Latents (b, 1, s, r + rope_dim) -> keys (b, h, s, nope_dim + rope_dim) and values (b, h, s, v) of all heads.
+    `kv_up` maps (b, s, r) to (b, s, h * (nope_dim + v))."""
     compressed, k_rope = latent.split([kv_rank, latent.shape[3] - kv_rank], dim=-1)
     kv = kv_up(compressed.squeeze(1)).unflatten(-1, (heads, -1)).transpose(1, 2)
     k_nope, v = kv.split([nope_dim, kv.shape[3] - nope_dim], dim=-1)
@@ -120,8 +121,8 @@ def _over_chosen(
 def _prefill(
     q_nope: Tensor, q_rope: Tensor, latent: Tensor, up: Tensor, chosen: Tensor, mask: Tensor | None, scale: float
 ) -> Tensor:
-    """Returns the output (b, h, t, v) of several tokens, with the arguments of `_over_chosen`. The first tokens, which
-    see at most k tokens, attend to all of them in the cheaper form of MLA."""
+    """Returns the output (b, h, t, v) for several tokens and the arguments of `_over_chosen`. The first tokens see at
+    most k tokens and attend to all of these, in the cheaper form of MLA."""
     new, past = q_nope.shape[2], latent.shape[2] - q_nope.shape[2]
     first = sees_all(chosen.shape[2], past, new)
     out = []

@@ -1,13 +1,13 @@
-"""Linear maps with F.linear's contract, computed by the fastest kernel that gives the same result.
+"""Linear maps with the arguments and results of F.linear, computed by the fastest kernel.
 
-`linear` is torch's own F.linear, except in two cases that dominate a model's time on a CPU, if zoo.kernels has decided
-so on this machine:
+`linear` calls torch's F.linear, except in two cases that dominate a model's time on a CPU. In each of them, zoo.kernels
+decides whether this machine uses another kernel:
 
 - float32 without gradients: oneDNN in place of the BLAS library that torch calls;
 - compiled single-token decode of few sequences: matrix-vector products run as reductions ("GEMV"). Inductor turns them
   into one loop that reads each weight once, at the memory's speed, and sums narrow dtypes in float32.
 
-Autocast, gradients, tensor subclasses (quantised, sharded), other layouts and wrong shapes all get F.linear itself.
+Autocast, gradients, tensor subclasses (quantised, sharded), other layouts and wrong shapes always use F.linear.
 """
 
 from typing import Any
@@ -23,12 +23,12 @@ from zoo.core import kernels
 from zoo.core.float32 import upcast_dtype
 from zoo.core.kernels import is_replaced
 
-GEMV_PARTS = 4  # parts of a matrix that one loop covers at once, for a single row
+GEMV_PARTS = 4  # parts of a matrix that are multiplied in one loop, for a single row
 MAX_GEMV_BATCH = 4  # maximum sequences for single-token decode by reductions
 MAX_DECODE_ROWS = 16  # maximum rows of a product that is limited by memory, not by arithmetic
 PLAIN_TYPES = (Tensor, nn.Parameter)  # a subclass has its own F.linear
 
-# oneDNN's linear map, where torch itself would call MKL in float32.
+# oneDNN's linear map, on builds where F.linear calls MKL in float32; None on others.
 _USES_MKL = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _USES_MKL else None
 if ONEDNN is not None and ONEDNN not in flop_registry:  # FLOPs for torch's FLOP counter
@@ -94,7 +94,7 @@ def _traced_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _allows_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether oneDNN's kernel, which takes only plain float32 memory, gives the result of F.linear here."""
+    """Whether oneDNN's kernel may replace F.linear here: it takes only plain, contiguous float32 memory."""
     return (
         _allows_operator(x, weight, bias)
         and weight.is_contiguous()  # oneDNN is 300 times slower on other layouts
@@ -105,7 +105,7 @@ def _allows_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def _allows_operator(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether the conditions that do not depend on the number of rows hold: dtypes, types, devices and shapes."""
+    """Whether oneDNN's conditions hold that do not depend on the number of rows: dtypes, types, devices and shapes."""
     return (
         ONEDNN is not None
         and x.dtype is torch.float32
@@ -119,7 +119,7 @@ def _allows_operator(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def autocast(x: Tensor) -> Tensor:
-    """Casts x as autocast, if enabled, casts operands of torch's own products: it does not know custom operators."""
+    """Casts x for a custom operator as autocast, if enabled, casts the operands of torch's own products."""
     device = x.device.type
     if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
         return x
@@ -129,13 +129,13 @@ def autocast(x: Tensor) -> Tensor:
 def is_transformed() -> bool:
     """Whether eager code runs under a torch.func transform such as vmap, or under forward-mode differentiation.
 
-    A custom operator needs rules of its own for these.
+    Custom operators here have no rules for either.
     """
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def allows_operators(*tensors: Tensor) -> bool:
-    """Whether compiled code may call an operator without gradient: ordinary tensors, no autocast, no export."""
+    """Whether compiled code may call an operator without gradients: on ordinary tensors, without autocast or export."""
     return not (
         torch.is_grad_enabled()
         or torch.compiler.is_exporting()
@@ -144,7 +144,7 @@ def allows_operators(*tensors: Tensor) -> bool:
 
 
 def is_plain_memory(x: Tensor, other: Tensor) -> bool:
-    """Whether both are ordinary strided tensors on the CPU, of one dtype."""
+    """Whether both arguments are ordinary strided CPU tensors of one dtype."""
     return (
         type(x) in PLAIN_TYPES
         and type(other) in PLAIN_TYPES
@@ -156,7 +156,7 @@ def is_plain_memory(x: Tensor, other: Tensor) -> bool:
     )
 
 
-# One operator serves every number of rows. A call takes 6 us; a torch.library.custom_op would take 20 us.
+# One operator serves every number of rows. A call of it takes 6 us; with torch.library.custom_op it would take 20 us.
 _LIBRARY = Library("zoo", "FRAGMENT")
 _LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 _LIBRARY.impl("linear", linear, "CPU")
@@ -170,8 +170,7 @@ register_fake("zoo::linear", lambda x, weight, bias: x.new_empty(*x.shape[:-1], 
 def use_gemv(x: Tensor, weight: Tensor) -> bool:
     """Whether the product of x (b, t, ..., in) with a matrix, or with one matrix per head, runs as a reduction.
 
-    It does in compiled single-token decode of few sequences on the CPU, on plain memory, without autocast, if
-    reductions are the chosen kernel.
+    It does in compiled single-token decode of few sequences, on plain CPU memory, if that kernel is chosen.
     """
     return (
         x.device.type == "cpu"
@@ -183,17 +182,18 @@ def use_gemv(x: Tensor, weight: Tensor) -> bool:
 
 
 def is_single_token(x: Tensor) -> bool:
-    """Whether a compiled function gets one new token of few sequences, x (b, t, ...); on a GPU, of any number."""
+    """Whether this is compiled code for one new token, x (b, t, ...), of few sequences (on a GPU, any number)."""
     if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or x.ndim < 3 or x.shape[1] != 1:
         return False
     return x.device.type == "cuda" or x.shape[0] <= MAX_GEMV_BATCH
 
 
 def gemv_reduce(x: Tensor, weight: Tensor) -> Tensor:
-    """Returns (n, ..., out) for x (n, ..., in) and weight (..., out, in): all rows in one loop over the weights.
+    """Returns (n, ..., out) for x (n, ..., in) and weight (..., out, in). One loop computes all n rows.
 
     The loop covers several parts of the matrix at once, so that each load of x serves all of them. For a single row
-    that is 1.1 times as fast in float32, and 1.5 times in bfloat16 from 4,096 elements on (AMD EPYC, two cores).
+    this is 1.1 times as fast in float32, and 1.5 times in bfloat16 for rows of 4,096 elements or more (AMD EPYC, two
+    cores).
     """
     parts = weight.chunk(max(2, GEMV_PARTS // len(x)), dim=-2)
     rows = materialize(x).unbind()
@@ -207,5 +207,5 @@ def dot(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def materialize(x: Tensor) -> Tensor:
-    """Writes x to memory, so that Inductor does not recompute it and the norm before it in the loop over each row."""
+    """Makes Inductor write x to memory, instead of recomputing x and the norm before it in each row's loop."""
     return x.as_strided(x.shape, x.stride())

@@ -1,9 +1,9 @@
 """Linear recurrences over tokens with a state of fixed size: the gated delta rule and Mamba-2's state-space model.
 
-Each has two forms that agree up to rounding: a step for a single token, and a chunked form for several tokens. The
-chunked form computes chunks of `CHUNK` tokens as matrix products over all chunks, and passes the state from chunk to
-chunk (Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule", section 3; Dao and Gu
-2024, "Transformers are SSMs", section 6). Both forms continue from any state.
+Each has two implementations that agree up to rounding: a step for a single token, and a chunked form for several
+tokens. The chunked form uses matrix products within all chunks of `CHUNK` tokens at once, and passes the state from
+chunk to chunk (Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule", section 3; Dao and Gu 2024,
+"Transformers are SSMs", section 6). Both start from any state.
 
 Arithmetic is in at least float32, under autocast too. Decays are logarithms, at most 0. Only their sums within a
 chunk are exponentiated, so that no exponential exceeds one.
@@ -26,15 +26,15 @@ from zoo.core.ops.chunk_loop import pass_on
 from zoo.costs import linear_flops
 
 CHUNK = 64  # tokens per chunk
-SEGMENT, CPU_SEGMENT = 2048, 128  # tokens computed at a time; on a CPU, intermediates stay in its caches
-BASE = 16  # tokens per block in which per-channel decays are computed for each pair
+SEGMENT, CPU_SEGMENT = 2048, 128  # tokens per segment; a CPU's caches hold the tensors of CPU_SEGMENT
+BASE = 16  # tokens per block; inside a block, per-channel decays are computed for each pair of tokens
 Form = Callable[..., tuple[Tensor, Tensor]]  # streams (b, t, ...) and a state -> outputs and the state afterwards
 
 
 def plain_gated_delta_rule(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`gated_delta_rule`, token by token, with S (b, h, d, w):
+    """Computes `gated_delta_rule` token by token, with S (b, h, d, w):
 
     S <- exp(decay) S;  S <- S + k (beta (v - S^T k))^T;  y = S^T q.
     """
@@ -49,7 +49,7 @@ def plain_gated_delta_rule(
 
 
 def plain_state_space(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """`state_space`, token by token, with S (b, h, w, d): S <- exp(decay) S + v k^T;  y = S q."""
+    """Computes `state_space` token by token, with S (b, h, w, d): S <- exp(decay) S + v k^T;  y = S q."""
     q, k = (x.repeat_interleave(v.shape[2] // x.shape[2], dim=2) for x in (q, k))
     outs = []
     for t in range(v.shape[1]):
@@ -65,8 +65,8 @@ def gated_delta_rule(
 
     Shapes: q, k (b, t, g, d), v (b, t, h, w), decay (b, t, h, 1 or d), beta (b, t, h), state (b, h, d, w).
     For each token and head: S <- exp(decay) S; S <- S + k (beta (v - S^T k))^T; the output is S^T q. With one decay per
-    head it is Gated DeltaNet (Yang et al. 2025, section 3.1). With one decay per key channel it is Kimi Delta Attention
-    (Kimi Team 2025, section 3).
+    head this is Gated DeltaNet (Yang et al. 2025, section 3.1). With one decay per key channel this is Kimi Delta
+    Attention (Kimi Team 2025, section 3).
     """
     return _in_form(_delta_step, _delta_chunks, _delta_operator, q, k, v, decay, beta, state)
 
@@ -82,8 +82,8 @@ def state_space(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -
 
 
 def _in_form(step: Form, chunks: Form, operator: Form, *given: Tensor) -> tuple[Tensor, Tensor]:
-    """Runs a recurrence in one of its forms. Compiled without gradients, the whole chunked form is one operator for
-    every number of tokens."""
+    """Runs the step or the chunked form of a recurrence. In compiled code without gradients, the whole chunked form is
+    one operator for every number of tokens."""
     with torch.autocast(given[0].device.type, enabled=False):
         given = _exact(*given)
         if given[0].shape[1] == 1:
@@ -96,7 +96,8 @@ def _in_form(step: Form, chunks: Form, operator: Form, *given: Tensor) -> tuple[
 
 
 def l2_normalise(x: Tensor) -> Tensor:
-    """Returns x / sqrt(sum of x^2 + 1e-6) over the last axis, in at least float32 (delta rule: queries and keys)."""
+    """Returns x / sqrt(sum of x^2 + 1e-6) over the last axis, in at least float32, for the delta rule's queries and
+    keys."""
     x = _exact(x)[0]
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
@@ -104,10 +105,10 @@ def l2_normalise(x: Tensor) -> Tensor:
 def gated_delta_flops(
     new: int, key_heads: int, heads: int, key_dim: int, value_dim: int, per_channel: bool = False, causal: bool = True
 ) -> int:
-    """FLOPs of `gated_delta_rule` over `new` tokens, by the convention of zoo.costs.
+    """Returns the FLOPs of `gated_delta_rule` over `new` tokens, by the convention of zoo.costs.
 
-    `causal` counts the recurrence itself: three products of state and vector per token and head. Otherwise it counts
-    the matrix products of the form that runs, over whole chunks, without the triangular solve.
+    With `causal`, it counts the recurrence itself: three products of state and vector per token and head. Otherwise it
+    counts the matrix products of the code that runs, over whole chunks, without the triangular solve.
     """
     if causal or new == 1:  # the step's update is an outer product
         return new * heads * (3 if causal else 2) * linear_flops(1, key_dim, value_dim)
@@ -120,7 +121,7 @@ def gated_delta_flops(
 
 
 def state_space_flops(new: int, key_heads: int, heads: int, key_dim: int, value_dim: int, causal: bool = True) -> int:
-    """FLOPs of `state_space` over `new` tokens, counted like `gated_delta_flops`."""
+    """Returns the FLOPs of `state_space` over `new` tokens, counted as in `gated_delta_flops`."""
     if causal or new == 1:
         return new * heads * (2 if causal else 1) * linear_flops(1, key_dim, value_dim)
     scores = key_heads * linear_flops(CHUNK, key_dim, CHUNK)
@@ -129,12 +130,12 @@ def state_space_flops(new: int, key_heads: int, heads: int, key_dim: int, value_
 
 
 def initial_decay_rates(heads: int) -> list[float]:
-    """A_log of a fresh model: logarithms of rates evenly spaced from 1 to 16 (Mamba-2 draws them at random)."""
+    """Returns A_log of a fresh model: logarithms of evenly spaced rates from 1 to 16 (random in Mamba-2)."""
     return [math.log(1 + 15 * i / max(heads - 1, 1)) for i in range(heads)]
 
 
 def initial_time_steps(count: int) -> list[float]:
-    """dt_bias of a fresh model: its softplus gives time steps from 1e-3 to 0.1, log-spaced (Mamba-2)."""
+    """Returns dt_bias of a fresh model: its softplus gives time steps from 1e-3 to 0.1, log-spaced (Mamba-2)."""
     shortest, longest = 1e-3, 0.1
     ratio = (longest / shortest) ** (1 / max(count - 1, 1))
     return [math.log(math.expm1(shortest * ratio**i)) for i in range(count)]
@@ -146,7 +147,7 @@ def initial_time_steps(count: int) -> list[float]:
 def _delta_step(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Computes `gated_delta_rule` for t = 1.
 
-    Key and query read the old state together, before the update: S^T q = (decayed S)^T q + (k . q) correction.
+    Key and query read the old state together: after the update, S^T q is (decayed S)^T q + (k . q) correction.
     """
     q, k, v, decay, beta = (x.squeeze(1) for x in (q, k, v, decay, beta))
     q, k = (_per_head(x, v.shape[1]) for x in (q, k))
@@ -171,7 +172,7 @@ def _per_head(x: Tensor, heads: int) -> Tensor:
 
 
 def _exact(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Returns all tensors in float32, or in float64 if the first one is."""
+    """Returns all tensors in float32, or in float64 if the first tensor is in float64."""
     dtype = upcast_dtype(tensors[0].dtype)
     return tuple(x.to(dtype) for x in tensors)
 
@@ -197,7 +198,7 @@ def _delta_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, 
     """
     new, shape = v.shape[1], (k.shape[2], v.shape[2] // k.shape[2])
     q, k, v, decay, beta = (_in_chunks(x) for x in (q, k, v, decay, beta.unsqueeze(-1)))
-    total = decay.cumsum(-2)  # over the chunk's tokens up to each one
+    total = decay.cumsum(-2)  # sums from the chunk's first token up to each token
     last = total[..., -1:, :]
 
     def decayed(x: Tensor, by: Tensor) -> Tensor:
@@ -212,14 +213,14 @@ def _delta_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, 
         rest = last - total
         keys, queries = _channel_scores(torch.stack([k, q]).repeat_interleave(shape[1], dim=2), total)
     identity = torch.eye(CHUNK, dtype=k.dtype, device=k.device).expand(keys.shape)
-    # Inverting is cheaper than solving for as many columns as the values have.
+    # Inverting is cheaper than solving for all columns of the values.
     inverse = torch.linalg.solve_triangular(beta * keys, identity, upper=False, unitriangular=True) * beta.mT
     starts, written, state = pass_on(last.exp().mT, decayed(k, rest), decayed(k, total), inverse, v, state)
     return _in_tokens(decayed(q, total) @ starts + queries @ written, new), state
 
 
 def _state_space_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes `state_space` over all chunks at once. Heads that share a key are rows of one product."""
+    """Computes `state_space` over all chunks at once. Heads that share a key are computed as one matrix product."""
     (_, new, _, width), shape = v.shape, (k.shape[2], v.shape[2] // k.shape[2])
     q, k, v, decay = (_in_chunks(x) for x in (q, k, v, decay.unsqueeze(-1)))
     total = decay.cumsum(-2)
@@ -241,11 +242,11 @@ def _state_space_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: T
 def _in_chunks(x: Tensor) -> Tensor:
     """Reshapes (b, t, h, w) to (b, h, n, c, w), padded with zeros.
 
-    A padding token has a decay factor of one; it erases and writes nothing.
+    Padding tokens do not change the state: their decay factor is one, and they erase and write nothing.
     """
     chunks = -(-x.shape[1] // CHUNK)
     padding = chunks * CHUNK - x.shape[1]
-    if torch.compiler.is_compiling() or padding:  # compiled, always pad, so that one graph serves every length
+    if torch.compiler.is_compiling() or padding:  # compiled code always pads: one graph serves every length
         x = F.pad(x, (0, 0, 0, 0, 0, padding))
     return x.unflatten(1, (chunks, CHUNK)).permute(0, 3, 1, 2, 4).contiguous()
 
@@ -256,10 +257,10 @@ def _in_tokens(x: Tensor, new: int) -> Tensor:
 
 
 def _pair_sums(decay: Tensor) -> Tensor:
-    """Returns (..., c, c) for decay (..., c, 1): the sum of the decays after token j up to token i, -inf for j > i.
+    """Returns, for decay (..., c, 1), the sums (..., c, c) of the decays after token j up to token i; -inf for j > i.
 
-    Each sum is computed by itself. A difference of two sums from the start of the chunk would carry their rounding
-    error, which grows with the decay before: in float32 it is twice the error of released code.
+    Each sum is computed separately. The difference of two cumulative sums would carry their rounding error, which grows
+    along the chunk: in float32, outputs would have twice the error of released code.
     """
     before = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=decay.device).tril(-1)
     sums = torch.where(before, decay, 0.0).cumsum(-2)
@@ -267,11 +268,11 @@ def _pair_sums(decay: Tensor) -> Tensor:
 
 
 def _channel_scores(rows: Tensor, total: Tensor) -> Tensor:
-    """Returns the products (2, ..., c, c) of each row i and key j for rows (2, ..., c, d) and total (..., c, d).
+    """Returns decayed products (2, ..., c, c) of each row i and key j, for rows (2, ..., c, d), total (..., c, d).
 
-    `rows` stacks keys and queries. Each channel decays by exp(total_i - total_j); products with j > i are zero.
-    For two neighbouring blocks this is a matrix product: the later block's rows decay from the earlier block's last
-    token on, and the earlier block's keys decay up to it. Inside the smallest blocks, the decays of each pair are in
+    `rows` stacks keys and queries. Each channel decays by exp(total_i - total_j); products with j > i are zero. For two
+    neighbouring blocks this is one matrix product, because the decay splits at the earlier block's last token: keys
+    decay up to it, and the later block's rows decay from it on. Inside the smallest blocks, all pairs' decays are in
     memory.
     """
     blocks, totals = (x.unflatten(-2, (CHUNK // BASE, BASE)) for x in (rows, total))  # (..., c / BASE, BASE, d)
@@ -284,7 +285,7 @@ def _channel_scores(rows: Tensor, total: Tensor) -> Tensor:
 
 
 def _block_sizes() -> list[int]:
-    """Sizes, in tokens, of the blocks that are joined in pairs until one block is a chunk."""
+    """Returns the sizes, in tokens, of the blocks that are joined in pairs until one block is a chunk."""
     return [size for size in (2**i for i in range(CHUNK.bit_length())) if BASE <= size < CHUNK]
 
 

@@ -1,9 +1,9 @@
-"""The experts of a layer with gradients: gated linear units of the tokens that chose each, a few experts at a time.
+"""A layer's routed experts with gradients: gated linear units, computed for a few experts at a time.
 
-Everything between an expert's inputs and its output stays in the processor's caches: a block of tokens is gathered,
-multiplied, weighted and added to the output. For the backward pass the two products of the inputs are kept, and nothing
-else of that size. The gradient of a token's weight needs no output: it is the product of the hidden activations and
-their own gradient, before they are weighted (as in ScatterMoE, Tan et al. 2024, section 3.2).
+A block of tokens is gathered, multiplied, weighted and added to the output, so that all intermediate tensors stay in
+the processor's caches. Only the products of the inputs with gate and up are stored for the backward pass. The gradient
+of a token's weight is the product of the hidden activations and their unweighted gradient, so that no expert output
+needs to be stored (as in ScatterMoE, Tan et al. 2024, section 3.2).
 """
 
 from collections.abc import Callable, Iterable
@@ -18,12 +18,12 @@ from zoo.core.ops.linear import is_plain_memory, is_transformed
 Join = Callable[[Tensor, Tensor], Tensor]  # gate and up (n, hidden) -> (n, hidden)
 
 
-BLOCK_BYTES = 2**20  # bytes of a block's inputs: with its intermediates they fit in a processor's cache
+BLOCK_BYTES = 2**20  # bytes of a block's inputs: with all intermediate tensors they fit in a processor's cache
 NAMES = "x", "weights", "chosen", "gate", "up", "down", "gate_bias", "up_bias", "down_bias"
 
 
 def allows_routed_glu(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether `routed_glu` may compute this: uncompiled, with gradients, on plain CPU memory in float32 or float64."""
+    """Whether `routed_glu` may run: in eager code with gradients, on plain CPU memory in float32 or float64."""
     return (
         torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
@@ -38,7 +38,7 @@ def routed_glu(join: Join, x: Tensor, weights: Tensor, chosen: Tensor, *paramete
     """x (..., dim), weights (..., k), expert ids (..., k); each expert's gate and up (experts, hidden, dim), down
     (experts, dim, hidden) and their biases or None -> the weighted sum of each token's experts (..., dim).
 
-    Parameters that need no gradient get none. Its gradient cannot be differentiated again.
+    Gradients are computed only for parameters that need them, and cannot be differentiated again.
     """
     flat = (each.flatten(0, -2) for each in (x, weights, chosen))
     out: Tensor = _RoutedGLU.apply(join, *flat, *parameters)  # type: ignore[no-untyped-call]
@@ -46,7 +46,7 @@ def routed_glu(join: Join, x: Tensor, weights: Tensor, chosen: Tensor, *paramete
 
 
 class _RoutedGLU(torch.autograd.Function):
-    """`routed_glu` of x (n, dim)."""
+    """Computes `routed_glu` for x (n, dim)."""
 
     @staticmethod
     def forward(
@@ -117,8 +117,8 @@ class _RoutedGLU(torch.autograd.Function):
 
 
 def _blocks(counts: list[int], size: int) -> list[tuple[slice, slice, list[int]]]:
-    """Returns (rows, experts, number of rows of each expert) for each block of the sorted rows. A block has whole
-    experts, and at most `size` rows unless it is a single expert."""
+    """Returns (rows, experts, number of rows of each expert) for each block of the sorted rows. A block consists of
+    whole experts. It has at most `size` rows unless it is a single expert."""
     blocks, first, start, end = [], 0, 0, 0
     for e, count in enumerate([*counts, size + 1]):
         if e > first and end + count > start + size:
@@ -129,7 +129,7 @@ def _blocks(counts: list[int], size: int) -> list[tuple[slice, slice, list[int]]
 
 
 def _products(x: Tensor, matrices: Tensor, bias: Tensor | None, experts: slice, sizes: list[int], into: Tensor) -> None:
-    """Writes the products of each expert's rows of x and its matrix (out, in) into its rows of `into`."""
+    """Writes the products of each expert's rows of x and the expert's matrix (out, in) to the same rows of `into`."""
     operands = x.split(sizes), matrices.transpose(1, 2), into.split(sizes)
     if bias is None:
         _each(_product, *operands)
@@ -138,7 +138,7 @@ def _products(x: Tensor, matrices: Tensor, bias: Tensor | None, experts: slice, 
 
 
 def _each(function: Callable[..., object], *operands: Iterable[Tensor]) -> None:
-    """Calls the function once for each expert."""
+    """Calls the function once for each expert, with that expert's operands."""
     for given in zip(*operands, strict=True):
         function(*given)
 

@@ -1,7 +1,7 @@
 """Sinkhorn normalisation: matrices whose rows and columns sum to one (Xie et al. 2026, mHC, section 4.2).
 
-Compiled, it is one operator. The compiler would unroll the sums of such short rows, twenty iterations of them, and
-would take ten seconds for each place that mixes streams.
+In compiled code it is one operator. Otherwise the compiler would unroll twenty iterations of sums over short rows,
+which takes ten seconds for each place that mixes streams.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from torch.library import custom_op
 
 
 def plain(scores: Tensor, eps: float, iterations: int) -> Tensor:
-    """`doubly_stochastic`, sum by sum. Its operator calls it too."""
+    """Computes `doubly_stochastic` step by step. The operator calls this function too."""
     matrix = scores.softmax(-1) + eps
     for axis in _axes(iterations):
         matrix = matrix / (matrix.sum(axis, keepdim=True) + eps)
@@ -31,7 +31,7 @@ def doubly_stochastic(scores: Tensor, eps: float, iterations: int) -> Tensor:
 
 
 def _axes(iterations: int) -> Iterator[int]:
-    """Yields the axis of each sum after the softmax, which is the first division of rows."""
+    """Yields the axis of each sum after the softmax. The softmax itself is the first division of rows."""
     yield -2
     for _ in range(iterations - 1):
         yield from (-1, -2)
