@@ -1,5 +1,4 @@
-"""Loads a released model. If a parameter is not filled or a stored tensor is not understood, one error names them
-all."""
+"""Loads a released model. One error names every parameter without a tensor, and every unknown tensor."""
 
 from __future__ import annotations
 

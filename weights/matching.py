@@ -246,8 +246,7 @@ def check_fit(
 
 
 def refuse_problems(where: str, problems: Mapping[str, Iterable[str]]) -> None:
-    """Raises one MalformedError that lists `problems`, {problem: names of tensors}. Without any names, it raises
-    nothing."""
+    """Raises one MalformedError that lists `problems`, {problem: names of tensors}, unless there are no names."""
     if found := [f"{what}: {listed(names)}" for what, names in problems.items() if names]:
         raise MalformedError(f"{where}; {'; '.join(found)}")
 

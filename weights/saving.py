@@ -104,8 +104,7 @@ def _checkpoint(model: Model, layout: Layout) -> _Checkpoint:
 
 
 def _described(model: Model, layout: Layout) -> tuple[Literal["hf", "zoo"], str, str, Rules]:
-    """Returns the layout, the name and the content of the file that describes the model, and the rules for the
-    tensors."""
+    """Returns the layout, the name and content of the file that describes the model, and the rules for the tensors."""
     if layout != "zoo":
         try:
             config = to_hf(model.spec) | {"dtype": dtype_name(model.embed.weight.dtype)}
@@ -189,8 +188,7 @@ def _json_text(value: Any) -> str:
 
 
 def _require_room(target: Path, nbytes: int) -> None:
-    """Raises UsageError if `target` is a file or a folder that is not empty, NotAvailable if its disk lacks
-    `nbytes`."""
+    """Raises UsageError for a file or a folder that is not empty, NotAvailable if its disk lacks `nbytes`."""
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UsageError(f"{target} already exists and is not overwritten: give another name, or remove it")
     try:

@@ -119,8 +119,7 @@ def run_file(path: Path) -> ModuleType:
 
 
 def _attempt(path: Path, run: Any) -> Any:
-    """Returns the result of `run`, which executes the user's file. Raises UsageError with the line at which it
-    failed."""
+    """Returns the result of `run`, which runs the user's file. Raises UsageError with the line that failed."""
     try:
         return run()
     except Exception as error:

@@ -158,9 +158,7 @@ def test_without_a_network(ask: Callable, tmp_path: Path) -> None:
     *answers, (kind, told) = ask(call, offline, ["tiny/single", COMMIT, True], [*without, None, True], **nowhere)
     assert answers == [("path", found)] * 3
     assert kind == "NotAvailable"
-    assert (
-        f"{gone}.safetensors not in the download cache, and --offline (offline=) forbids downloads; download" in told
-    )
+    assert f"{gone}.safetensors not in the download cache, and --offline (offline=) forbids downloads; download" in told
     answer, (_, told) = ask(call, without, HF_HUB_OFFLINE="1")
     assert answer == ("path", found)
     assert f"{gone}.safetensors not in the download cache, and HF_HUB_OFFLINE forbids downloads" in told
