@@ -254,8 +254,7 @@ def fill(
 
 def match_model(spec: Decoder, source: Source, dtype: torch.dtype, ranks: Ranks = Ranks()) -> MatchedModel:
     """Matches the source's tensors with a model of this spec, or with this rank's shard of it, on the meta device.
-    Raises MalformedError naming everything that does not fit, and SpecError for a model that the ranks cannot
-    divide."""
+    Raises MalformedError naming everything that does not fit, SpecError if the ranks cannot divide the model."""
     model = catalog.allocate(spec, "meta", dtype)
     parameters = stored_tensors(model)
     mappings = match(spec, parameters, source.rules, source.tensors)

@@ -122,8 +122,7 @@ class Source(ABC):
 
     @abstractmethod
     def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
-        """Returns a tensor by its name in `tensors`. `dtype` None means the stored dtype, or float32 for a quantised
-        tensor."""
+        """Returns a tensor by its name in `tensors`. `dtype` None: the stored dtype, or float32 if it is quantised."""
 
 
 @dataclass(frozen=True)
@@ -170,8 +169,7 @@ def rule_names(rule: Rule) -> tuple[tuple[str, ...], str]:
 
 def match(spec: Decoder, parameters: Iterable[str], rules: Rules, stored: Container[str]) -> list[TensorMapping]:
     """Returns the mappings that fill all parameters. If several rules apply to a parameter, the first rule with a
-    tensor in `stored` is used, or else the first rule. Raises UsageError naming the parameters to which no rule
-    applies."""
+    tensor in `stored` is used, or else the first rule. Raises UsageError naming parameters without a rule."""
     mappings: list[TensorMapping] = []
     layers = next(rule.prefix for rule in rules if isinstance(rule, LayerPrefix))
     filled: set[str] = set()

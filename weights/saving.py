@@ -51,8 +51,8 @@ def save(
     stored. For a model from `weights.load`, its tokenizer, chat template and generation settings are also written.
 
     Raises SpecError for "hf" if no published config describes the model, and NotAvailable if the folder cannot be
-    written. Raises UsageError for a folder that is not empty, and for a model that has no weights or does not match its
-    spec.
+    written. Raises UsageError for a folder that is not empty, and for a model without weights or one that differs from
+    its spec.
     """
     if shard_bytes < 1:
         raise UsageError(f"shard_bytes must be at least 1, got {shard_bytes}")

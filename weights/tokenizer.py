@@ -93,7 +93,7 @@ def read_tokenizer(path: Path) -> Any:
 
 def encode(path: Path, text: str, chat: bool) -> tuple[Any, list[int]]:
     """Returns the tokenizer at a path, and the text's token ids. Special tokens come from the chat template with
-    `chat`, otherwise from the tokenizer. Raises NotAvailable if the path has no tokenizer, UsageError for invalid
+    `chat`, otherwise from the tokenizer. Raises NotAvailable if there is no tokenizer, UsageError for invalid
     Unicode."""
     if not has_tokenizer(path):
         none = "holds no tokenizer" if path.suffix == GGUF else f"has no {TOKENIZER}"

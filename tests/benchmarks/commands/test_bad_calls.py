@@ -30,7 +30,7 @@ USAGE = {  # a call -> a part of its error
     "kv --cache-dtype int3": "none of float32",
     "kv --against gemma": "unknown model 'gemma'",
     "params --since 2025-13": "'2025-13' is not a month; write 2025-06",
-    "params --since 2025-09": "no published size is of 2025-09 or later; the latest are of 2025-08: ",
+    "params --since 2025-09": "no published size was released in 2025-09 or later; the latest are from 2025-08: ",
     "params --with shared-expert": "has 'shared-expert'; did you mean shared expert?",
     "params --with post": "no published size has 'post'; ",
     "params --with MLA --with sinks": "at once: MLA: deepseek-v3-671b; sinks: gpt-oss-20b, ",
