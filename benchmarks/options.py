@@ -40,7 +40,7 @@ def parse_context(text: str) -> int:
 
 
 def parse_memory(text: str) -> int:
-    """Parses bytes: 24GB, 80GiB. A bare number is GB, as cards are sold."""
+    """Parses bytes: 24GB, 80GiB. A number without a unit is in GB."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
     if not match or match[2] not in BYTES or not float(match[1]):
         raise ValueError(f"{text!r} is not an amount of memory; write 24GB or 80GiB")
@@ -48,7 +48,7 @@ def parse_memory(text: str) -> int:
 
 
 def parse_computing_dtype(text: str) -> torch.dtype:
-    """Parses a dtype that layers compute in."""
+    """Parses a dtype in which layers can compute."""
     found = find_dtype(text)
     if dtype_name(found) not in COMPUTING:
         raise ValueError(f"{text!r} is for storing only; choose {', '.join(COMPUTING)}")
@@ -115,7 +115,7 @@ Layers = Annotated[
 
 @dataclass(frozen=True)
 class SwapOptions:
-    """The changes to the named models, and the parsing of their configs."""
+    """Options that change the named models or the parsing of their configs."""
 
     swap: Annotated[
         Strings,
@@ -129,7 +129,7 @@ class SwapOptions:
 
 @dataclass(frozen=True)
 class ModelOptions(SwapOptions):
-    """The models that a verb covers."""
+    """Options that select the models for a verb."""
 
     names: Annotated[
         Strings,
@@ -150,11 +150,11 @@ class ModelOptions(SwapOptions):
     ] = None
 
     def chosen(self) -> list[NamedSpec]:
-        """Returns the named models, with all sizes of a family. Without names, the other options select models."""
+        """Returns the named models; a family means all its sizes. Without names, the other options select models."""
         return self._models(chosen, every_size if self.all_sizes else one_each)
 
     def representatives(self) -> list[NamedSpec]:
-        """Returns the named or selected models, but each family as its smallest size."""
+        """Returns the named or selected models, with only the smallest size of each family."""
         return self._models(representatives, smallest_each)
 
     def _models(self, choose: Callable[..., list[NamedSpec]], of: Callable[[Found], list[str]]) -> list[NamedSpec]:

@@ -208,14 +208,14 @@ def load(
 
 
 def open_source(source: str | Path, revision: str | None = None, offline: bool = False) -> Source:
-    """Returns the source of this name, downloaded if necessary. Raises NotAvailable if there is none."""
+    """Returns the source with this name, downloaded if necessary. Raises NotAvailable if there is no such source."""
     path = locate(source, revision, offline)
     if path.is_dir():
         file = described_by(path)
         return HFFolder(file.parent) if file.name == CONFIG else ZooFolder(file)
     if path.is_file() and path.suffix == ".gguf":
         require_package("gguf", "gguf")
-        from weights.formats.gguf_file import GGUFFile  # here, since it imports an extra
+        from weights.formats.gguf_file import GGUFFile  # here, since it needs an optional package
 
         return GGUFFile(path)
     raise UsageError(f"{path} is neither a folder with safetensors files nor a .gguf file")

@@ -68,9 +68,9 @@ def main(
     A folder in the zoo's own layout has no reference and is compared with its own spec: sizes of parameters and cache
     with the formulas, and decoding through the cache with one forward pass.
 
-    Both models compute in float64, where equal models differ by less than 1e-10 of the largest logit. Exit code 1 if
-    they differ by more, or if the zoo's rounding error in --dtype is more than twice the reference's. All runs are on
-    the CPU. With --tp the zoo's model is divided among processes. Each process runs the whole reference; with
+    Both models compute in float64, where equal models differ by less than 1e-10 of the largest logit. The exit code is
+    1 if they differ by more, or if the zoo's rounding error in --dtype is more than twice the reference's. All runs are
+    on the CPU. With --tp the zoo's model is divided among processes. Each process runs the whole reference; with
     --streaming, one layer at a time.
     """
     handler, logged = logging.StreamHandler(), dict[str, logging.LogRecord]()

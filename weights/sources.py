@@ -36,8 +36,8 @@ def is_path(word: str | Path) -> bool:
 
 def described_by(folder: Path) -> Path:
     """Returns the file that describes a folder's model: its config.json or spec.json. In a run of zoo.train, this is
-    the file of the saved model or, before that exists, the state.json of the last checkpoint. Raises NotAvailable if
-    there is none."""
+    the file of the saved model or, before that exists, the state.json of the last checkpoint. Raises NotAvailable if no
+    file does."""
     files = [parent / name for parent in (folder, folder / SAVED) for name in (CONFIG, SPEC)]
     found = next((file for file in files if file.is_file()), None)
     if found is not None:

@@ -39,8 +39,8 @@ class Text:
         return read_tokenizer(self.path) if has_tokenizer(self.path) else None
 
     def save(self, folder: Path) -> None:
-        """Copies the text files of a folder to `folder`, or writes the same files from a .gguf file. If they cannot be
-        read, a warning is logged."""
+        """Copies the tokenizer's and template's files to a folder, or writes them from a .gguf file. Logs a warning if
+        this fails."""
         try:
             if self.path.suffix == GGUF:
                 self._save_gguf(folder)
@@ -74,7 +74,7 @@ def read_tokenizer(path: Path) -> Any:
     """Returns the tokenizer of a .gguf file, a folder or a tokenizer.json, read by the library `tokenizers`. Raises
     NotAvailable if there is no tokenizer or its kind is not supported."""
     if path.suffix == GGUF:
-        from weights.formats.gguf_file import LongList  # here, since it imports an extra
+        from weights.formats.gguf_file import LongList  # here, since it needs an optional package
 
         fields = _gguf_fields(path)
 
@@ -157,7 +157,7 @@ def _gguf_special(fields: Mapping[str, Any], text_of: Callable[[int], str | None
 
 def _gguf_fields(path: Path) -> dict[str, Any]:
     require_package("gguf", "gguf")
-    from weights.formats.gguf_file import read_gguf  # here, since it imports an extra
+    from weights.formats.gguf_file import read_gguf  # here, since it needs an optional package
 
     return read_gguf(path)[0]
 
@@ -175,7 +175,7 @@ def _template(folder: Path, config: dict[str, Any]) -> tuple[str, Path]:
         path = folder / OLDER_TEMPLATE
         config = read_json(member(folder, OLDER_TEMPLATE), CONFIG_LIMIT)
     template = config.get("chat_template")
-    if isinstance(template, list):  # several, by name
+    if isinstance(template, list):  # several templates, by name
         named = [each for each in template if isinstance(each, dict) and each.get("name") == "default"]
         template = named[0].get("template") if named else None
     if template is None:

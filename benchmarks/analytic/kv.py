@@ -112,7 +112,7 @@ class Change:
 def pieces(spec: Decoder, dtype: torch.dtype) -> list[Piece]:
     """Returns the pieces of a model's cache, the first from 0 tokens. A new piece starts where a window is full.
 
-    States have a fixed size from the first token on.
+    States of a fixed size count from the first token on.
     """
     caches = [layer.cache_spec() for layer in spec.layers]
     itemsize = element_bytes(dtype)
@@ -131,7 +131,7 @@ def pieces(spec: Decoder, dtype: torch.dtype) -> list[Piece]:
 
 
 def changes(first: Sequence[Piece], second: Sequence[Piece]) -> list[Change]:
-    """Returns the contexts at which another of two caches becomes the smaller one. The first change starts at 1 token.
+    """Returns the contexts at which another of two caches becomes the smaller one. The first entry starts at 1 token.
 
     A cache whose entries cover several tokens grows in steps, and may cross another cache many times. Such caches are
     compared at common multiples of their blocks. A change starts within the block before the first multiple with the

@@ -1,4 +1,4 @@
-"""Models named on a command line, and the models of a table."""
+"""Models that are named on a command line or shown in a table."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ class NamedSpec:
 
     @property
     def label(self) -> str:
-        """The name, starred where a swap has changed the model."""
+        """The name, with a star if a swap has changed the model."""
         return self.name + ("*" if self.swap else "")
 
 

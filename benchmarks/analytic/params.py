@@ -1,8 +1,8 @@
 """Rows about parameters: main table, total by part, and why the Hub or a model's name states another number.
 
-data/hub.json holds the presets whose total on the Hub differs from ours. `total` is the Hub's, from the headers of the
-safetensors files. `beside` counts the parameters in this total that are not part of the text model. A `note` explains
-other differences.
+data/hub.json holds the presets whose total on the Hub differs from ours. `total` is the Hub's number, from the headers
+of the safetensors files. `beside` counts the parameters in this total that are not part of the text model. A `note`
+explains other differences.
 """
 
 import json

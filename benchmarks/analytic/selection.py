@@ -31,7 +31,7 @@ def matching(since: str | None = None, blocks: Sequence[str] = ()) -> Found:
 
 
 def _using(block: str) -> list[str]:
-    """Returns the sizes that use a block. Raises UsageError, with the nearest names in use, if there are none."""
+    """Returns the sizes that use a block. Raises UsageError, with the nearest names in use, if no size uses it."""
     word, used = folded(block.strip()), {name: used_names(size.spec) for name, size in sizes().items()}
     found = [name for name, each in used.items() if any(f"{folded(one)} ".startswith(f"{word} ") for one in each)]
     if not found:
@@ -40,7 +40,7 @@ def _using(block: str) -> list[str]:
 
 
 def _released(since: str) -> list[str]:
-    """Returns the sizes released in a month or later. Raises UsageError, with the latest ones, if there are none."""
+    """Returns the sizes released in a month or later. Raises UsageError, with the latest sizes, if there are none."""
     months = {name: size.released for name, size in sizes().items()}
     found = [name for name, month in months.items() if month >= since]
     if not found:

@@ -81,7 +81,7 @@ def _fitted(rows: Rows, columns: Sequence[Column]) -> Sequence[Column]:
 
 
 def named(row: Row) -> str:
-    """Returns the name of a row's model, starred if a swap has changed it."""
+    """Returns the name of a row's model, with a star if a swap has changed the model."""
     return row["model"] + ("*" if row.get("swap") else "")
 
 
@@ -96,10 +96,10 @@ def _swap_notes(rows: Rows) -> list[str]:
 class Report:
     """Tables in the order they are added. All other fields are options of a command line.
 
-    On stdout, tables for people are printed at once. An empty report writes nothing. In any other format, or in a file,
-    all rows are written as one document when the report is finished. csv, json and jsonl hold each row once, with the
-    name of its `table`. As a context manager, the report is finished when the block ends, even by an exception or
-    Ctrl-C.
+    On stdout, tables for people are printed at once. In any other format, or in a file, all rows are written as one
+    document when the report is finished. csv, json and jsonl hold each row once, with the name of its `table`. As a
+    context manager, the report is finished when the block ends, even by an exception or Ctrl-C. An empty report writes
+    nothing.
     """
 
     format: Annotated[Format, Option(help="Format of the rows.")] = Format.table

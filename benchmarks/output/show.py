@@ -26,7 +26,7 @@ def three_in(of: float) -> Callable[[float], str]:
 
 
 def unless_zero(show: Callable[[Any], str]) -> Callable[[Any], str]:
-    """Returns a formatter that leaves 0 empty."""
+    """Returns a formatter that shows 0 as an empty cell."""
     return lambda value: show(value) if value else ""
 
 
@@ -36,7 +36,7 @@ def min_max(row: Mapping[str, Any], key: str, show: Callable[[Any], str]) -> str
 
 
 def format_tokens(number: int) -> str:
-    """Formats a number of tokens: multiples of 1,024 in k, except multiples of 1,000 such as 128,000."""
+    """Formats a number of tokens: multiples of 1,024 in k (32k), except for multiples of 1,000 (128,000)."""
     return f"{number // 1024}k" if number % 1024 == 0 and number % 1000 else f"{number:,}"
 
 

@@ -68,9 +68,9 @@ def filled(page: str, sections: Mapping[str, str]) -> str:
 
 
 def learning_section(name: str, document: Row) -> str:
-    """Returns the tables of one comparison as Markdown, with its data and its machine."""
+    """Returns the tables of one comparison as Markdown, and a line about its data and its machine."""
     shown = [replace(table, legend=[]).text(Format.md).strip() for table in learning_tables(document["rows"])]
-    shown = [re.sub(r"^### (.*)", r"**\1**", text) for text in shown]  # the page's headings are its findings
+    shown = [re.sub(r"^### (.*)", r"**\1**", text) for text in shown]  # the page's own headings state findings
     first, machine = next(row for row in document["rows"] if row["table"] == "learn"), document["machine"]
     on_text = any(run["task"] == "text" for run in first["runs"])
     trained = f"{format_count(first['tokens'])} bytes of text" if on_text else "synthetic sequences"

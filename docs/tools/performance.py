@@ -25,7 +25,7 @@ SHARED = ("cpu", "isa", "cores", "torch", "device", "kernels_set")  # equal in a
 # Targets. Ratios are the zoo's speed over transformers' speed in the same rounds.
 DECODE_DEPTH = 512  # tokens in the cache for the targets of compiled decode
 BANDWIDTH_DENSE_FLOAT32, BANDWIDTH_BFLOAT16 = 0.85, 0.75  # minimum shares of the read bandwidth in compiled decode
-DECODE_RATIO, MIN_MAX_SPEEDUP = 2.0, 2.3  # compiled decode, if the max speedup is at least the second
+DECODE_RATIO, MIN_MAX_SPEEDUP = 2.0, 2.3  # compiled decode must reach the first if the max speedup reaches the second
 PREFILL_RATIO, PREFILL_GEMMS = 1.05, 0.95  # compiled prefill must reach one of the two
 # ISA extension -> name of its vector instructions, the widest first.
 VECTORS = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2", "sve2": "SVE2", "sve": "SVE", "asimd": "NEON"}

@@ -180,7 +180,7 @@ class Stored(NamedTuple):
 
 
 class _Held(Container[str]):
-    """The Hugging Face names of the tensors in the file. `find` returns the file's names for such a name."""
+    """The Hugging Face names of the tensors in the file. `find` maps a name to the file's names, () if it is absent."""
 
     def __init__(self, find: Callable[[str], tuple[str, ...]]) -> None:
         self._find = find
@@ -257,7 +257,7 @@ class GGUFFile(Source):
         name, family, spec = min(found, key=lambda each: (each[2].context != context, self._missing_factors(each[2])))
         rows = int(self._tensors[EMBEDDING].shape[-1]) if EMBEDDING in self._tensors else spec.vocab
         try:
-            return name, family, replace(spec, vocab=rows, context=context)  # converters change both
+            return name, family, replace(spec, vocab=rows, context=context)  # converters change both of them
         except SpecError as error:
             raise MalformedError(f"{self.path}: {error}") from error
 

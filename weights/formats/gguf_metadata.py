@@ -104,7 +104,7 @@ def spec_differences(kind: str, metadata: Mapping[str, Any], spec: Decoder) -> l
         value = metadata.get(key, 0 if key == WINDOW else None if key in REQUIRED else expected)
         if key == WINDOW and isinstance(value, int) and value >= (spec.context or value + 1):
             value = 0  # the window hides no token of the context
-        in_float32 = isinstance(value, float) and isinstance(expected, int | float)  # files hold float32
+        in_float32 = isinstance(value, float) and isinstance(expected, int | float)  # files hold float32 numbers
         if expected not in (..., value) and not (in_float32 and isclose(value, expected, rel_tol=1e-6)):
             found.append(f"{key} {value} instead of {expected}")
     return found

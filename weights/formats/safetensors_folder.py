@@ -56,7 +56,7 @@ class SafetensorsFolder(Source):
 
     def get_part(self, name: str, part: Part, device: str | torch.device, dtype: torch.dtype | None = None) -> Tensor:
         """Returns part of a tensor. On the CPU and in its stored dtype, a single range of rows shares the file's pages.
-        Other parts are copies, which may read the whole tensor and then release its pages."""
+        For other parts, which are copies, the pages of the whole tensor may be read; they are then released."""
         return part.of(self.mapped(self.tensors[name].name)).to(device, dtype)
 
     def mapped(self, name: str) -> Tensor:

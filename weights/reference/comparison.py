@@ -71,7 +71,7 @@ def parity(
     if (name := dtype_name(find_dtype(dtype, computing=True))) not in DTYPES:
         raise unknown("dtype to compare in", name, DTYPES)
     if not is_path(source):
-        transformers()  # before anything is downloaded
+        transformers()  # raises before anything is downloaded
     opened = open_source(source, revision, offline)
     if isinstance(opened, ZooFolder) and reference is None:
         if ranks.group is not None:

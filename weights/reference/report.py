@@ -180,7 +180,7 @@ def _figures(report: ParityReport) -> str:
 
 def _positions(report: ParityReport) -> str:
     buckets = takewhile(lambda end: end < report.length, (FIRST_BUCKET * BUCKET_GROWTH**i for i in count()))
-    edges = {0, *buckets, min(report.window, report.length), report.length}  # an error in the window shows after it
+    edges = {0, *buckets, min(report.window, report.length), report.length}  # a wrong window shows later only
     rows = []
     for start, end in pairwise(sorted(edges)):
         positions = (side.difference.by_position[start:end] for side in report.sides)

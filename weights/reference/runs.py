@@ -93,8 +93,8 @@ def run_all(models: Models, dtype: torch.dtype, streaming: bool) -> Results:
 
 
 def chunk_sizes(length: int) -> list[int]:
-    """Returns the sizes of a prompt's chunks for the runs through the cache: two halves, without the last tokens, and
-    then each of the last tokens by itself."""
+    """Returns the sizes of a prompt's chunks for the runs through the cache: two halves of all but the last tokens, and
+    then the last tokens one by one."""
     decoded = min(DECODED_TOKENS, length - 1)
     half = (length - decoded + 1) // 2
     return [size for size in (half, length - decoded - half, *[1] * decoded) if size]
