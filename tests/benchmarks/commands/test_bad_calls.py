@@ -33,7 +33,7 @@ USAGE = {  # a call -> a part of its error
     "params --since 2025-09": "no published size was released in 2025-09 or later; the latest are from 2025-08: ",
     "params --with shared-expert": "has 'shared-expert'; did you mean shared expert?",
     "params --with post": "no published size has 'post'; ",
-    "params --with MLA --with sinks": "at once: MLA: deepseek-v3-671b; sinks: gpt-oss-20b, ",
+    "params --with MLA --with sinks": "meets all conditions: MLA: deepseek-v3-671b; sinks: gpt-oss-20b, ",
     "params qwen3 --with MoE": "--with chooses among all models: leave it out, or name none",
     "params qwen3 --since 2025-01": "--since chooses among all models",
     "params qwen3-8b --all-sizes": "--all-sizes chooses among all models",
