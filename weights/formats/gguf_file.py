@@ -349,4 +349,4 @@ class GGUFFile(Source):
         try:
             return torch.from_numpy(gguf.dequantize(data, tensor.tensor_type))
         except NotImplementedError as error:
-            raise MalformedError(f"{self.path}: {tensor.name} has a quantisation that is not read: {error}") from error
+            raise MalformedError(f"{self.path}: {tensor.name} has an unsupported quantisation: {error}") from error

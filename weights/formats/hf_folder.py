@@ -143,7 +143,7 @@ class HFFolder(SafetensorsFolder):
             packing.check_config(self._quantization)
             pairs = packing.pairs(self.path, self.held)
             if not pairs:
-                raise MalformedError(f"{self.path}: {CONFIG} says {packing.description}, yet no tensor is stored so")
+                raise MalformedError(f"{self.path}: {CONFIG} says {packing.description}, but no tensor has this format")
             self._packed |= {codes: (packing, scales) for codes, scales in pairs.items()}
             log.info("%d packed tensors (%s) are unpacked as they are read", len(pairs), packing.description)
         scales = {name for _, name in self._packed.values()}
@@ -190,8 +190,8 @@ def refuse(config: dict[str, Any]) -> None:
 
 
 def _unsupported(scheme: str, evidence: str) -> MalformedError:
-    known = ", ".join(each.description for each in (*FORMATS.values(), FP4()))
+    known = "; ".join(each.description for each in (*FORMATS.values(), FP4()))
     return MalformedError(
-        f"config.json: the weights are quantised with a scheme that is not supported, {scheme}: {evidence}; {known} "
-        "are, and bfloat16, float16 and float32. Take another repository of this model"
+        f"config.json: the weights are quantised with a scheme that is not supported, {scheme}: {evidence}. "
+        f"Supported: {known}; bfloat16, float16 and float32. Use another repository of this model"
     )

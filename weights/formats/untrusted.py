@@ -41,7 +41,7 @@ def member(folder: Path, name: str) -> Path:
     if not path.is_file():
         raise NotAvailable(f"{folder}: there is no {name}")
     if not os.access(path, os.R_OK):
-        raise NotAvailable(f"{path} may not be read")
+        raise NotAvailable(f"{path} cannot be read: permission denied")
     real, home = path.resolve(), folder.resolve()
     blobs = home.parent.parent / "blobs"  # in the hub's cache, snapshots/<commit>/ holds links to these
     if not real.is_relative_to(home) and not (home.parent.name == "snapshots" and real.parent == blobs):

@@ -122,8 +122,8 @@ class Part:
 @dataclass(frozen=True)
 class LayerActivations:
     """The activations of one layer of the reference, each (batch, t, dim). `x`, `between` and `gated` are the inputs of
-    the attention, of the feed-forward and of the per-layer input's gate; `out` is the layer's output. Without a gate,
-    `gated` is `out`; without a feed-forward, `between` is `gated`."""
+    the attention branch, of the feed-forward branch and of the per-layer input's gate; `out` is the layer's output.
+    Without a gate, `gated` is `out`; without a feed-forward, `between` is `gated`."""
 
     layer: int
     x: Tensor

@@ -299,7 +299,7 @@ class MetaModel:
             return read(f"{name}_blocks").mT.contiguous()
         if name == HEAD and source.embedding in source.tensors:
             return read(source.embedding)
-        raise MalformedError(f"{source.path}: the reference needs {name}, which is not there")
+        raise MalformedError(f"{source.path}: the reference needs {name}, which the source does not have")
 
 
 def empty(module: nn.Module) -> None:
