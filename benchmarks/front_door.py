@@ -1,6 +1,6 @@
 """The command `zoo`: `zoo build qwen3` runs `python -m zoo.build qwen3`. Nothing imports this file.
 
-It imports nothing of the project before the verb is known: `zoo` alone answers at once.
+It imports the project only once the verb is known, so that `zoo` without a verb answers at once.
 """
 
 import os
@@ -37,7 +37,7 @@ def main() -> int:
 def _run_as_module(module: str, typed_as: str, args: list[str]) -> None:
     """Runs a module as `python -m` does: with its arguments, as `__main__`, and with the same response to Ctrl-C.
 
-    `zoo.cli.interrupt` recognises a command by these two lists; `zoo.cli.runner` shows `typed_as` as its name.
+    `zoo.cli.interrupt` recognises a command by sys.argv and sys.orig_argv; `zoo.cli.runner` shows `typed_as`.
     """
     sys.argv[:] = ["-m", *args]
     sys.orig_argv[:] = [sys.executable, "-m", module, *args]

@@ -1,7 +1,7 @@
 """Options that the verbs of the command line share, in groups, and the parsers of their values.
 
-A verb's `command` takes a group as one parameter, annotated with the group's class. `with_groups` turns it into the
-function that typer needs, with one parameter for each field of the group.
+A verb's `command` takes a group as one parameter, annotated with the group's class. `with_groups` turns `command` into
+the function that typer needs, with one parameter for each field of the group.
 """
 
 import math
@@ -40,7 +40,7 @@ def parse_context(text: str) -> int:
 
 
 def parse_memory(text: str) -> int:
-    """Parses bytes: 24GB, 80GiB. A bare number is GB, as cards are sold."""
+    """Parses bytes: 24GB, 80GiB. A number without a unit is in GB."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
     if not match or match[2] not in BYTES or not float(match[1]):
         raise ValueError(f"{text!r} is not an amount of memory; write 24GB or 80GiB")
@@ -48,7 +48,7 @@ def parse_memory(text: str) -> int:
 
 
 def parse_computing_dtype(text: str) -> torch.dtype:
-    """Parses a dtype that layers compute in."""
+    """Parses a dtype in which layers can compute."""
     found = find_dtype(text)
     if dtype_name(found) not in COMPUTING:
         raise ValueError(f"{text!r} is for storing only; choose {', '.join(COMPUTING)}")
@@ -56,7 +56,7 @@ def parse_computing_dtype(text: str) -> torch.dtype:
 
 
 def parse_weights(text: str) -> WeightForm:
-    """Parses a dtype, or another form of weights: released, or 4-bit."""
+    """Parses a format of weights: a dtype, released or 4-bit."""
     word = text.lower()
     if word in ("4bit", FOUR_BIT.name):
         return FOUR_BIT
@@ -69,7 +69,7 @@ def parse_weights(text: str) -> WeightForm:
 
 
 def parsed_option(parse: Callable[[str], Any], metavar: str, **fixed: Any) -> partial[Any]:
-    """Returns `typer.Option` for values that `parse` reads. A default that is no text is kept as it is."""
+    """Returns `typer.Option` for values that `parse` reads. A default that is not a string is used unchanged."""
 
     def read(value: Any) -> Any:
         try:
@@ -82,7 +82,7 @@ def parsed_option(parse: Callable[[str], Any], metavar: str, **fixed: Any) -> pa
 
 tokens_option = parsed_option(parse_context, "TOKENS")
 tokens_or_none_option = parsed_option(parse_tokens, "TOKENS")
-# The help of these states the default, which typer would show as torch.float32 or in bytes.
+# The help texts of these options state the default: typer would show it as torch.float32 or in bytes.
 count_option = parsed_option(parse_count, "COUNT", show_default=False)
 weights_option = parsed_option(parse_weights, "FORM", show_default=False)
 dtype_option = parsed_option(find_dtype, "DTYPE", show_default=False)
@@ -92,7 +92,7 @@ month_option = parsed_option(parse_month, "MONTH")
 
 
 def flag(help: str, *names: str) -> Any:
-    """Returns an option without a value. Its name is given, since typer would otherwise add a --no-... to it."""
+    """Returns an option without a value. Its name must be given: typer would otherwise add a --no-... variant."""
     return typer.Option(*names, help=help)
 
 
@@ -115,7 +115,7 @@ Layers = Annotated[
 
 @dataclass(frozen=True)
 class SwapOptions:
-    """The changes to the named models, and the parsing of their configs."""
+    """Options that change the named models or the parsing of their configs."""
 
     swap: Annotated[
         Strings,
@@ -129,7 +129,7 @@ class SwapOptions:
 
 @dataclass(frozen=True)
 class ModelOptions(SwapOptions):
-    """The models that a verb covers."""
+    """Options that select the models for a verb."""
 
     names: Annotated[
         Strings,
@@ -150,11 +150,11 @@ class ModelOptions(SwapOptions):
     ] = None
 
     def chosen(self) -> list[NamedSpec]:
-        """Returns the named models, a family as all its sizes; without names, the models of a table of all."""
+        """Returns the named models; a family means all its sizes. Without names, the other options select models."""
         return self._models(chosen, every_size if self.all_sizes else one_each)
 
     def representatives(self) -> list[NamedSpec]:
-        """Returns the named or selected models, but each family as its smallest size."""
+        """Returns the named or selected models, with only the smallest size of each family."""
         return self._models(representatives, smallest_each)
 
     def _models(self, choose: Callable[..., list[NamedSpec]], of: Callable[[Found], list[str]]) -> list[NamedSpec]:
@@ -185,7 +185,7 @@ class InferenceOptions(InferenceConfig):
     ] = 1
 
     def dtype(self) -> torch.dtype:
-        """Returns the dtype of weights in computations. Raises UsageError for a form that only stores weights."""
+        """Returns the dtype of weights in computations. Raises UsageError for a format that only stores weights."""
         dtype = self.weights.dtype
         if dtype.itemsize < 2 or PLAIN[dtype] != self.weights:
             raise UsageError(f"--dtype {self.weights.name} is for storing only; choose float32, bfloat16 or float16")
@@ -194,7 +194,7 @@ class InferenceOptions(InferenceConfig):
     def divisible(self, models: Sequence[NamedSpec]) -> list[NamedSpec]:
         """Returns the models that `tp` cards can divide; a note on stderr names the others.
 
-        Raises SpecError if there are none.
+        Raises SpecError if no model can be divided.
         """
         found, reasons = [], dict[str, SpecError]()
         for model in models:
@@ -230,7 +230,7 @@ class DeviceOptions:
     ] = None
 
     def device(self) -> roofline.Device:
-        """Returns the device. Raises UsageError unless both rates are given or neither, and above 0."""
+        """Returns the device. Raises UsageError if only one of the two rates is given, or if a rate is not above 0."""
         if self.link is not None and not 0 < self.link < math.inf:
             raise UsageError("--link (GB/s) is above 0")
         if self.bandwidth is None and self.flops is None:
@@ -245,9 +245,9 @@ class DeviceOptions:
 
 
 def with_groups(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the command as typer takes it: with one parameter for each field of the groups of options.
+    """Returns a function for typer that calls the command, with one parameter for each field of the groups of options.
 
-    The group `report` is finished when the command ends, however it ends.
+    The group `report` is finished when the command ends, even if it fails.
     """
     groups, parameters = dict[str, Any](), list[Parameter]()
     for given in signature(command, eval_str=True).parameters.values():

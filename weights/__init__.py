@@ -1,6 +1,6 @@
 """Released weights for the zoo's models."""
 
-from zoo.cli import interrupt  # noqa: F401 - before torch, so that Ctrl-C is answered while that is imported
+from zoo.cli import interrupt  # noqa: F401 - before torch, so that Ctrl-C works while torch is imported
 
 # isort: split
 from weights.loading import load

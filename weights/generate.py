@@ -1,6 +1,6 @@
 """python -m weights.generate SOURCE PROMPT: continues a prompt with a released model, or answers it (--chat).
 
-Text in, text out, where the source has a tokenizer. Token ids in, token ids out: --tokens 2,818,5279.
+If the source has a tokenizer, the prompt and the output are text. With --tokens 2,818,5279, both are token ids.
 """
 
 import logging
@@ -65,8 +65,8 @@ def main(
 ) -> None:
     """Continue a prompt with a released model. The new text goes to stdout, everything else to stderr.
 
-    The most likely token is taken each time, unless --sample or --temperature asks for samples. Generation stops at the
-    source's end tokens.
+    Each step takes the most likely token, unless --sample or --temperature is given. Generation stops at the source's
+    end tokens.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("weights").setLevel(logging.INFO)
@@ -107,8 +107,8 @@ def _settings(
     top_k: int | None,
     top_p: float | None,
 ) -> GenerationConfig:
-    """Returns the settings to generate with: greedy or, if asked for, those published, with the options in place of
-    some. Raises UsageError where the options do not say how to sample."""
+    """Returns the generation settings: greedy or, with `sample`, the published settings. Given options override them.
+    Raises UsageError for `sample` without any temperature, and for `top_k` or `top_p` without sampling."""
     if sample and not published.temperature and temperature is None:
         raise UsageError(f"{source} publishes no settings for --sample; give a --temperature")
     if not sample and not temperature and (top_k, top_p) != (None, None):
@@ -119,7 +119,7 @@ def _settings(
 
 
 def _described(settings: GenerationConfig, published: GenerationConfig, seed: int) -> str:
-    """Returns the settings in use in words, and what the source recommends instead."""
+    """Describes the settings in use and, for greedy decoding, the published sampling settings."""
     if settings.temperature:
         return f"sampling with {_in_words(settings)}, seed {seed}"
     return f"greedy; --sample uses the published {_in_words(published)}" if published.temperature else "greedy"
@@ -131,8 +131,8 @@ def _in_words(settings: GenerationConfig) -> str:
 
 
 def _print(new: Iterator[torch.Tensor], prompt: int, show: Callable[[int], str], end_tokens: Container[int]) -> None:
-    """Prints each token as it comes, and at the end the tokens per second and the reason why generation stopped. The
-    time of the first token is that of the prompt's forward pass."""
+    """Prints each token as soon as it is generated, then the tokens per second and the reason why generation stopped.
+    The time until the first token counts as the prompt's forward pass."""
     times, last = [time.perf_counter()], -1
     try:
         for token in new:

@@ -1,4 +1,4 @@
-"""Loads a released model from a source of weights: every parameter filled, every stored tensor used, or one error."""
+"""Loads a released model. One error names every parameter without a tensor, and every unknown tensor."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ from zoo.sharding import Cut, Cuts, FirstRankOnly, cut_of
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-READER_THREADS = 2  # more were no faster, on two cores
+READER_THREADS = 2  # more threads were no faster on two cores
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LazyTensors(Sequence[Tensor]):
-    """The tensors of a source, each read on access and not kept."""
+    """The named tensors of a source. Each access reads a tensor; none is cached."""
 
     source: Source
     names: Sequence[str]
     device: str | torch.device
     dtype: torch.dtype
-    part: Part | None = None  # the part of each tensor
+    part: Part | None = None  # the part of each tensor to read (None: all of it)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -70,7 +70,7 @@ class LazyTensors(Sequence[Tensor]):
 
 @dataclass(frozen=True)
 class Shards:
-    """A rank's part of a model with the spec `whole`, which has these `parameters`, on the meta device."""
+    """A rank's shard of a model. `whole` is the spec of the whole model, `parameters` are its meta tensors by name."""
 
     whole: Decoder
     group: Group
@@ -81,12 +81,13 @@ class Shards:
         return self.whole.cuts()
 
     def layer(self, mapping: TensorMapping) -> Layer | None:
-        """Returns the rank's shard of the spec of a mapping's layer. Given this shard, a rule makes the rank's part of
-        the parameters."""
+        """Returns the rank's shard of the spec of a mapping's layer, or None outside the layers. With this shard, a
+        rule fills the rank's part of the parameters."""
         return None if mapping.layer is None else mapping.layer.shard(self.group.rank)
 
     def names(self, mapping: TensorMapping) -> tuple[str, ...]:
-        """Returns the stored tensors that a rank reads. If experts are stored one by one, it reads only its own."""
+        """Returns the names of the stored tensors that the rank reads. If experts are stored one by one and ranks hold
+        whole experts, the rank reads only its own experts."""
         cut = cut_of(mapping.module_names[0], self._cuts)
         if isinstance(mapping.rule, Stacked) and isinstance(cut, Cut) and cut.dim == 0:
             (held,) = cut.slices(len(mapping.checkpoint_names), self.group.rank)
@@ -94,11 +95,11 @@ class Shards:
         return mapping.checkpoint_names
 
     def is_absent(self, parameter: str) -> bool:
-        """Whether only the first rank has the values of a parameter, and this rank has zeros."""
+        """Whether this rank holds zeros for a parameter, because only the first rank holds its values."""
         return self.group.rank.index > 0 and isinstance(cut_of(parameter, self._cuts), FirstRankOnly)
 
     def part(self, mapping: TensorMapping, stored: Mapping[str, StoredTensor]) -> Part | None:
-        """Returns the part of each stored tensor in a mapping that the rank reads; None: all of it."""
+        """Returns the part that the rank reads of each stored tensor in a mapping; None means the whole tensor."""
         shape = stored[mapping.checkpoint_names[0]].shape
         dims, rows = set(), []
         for i, name in enumerate(mapping.module_names):
@@ -115,7 +116,7 @@ class Shards:
 
 
 def _ranges(rows: Tensor) -> Iterator[range]:
-    """Yields the ranges without gaps in sorted rows."""
+    """Yields the ranges of consecutive numbers in sorted row numbers."""
     ends = (rows.diff() != 1).nonzero().flatten() + 1
     for run in rows.tensor_split(ends.tolist()):
         yield range(int(run[0]), int(run[-1]) + 1)
@@ -123,21 +124,21 @@ def _ranges(rows: Tensor) -> Iterator[range]:
 
 @dataclass(frozen=True)
 class MatchedModel:
-    """A model on the meta device, and the stored tensors that fill it: they are checked to fit, and not read yet."""
+    """A model on the meta device, and mappings from the stored tensors, which fit the model and are not read yet."""
 
     source: Source
     model: Model
     mappings: list[TensorMapping]
-    skipped: dict[str, list[str]]  # description -> names
-    shards: Shards | None = None  # the part that this rank reads, of several ranks
+    skipped: dict[str, list[str]]  # description -> names of skipped tensors
+    shards: Shards | None = None  # this rank's shard (None: one process)
 
     def read(self, mappings: Sequence[TensorMapping], device: str | torch.device = "cpu") -> dict[str, Tensor]:
         """Returns the parameters that these mappings fill, by name, in the shapes and dtypes of the model.
 
-        Tensors that are only renamed come first: they may share the file's pages. Then memory for all other parameters
-        is allocated at once and filled, so that temporary tensors leave no gaps between parameters. Several threads
-        read stacked experts, whose many tensors are too small for torch's own threads (a third less time to float32, on
-        two cores). Other tensors are read one by one, since each reader would hold one more in memory.
+        Tensors that are only renamed come first, since they may share the file's pages. Memory for all other parameters
+        is then allocated before any is filled: temporary tensors would otherwise leave gaps between them. Several
+        threads read stacked experts, whose tensors are too small for torch's own threads. (On two cores, this converts
+        to float32 in a third less time.) Other tensors are read one by one, to hold only one at a time in memory.
         """
         wanted, absent = stored_tensors(self.model), dict[str, Tensor]()
         if self.shards is not None:
@@ -182,16 +183,16 @@ def load(
     mesh: DeviceMesh | None = None,
     whole_experts: bool = False,
 ) -> Model:
-    """Returns a released model, in eval mode. `source` is a hub id ("org/name" or "org/name@revision"), a preset's
-    name, a folder in Hugging Face layout, or a .gguf file.
+    """Loads a released model and returns it in eval mode. `source` is a hub id ("org/name" or "org/name@revision"), a
+    preset's name, a folder in Hugging Face layout, or a .gguf file.
 
-    `dtype` "auto" is the source's own: that of its config.json, or float32 for a quantised .gguf. On the CPU and in
-    that dtype, parameters that are stored as the model holds them share the file's pages; packed ones are unpacked one
-    at a time. Parameters are normal tensors under `torch.inference_mode()` too.
+    `dtype` "auto" is the source's dtype: the one in config.json, or float32 for a quantised .gguf. On the CPU and in
+    that dtype, parameters that the file holds unchanged share its pages. Packed tensors are unpacked one at a time.
+    Even under `torch.inference_mode()`, parameters are normal tensors.
 
-    With a `mesh` (torch's DeviceMesh, of one dimension or with one that is named "tp") the model is this rank's part in
-    tensor parallelism, and only this rank's slices are read. Every rank calls it, and runs the model at the same time.
-    Ranks divide the width of each expert, or hold `whole_experts` (expert parallelism).
+    `mesh` is a DeviceMesh of torch with one dimension, or with a dimension named "tp". With it, the model is this
+    rank's shard in tensor parallelism, and only this rank's slices are read. All ranks must load and run the model
+    together. They divide the width of each expert or, with `whole_experts`, the number of experts (expert parallelism).
 
     `ignore_fields` are fields of the config to ignore at your own risk. `check_finite` reads every tensor first, and
     refuses NaN and infinity. `offline` uses the download cache only.
@@ -207,14 +208,14 @@ def load(
 
 
 def open_source(source: str | Path, revision: str | None = None, offline: bool = False) -> Source:
-    """Returns the source of this name, downloaded if necessary. Raises NotAvailable if there is none."""
+    """Returns the source with this name, downloaded if necessary. Raises NotAvailable if there is no such source."""
     path = locate(source, revision, offline)
     if path.is_dir():
         file = described_by(path)
         return HFFolder(file.parent) if file.name == CONFIG else ZooFolder(file)
     if path.is_file() and path.suffix == ".gguf":
         require_package("gguf", "gguf")
-        from weights.formats.gguf_file import GGUFFile  # here, since it imports an extra
+        from weights.formats.gguf_file import GGUFFile  # here, since it needs an optional package
 
         return GGUFFile(path)
     raise UsageError(f"{path} is neither a folder with safetensors files nor a .gguf file")
@@ -228,12 +229,12 @@ def fill(
     check_finite: bool = False,
     ranks: Ranks = Ranks(),
 ) -> Model:
-    """Returns a model of this spec with the source's weights, or this process's part of it. Everything is checked to
-    fit before the first tensor is read.
+    """Returns a model of this spec, or this rank's shard of it, with the source's weights. Names, shapes and dtypes are
+    checked before the first tensor is read.
 
-    The modes around the call have no effect. Under `torch.inference_mode()` the parameters are normal tensors, so that
-    the model can be trained and compiled afterwards. (Reader threads do not inherit that mode, and could not write into
-    tensors made in it.) Temporary tensors are on the CPU, whatever the default device is.
+    The caller's autograd mode and default device have no effect. Even under `torch.inference_mode()` the parameters are
+    normal tensors, so that the model can be trained and compiled later. (Reader threads do not inherit inference mode
+    and could not write into its tensors.) Temporary tensors are on the CPU.
     """
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         matched = match_model(spec, source, resolve_dtype(dtype, source), ranks)
@@ -241,7 +242,7 @@ def fill(
             _check_tied_head(source)
         if check_finite:
             _check_finite(source, [name for mapping in matched.mappings for name in mapping.checkpoint_names])
-        # Not strict: a checkpoint holds no buffers but those that are declared.
+        # Not strict: a checkpoint lacks the buffers that are computed.
         matched.model.load_state_dict(matched.read(matched.mappings, device), strict=False, assign=True)
         fill_buffers(matched.model, device)
         _check_stored(source, matched.model)
@@ -252,8 +253,8 @@ def fill(
 
 
 def match_model(spec: Decoder, source: Source, dtype: torch.dtype, ranks: Ranks = Ranks()) -> MatchedModel:
-    """Returns a model of this spec on the meta device, or this process's part of it, matched with the source's tensors.
-    Raises MalformedError naming everything that does not fit, SpecError for a model that the ranks cannot divide."""
+    """Matches the source's tensors with a model of this spec, or with this rank's shard of it, on the meta device.
+    Raises MalformedError naming everything that does not fit, SpecError if the ranks cannot divide the model."""
     model = catalog.allocate(spec, "meta", dtype)
     parameters = stored_tensors(model)
     mappings = match(spec, parameters, source.rules, source.tensors)
@@ -267,7 +268,7 @@ def match_model(spec: Decoder, source: Source, dtype: torch.dtype, ranks: Ranks 
 
 
 def resolve_dtype(dtype: str | torch.dtype, source: Source) -> torch.dtype:
-    """Returns the dtype of this name; "auto" is the source's own."""
+    """Returns the dtype with this name; "auto" means the source's dtype."""
     return source.dtype if dtype == "auto" else find_dtype(dtype, computing=True)
 
 

@@ -22,7 +22,7 @@ from zoo.model.module import Model
 from zoo.model.sampling import GenerationConfig
 
 READABLE_DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
-TABLE_DTYPES = {torch.int32, torch.int64}  # dtypes of tables that are read as integers
+TABLE_DTYPES = {torch.int32, torch.int64}  # dtypes of stored tables of integers
 MAX_FOLDED_LINES = 20_000  # folding takes about a kilobyte of memory per line
 HEAD = "lm_head.weight"
 
@@ -55,8 +55,7 @@ class Part(NamedTuple):
 
 
 class Source(ABC):
-    """Weights on disk under Hugging Face's names: the model that they belong to, the stored tensors, and each tensor by
-    name."""
+    """Weights on disk. A source describes their model, lists the stored tensors, and reads each tensor by name."""
 
     path: Path
 
@@ -101,12 +100,12 @@ class Source(ABC):
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """The dtype of a loaded model unless another is asked for."""
+        """The default dtype of a loaded model."""
 
     @property
     @abstractmethod
     def generation(self) -> GenerationConfig:
-        """The published settings of generation. Raises MalformedError for values of another kind."""
+        """The published generation settings. Raises MalformedError for values of the wrong type."""
 
     @abstractmethod
     def spec(self, ignore_fields: Iterable[str] = ()) -> Decoder:
@@ -118,13 +117,12 @@ class Source(ABC):
         """Returns every tensor, under its name in the files."""
 
     def get_part(self, name: str, part: Part, device: str | torch.device, dtype: torch.dtype | None = None) -> Tensor:
-        """Returns part of the tensor with a name in `tensors`, converted as by `get`."""
+        """Returns part of a tensor by its name in `tensors`, converted as by `get`."""
         return part.of(self.get(name, device, dtype))
 
     @abstractmethod
     def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
-        """Returns the tensor with a name in `tensors`. `dtype` None: as it is stored, or float32 where it is
-        quantised."""
+        """Returns a tensor by its name in `tensors`. `dtype` None: the stored dtype, or float32 if it is quantised."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,7 @@ def stored_tensors(model: Model) -> dict[str, Tensor]:
 
 
 def layout(family: ModuleType) -> Rules:
-    """Returns an architecture's checkpoint layout, its own rules first."""
+    """Returns an architecture's checkpoint layout: its own rules, then the common rules."""
     return (*getattr(family, "WEIGHTS", ()), *COMMON)
 
 
@@ -170,8 +168,8 @@ def rule_names(rule: Rule) -> tuple[tuple[str, ...], str]:
 
 
 def match(spec: Decoder, parameters: Iterable[str], rules: Rules, stored: Container[str]) -> list[TensorMapping]:
-    """Returns the mappings that fill all parameters. Where several rules apply to a parameter, the first one whose
-    tensors are `stored` wins, or else the first. Raises UsageError naming the parameters that no rule applies to."""
+    """Returns the mappings that fill all parameters. If several rules apply to a parameter, the first rule with a
+    tensor in `stored` is used, or else the first rule. Raises UsageError naming parameters without a rule."""
     mappings: list[TensorMapping] = []
     layers = next(rule.prefix for rule in rules if isinstance(rule, LayerPrefix))
     filled: set[str] = set()
@@ -180,7 +178,7 @@ def match(spec: Decoder, parameters: Iterable[str], rules: Rules, stored: Contai
         if parameter in filled:
             continue
         found = [each for rule in rules if isinstance(rule, Rule) and (each := _bind(spec, rule, parameter, layers))]
-        if found:  # `max` takes the first of the best
+        if found:  # `max` returns the first of equal maxima
             mappings.append(max(found, key=lambda each: any(name in stored for name in each.checkpoint_names)))
             filled.update(mappings[-1].module_names)
         else:
@@ -191,8 +189,8 @@ def match(spec: Decoder, parameters: Iterable[str], rules: Rules, stored: Contai
 
 
 def _bind(spec: Decoder, rule: Rule, parameter: str, layers: str) -> TensorMapping | None:
-    """Applies the rule to this parameter; returns None if it is for others. `layers` begins the names of stored
-    layers."""
+    """Returns the rule's mapping for this parameter, or None if the rule does not apply to it. `layers` is the prefix
+    of the checkpoint names in layers."""
     in_layer = re.fullmatch(r"layers\.(\d+)\.(.+)", parameter)
     prefix, local = (f"layers.{in_layer[1]}.", in_layer[2]) if in_layer else ("", parameter)
     module_names, checkpoint_name = rule_names(rule)
@@ -209,7 +207,7 @@ def _bind(spec: Decoder, rule: Rule, parameter: str, layers: str) -> TensorMappi
 
 
 def skipped(spec: Decoder, rules: Rules, names: Iterable[str]) -> dict[str, list[str]]:
-    """Maps a description to the names of the stored tensors that are left out on purpose."""
+    """Returns {description: names} of the stored tensors that are skipped on purpose."""
     names = list(names)
     found = {"the embedding, stored again as the head": [HEAD]} if spec.tied and HEAD in names else {}
     skips = [(rule.what, rule.matcher(spec.layers)) for rule in rules if isinstance(rule, Skipped)]
@@ -246,14 +244,13 @@ def check_fit(
 
 
 def refuse_problems(where: str, problems: Mapping[str, Iterable[str]]) -> None:
-    """Raises one MalformedError for `problems`, a map from each problem to the names that have it; none if there are no
-    names."""
+    """Raises one MalformedError that lists `problems`, {problem: names of tensors}, unless there are no names."""
     if found := [f"{what}: {listed(names)}" for what, names in problems.items() if names]:
         raise MalformedError(f"{where}; {'; '.join(found)}")
 
 
 def listed(lines: Iterable[str]) -> str:
-    """Joins lines into one, folded; above MAX_FOLDED_LINES, the first ones and the total count."""
+    """Folds lines and joins them into one. Beyond MAX_FOLDED_LINES lines, it adds only the total count."""
     lines = list(lines)
     rest = f", ... ({len(lines)} in all)" if len(lines) > MAX_FOLDED_LINES else ""
     return enough(folded(lines[:MAX_FOLDED_LINES])) + rest
@@ -274,7 +271,7 @@ def folded(lines: Iterable[str]) -> list[str]:
 
 def _ranges(numbers: Iterable[str]) -> str:
     """Formats numbers as ranges: "3", "4", "5", "9" -> "{3-5,9}"; a single number stays as it is."""
-    counted = enumerate(sorted(map(int, numbers)))  # in a run, number minus count is the same
+    counted = enumerate(sorted(map(int, numbers)))  # in a run, number minus count is constant
     runs = [[number for _, number in run] for _, run in groupby(counted, lambda pair: pair[1] - pair[0])]
     text = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
     return text if text.isdigit() else f"{{{text}}}"

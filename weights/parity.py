@@ -44,20 +44,20 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of the first of three prompts of random token ids.")] = 0,
     text: Annotated[str | None, typer.Option(help="Text to compare on, if the source has a tokenizer.json.")] = None,
     reference: Annotated[
-        str | None, typer.Option(help="Another source for the reference: the origin of SOURCE.")
+        str | None, typer.Option(help="Source of the reference's weights, such as the original of a converted SOURCE.")
     ] = None,
     streaming: Annotated[
         bool,
-        typer.Option("--streaming", help="Hold one layer at a time. Default: if both models do not fit in memory."),
+        typer.Option("--streaming", help="Hold one layer at a time. Default: only if both models exceed the memory."),
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a source on the hub.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use the download cache only.")] = False,
     ignore_field: Annotated[list[str] | None, typer.Option(help="Field of the config to ignore (repeatable).")] = None,
     tp: TensorParallel = 1,
     ep: ExpertParallel = 1,
-    plot: Annotated[Path | None, typer.Option(help="Draw the error against position into a .png or .svg file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Plot the error at each position to a .png or .svg file.")] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the whole report as JSON, with each position.")
+        bool, typer.Option("--json", help="Print the whole report as JSON, with the errors at each position.")
     ] = False,
     out: Out = None,
     import_: Imports = None,
@@ -65,16 +65,16 @@ def main(
 ) -> int:
     """Compare the zoo with the released implementation, in transformers, on the same weights and prompts.
 
-    A folder in the zoo's own layout is compared with its own spec: parameters and cache with the formulas, decoding
-    through the cache with one forward pass.
+    A folder in the zoo's own layout has no reference and is compared with its own spec: sizes of parameters and cache
+    with the formulas, and decoding through the cache with one forward pass.
 
-    Both compute in float64, where equal models differ by less than 1e-10 of the largest logit. Exit code 1 if they
-    differ by more, or if the zoo's rounding error in --dtype is more than twice the reference's. All runs are on the
-    CPU. With --tp the zoo's model is divided among processes; each of them runs the whole reference, or with
-    --streaming a layer of it at a time.
+    Both models compute in float64, where equal models differ by less than 1e-10 of the largest logit. The exit code is
+    1 if they differ by more, or if the zoo's rounding error in --dtype is more than twice the reference's. All runs are
+    on the CPU. With --tp the zoo's model is divided among processes. Each process runs the whole reference; with
+    --streaming, one layer at a time.
     """
     handler, logged = logging.StreamHandler(), dict[str, logging.LogRecord]()
-    # A streamed source is opened again for every layer: each message is shown once.
+    # Streaming reopens the source for every layer: show each message only once.
     handler.addFilter(lambda record: logged.setdefault(record.getMessage(), record) is record)
     logging.basicConfig(format="%(message)s", handlers=[handler])
     logging.getLogger("weights").setLevel(logging.INFO)

@@ -1,10 +1,10 @@
 """Saves a model as a folder that `weights.load` reads: in Hugging Face layout, or in the zoo's own.
 
-The reference implementation reads Hugging Face layout too, but no published config describes most swapped models. The
-zoo's own layout holds any model: spec.json, and each parameter under its own name.
+The reference implementation can also read Hugging Face layout, but no published config describes most swapped models.
+The zoo's own layout holds any model: spec.json, and each parameter under its own name.
 
-The folder gets its name when all of it is on disk, so that it is never there in part. Tensors are written one at a
-time, by the rules that loading reads them with.
+The folder gets its final name once it is complete, so that no partial folder has this name. Tensors are written one at
+a time, by the same rules as in loading.
 """
 
 import json
@@ -42,17 +42,17 @@ log = logging.getLogger(__name__)
 def save(
     model: Model, folder: str | Path, *, layout: Layout = "auto", shard_bytes: int = 5_000_000_000
 ) -> Literal["hf", "zoo"]:
-    """Writes a model to a new folder: its description, and safetensors in files of at most `shard_bytes` of tensors
-    each. Returns the layout.
+    """Writes a model to a new folder: its description, and safetensors files with at most `shard_bytes` of tensors
+    each. Returns the layout that was written.
 
     `layout`: "hf" writes config.json and the tensors of the released files, "zoo" writes spec.json and the parameters
     under their own names, and "auto" writes "hf" if a published config describes the model, else "zoo". A larger tensor
-    gets a file of its own; several files get an index. Every tensor keeps its dtype; a tied head is not stored. A model
-    that `weights.load` returned keeps its tokenizer, chat template and settings of generation beside it.
+    gets a file of its own; for several files, an index is written. Every tensor keeps its dtype; a tied head is not
+    stored. For a model from `weights.load`, its tokenizer, chat template and generation settings are also written.
 
-    Raises SpecError for "hf" and a model that no published config describes, and NotAvailable where the disk fails.
-    Raises UsageError for a folder that already holds something, and for a model without weights or with other
-    parameters than its spec says.
+    Raises SpecError for "hf" if no published config describes the model, and NotAvailable if the folder cannot be
+    written. Raises UsageError for a folder that is not empty, and for a model without weights or one that differs from
+    its spec.
     """
     if shard_bytes < 1:
         raise UsageError(f"shard_bytes must be at least 1, got {shard_bytes}")
@@ -74,13 +74,13 @@ def save(
 
 def to_checkpoint(model: Model) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Returns the config.json that `save` writes in Hugging Face layout, and the tensors by name. A tensor that is
-    stored as the model holds it is the parameter itself, not a copy. Raises as `save` does."""
+    stored unchanged is the parameter itself, not a copy. Raises the errors of `save`."""
     made = _checkpoint(model, "hf")
     return json.loads(made.description), {e.name: tensor for e, tensor in zip(made.entries, made.tensors, strict=True)}
 
 
 class _Checkpoint(NamedTuple):
-    """The contents of a folder: the file that describes the model, and each tensor, made when it is asked for."""
+    """The contents of a folder: the file that describes the model, and the tensors, each computed on demand."""
 
     layout: Literal["hf", "zoo"]
     file: str
@@ -92,7 +92,7 @@ class _Checkpoint(NamedTuple):
 def _checkpoint(model: Model, layout: Layout) -> _Checkpoint:
     parameters = _parameters(model)
     chosen, file, description, rules = _described(model, layout)
-    mappings = match(model.spec, parameters, rules, stored=())  # as in released files
+    mappings = match(model.spec, parameters, rules, stored=())  # the first matching rules, as in released files
     meta = {name: parameter.to("meta") for name, parameter in parameters.items()}
     entries = [
         StoredTensor(name, shape, parameters[mapping.module_names[0]].dtype)
@@ -104,7 +104,7 @@ def _checkpoint(model: Model, layout: Layout) -> _Checkpoint:
 
 
 def _described(model: Model, layout: Layout) -> tuple[Literal["hf", "zoo"], str, str, Rules]:
-    """Returns the layout, the file that describes the model, its content, and the rules of the tensors."""
+    """Returns the layout, the name and content of the file that describes the model, and the rules for the tensors."""
     if layout != "zoo":
         try:
             config = to_hf(model.spec) | {"dtype": dtype_name(model.embed.weight.dtype)}
@@ -117,7 +117,7 @@ def _described(model: Model, layout: Layout) -> tuple[Literal["hf", "zoo"], str,
 
 
 def _parameters(model: Model) -> dict[str, Tensor]:
-    """Returns the parameters by name. Raises UsageError unless they are those that loading would make for the spec."""
+    """Returns the parameters by name. Raises UsageError unless names, shapes and dtypes match the model's spec."""
     held = {name: tensor.detach() for name, tensor in stored_tensors(model).items()}
     dtype = model.embed.weight.dtype
     if any(parameter.is_meta for parameter in held.values()):
@@ -136,7 +136,7 @@ def _type(parameter: Tensor | None) -> str:
 
 
 def _shards(entries: Iterable[StoredTensor], max_bytes: int) -> Iterator[list[StoredTensor]]:
-    """Splits the tensors, in order, into lists of at most `max_bytes` each, but at least one tensor."""
+    """Splits the tensors, in order, into lists of at most `max_bytes`. A larger tensor gets a list of its own."""
     shard: list[StoredTensor] = []
     total = 0
     for entry in entries:
@@ -149,7 +149,7 @@ def _shards(entries: Iterable[StoredTensor], max_bytes: int) -> Iterator[list[St
 
 
 def _write_shards(folder: Path, shards: list[list[StoredTensor]], tensors: Iterator[Tensor]) -> None:
-    """Writes the files, which take the tensors in turn, and an index where there are several."""
+    """Writes one file for each shard and, for several shards, an index. `tensors` are in the order of the entries."""
     index, total = dict[str, str](), 0
     for i, shard in enumerate(shards):
         name = SINGLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
@@ -164,7 +164,7 @@ def _write_shards(folder: Path, shards: list[list[StoredTensor]], tensors: Itera
 
 
 def _write_safetensors(path: Path, entries: Iterable[StoredTensor], tensors: Iterable[Tensor]) -> None:
-    """Writes a safetensors file, one tensor at a time. (The library's own writer takes all of a file's at once.)"""
+    """Writes a safetensors file, one tensor at a time. (The library's own writer needs all tensors in memory.)"""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for entry in entries:
@@ -188,9 +188,9 @@ def _json_text(value: Any) -> str:
 
 
 def _require_room(target: Path, nbytes: int) -> None:
-    """Raises UsageError if `target` exists already, NotAvailable if `nbytes` do not fit on its disk."""
+    """Raises UsageError for a file or a folder that is not empty, NotAvailable if its disk lacks `nbytes`."""
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise UsageError(f"{target} is there already, and nothing is overwritten: give another name, or remove it")
+        raise UsageError(f"{target} already exists and is not overwritten: give another name, or remove it")
     try:
         free = shutil.disk_usage(next(parent for parent in target.absolute().parents if parent.exists())).free
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Locates a source on disk by its name: a folder, a .gguf file, a downloaded repository of the Hugging Face Hub.
+"""Finds a source by its name: a folder, a .gguf file, or a repository of the Hugging Face Hub, which is downloaded.
 
 huggingface_hub downloads a repository into its own cache, with its progress bar and its settings (HF_HOME, HF_TOKEN,
-HF_HUB_OFFLINE, HF_ENDPOINT). Only the files that are read here are downloaded.
+HF_HUB_OFFLINE, HF_ENDPOINT). Only the files that the zoo reads are downloaded.
 """
 
 import logging
@@ -21,22 +21,23 @@ from zoo.training.checkpoints import STATE
 from zoo.training.run import last_checkpoint
 
 SMALL_FILES = (CONFIG, GENERATION, INDEX, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, OLDER_TEMPLATE, MODELOPT)
-SAVED = "model"  # the folder of a finished run that holds its model
+SAVED = "model"  # the subfolder of a finished run for its model
 HUB_ID = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
 log = logging.getLogger(__name__)
 
 
 def is_path(word: str | Path) -> bool:
-    """Whether a word names a file or a folder here. A folder without a separator is one only if no preset, family or
-    hub id has its name: qwen3 is the family, and ./qwen3 the folder."""
+    """Whether a word names an existing file or folder. A folder with the name of a preset or family needs a separator:
+    qwen3 is the family, ./qwen3 the folder."""
     path = Path(word)
     named = isinstance(word, Path) or len(path.parts) > 1 or word.startswith(".") or not catalog.is_known(word)
     return path.is_file() or (path.is_dir() and named)
 
 
 def described_by(folder: Path) -> Path:
-    """Returns the file that describes a folder's model: its config.json or spec.json; of a run of zoo.train that of the
-    model that it saved, or the state.json of its last checkpoint. Raises NotAvailable if there is none."""
+    """Returns the file that describes a folder's model: its config.json or spec.json. In a run of zoo.train, this is
+    the file of the saved model or, before that exists, the state.json of the last checkpoint. Raises NotAvailable if no
+    file does."""
     files = [parent / name for parent in (folder, folder / SAVED) for name in (CONFIG, SPEC)]
     found = next((file for file in files if file.is_file()), None)
     if found is not None:
@@ -51,8 +52,8 @@ def described_by(folder: Path) -> Path:
 def locate(source: str | Path, revision: str | None = None, offline: bool = False) -> Path:
     """Returns the folder or file of a source: a path, a preset, or a repository, "org/name" or "org/name@revision".
 
-    Its name and its resolved commit are logged. `offline` makes no network requests. Raises UsageError for a revision
-    of a path, and NotAvailable, with advice, for a source that cannot be found or downloaded.
+    A repository's name and resolved commit are logged. With `offline`, no network requests are made. Raises UsageError
+    for a path with a revision, and NotAvailable, with advice, for a source that cannot be found or downloaded.
     """
     if is_path(source):
         if revision is not None:
@@ -67,8 +68,8 @@ def locate(source: str | Path, revision: str | None = None, offline: bool = Fals
 
 
 def locate_tokenizer(source: str, offline: bool = False) -> Path:
-    """Returns the folder, tokenizer.json or .gguf file of a source's tokenizer. Of a repository, the small files are
-    downloaded. Raises as `locate` does."""
+    """Returns the folder, tokenizer.json or .gguf file that holds a source's tokenizer. From a repository, only the
+    small files are downloaded. Raises the errors of `locate`."""
     if is_path(source):
         return Path(source)
     name, _, revision = source.partition("@")
@@ -76,7 +77,7 @@ def locate_tokenizer(source: str, offline: bool = False) -> Path:
 
 
 def repository(name: str) -> str:
-    """Returns the hub id of a name: itself, or the preset's. Raises NotAvailable where it is neither."""
+    """Returns the hub id for a name, which is a hub id or a preset. Raises NotAvailable for other names."""
     if HUB_ID.fullmatch(name) and not name.startswith(".") and not name.endswith(".gguf"):
         return name
     try:
@@ -89,10 +90,10 @@ def repository(name: str) -> str:
 
 
 def download(repo: str, revision: str | None, offline: bool) -> Path:
-    """Returns the folder in the download cache that holds all the files of a repository that are read here."""
+    """Downloads the files of a repository that the zoo reads, and returns their folder in the download cache."""
     folder = _snapshot(repo, revision, SMALL_FILES, offline)
     log.info("%s at commit %s", repo, folder.name)
-    if (folder / CONFIG).exists():  # before gigabytes are downloaded that cannot be read
+    if (folder / CONFIG).exists():  # before gigabytes of unreadable weights are downloaded
         check_scheme(folder, read_json(member(folder, CONFIG), CONFIG_LIMIT))
     shards = sorted(set(weight_map(folder).values())) if (folder / INDEX).exists() else [SINGLE]
     if not _is_offline(offline):
@@ -105,13 +106,13 @@ def download(repo: str, revision: str | None, offline: bool) -> Path:
 
 
 def download_config(repo: str, offline: bool = False) -> Path:
-    """Returns the config.json of a repository in the download cache."""
+    """Downloads the config.json of a repository, and returns its path in the download cache."""
     folder = _snapshot(repo, None, (CONFIG,), offline)
     return member(folder, CONFIG)
 
 
 def _snapshot(repo: str, revision: str | None, files: Iterable[str], offline: bool) -> Path:
-    """Returns the folder in the download cache, with the repository's files among `files`."""
+    """Downloads those `files` that the repository has, and returns their folder in the download cache."""
     from huggingface_hub import snapshot_download  # here, since it takes a third of a second
     from huggingface_hub.utils.tqdm import tqdm
 
@@ -136,7 +137,7 @@ def _is_offline(offline: bool) -> bool:
 
 def _not_cached(offline: bool) -> str:
     option = "--offline (offline=)" if offline else "HF_HUB_OFFLINE"
-    return f"the download cache, and {option} forbids to fetch; fetch once without it"
+    return f"the download cache, and {option} forbids downloads; download once without it"
 
 
 def _reason(error: Exception, repo: str, offline: bool) -> str:
@@ -160,7 +161,7 @@ def _reason(error: Exception, repo: str, offline: bool) -> str:
         case OSError() if error.errno is not None:
             return f"cannot be stored in {constants.HF_HUB_CACHE}: {error.strerror}"
         case _:
-            return f"unexpected answer of the hub: {_first_line(error)}"
+            return f"unexpected answer from the hub: {_first_line(error)}"
 
 
 def _first_line(error: BaseException) -> str:

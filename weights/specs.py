@@ -2,8 +2,8 @@
 
 The word is one of these, in this order of precedence:
 
-1. FILE.py:NAME: a Decoder, or a function that returns one, in a Python file, which is run
-2. a file: config.json, spec.json, .gguf; or a folder with one of the first two, such as a run of zoo.train
+1. FILE.py:NAME: a Decoder, or a function that returns a Decoder, in a Python file, which is run
+2. a config.json, spec.json or .gguf file; or a folder with one of the .json files, such as a run of zoo.train
 3. a preset, a family (its smallest size) or the hub id of a preset; ./NAME is a folder of that name
 4. a hub id, whose config.json is downloaded or in the download cache
 """
@@ -33,8 +33,8 @@ GGUF, PYTHON = ".gguf", ".py:"
 def find_spec(word: str, ignore_fields: Iterable[str] = ()) -> FoundSpec:
     """Returns the model that a word names. `ignore_fields` are fields of a config.json to ignore.
 
-    Raises UsageError for a name that is known nowhere, NotAvailable for a hub id that cannot be reached and for a
-    folder without a description, MalformedError for one that is wrong.
+    Raises UsageError for an unknown name. Raises NotAvailable for a hub id that cannot be reached and for a folder
+    without a description. Raises MalformedError for an invalid description.
     """
     if PYTHON in word:
         return _from_python(word)
@@ -79,12 +79,12 @@ def _of_config(config: dict[str, Any], where: str, ignore_fields: Iterable[str])
 
 
 def _label(name: str) -> str:
-    """Returns a folder's or file's name for tables: with "./" where a preset has the same name."""
+    """Returns a folder's or file's name for tables, with a leading "./" if a preset has the same name."""
     return f"./{name}" if name in catalog.sizes() else name
 
 
 def _from_python(word: str) -> FoundSpec:
-    """Runs the file of FILE.py:NAME and returns the Decoder of that name, or the one that a function of it returns."""
+    """Runs the file of FILE.py:NAME. Returns the Decoder NAME, or the Decoder that the function NAME returns."""
     file, _, name = word.rpartition(":")
     path = Path(file)
     if not path.is_file():
@@ -98,7 +98,7 @@ def _from_python(word: str) -> FoundSpec:
 
 
 def run_file(path: Path) -> ModuleType:
-    """Runs a Python file as a module named like the file, with its folder on the path; once in a process."""
+    """Imports a Python file as a module with the file's name, once per process, and adds its folder to sys.path."""
     known = sys.modules.get(path.stem)
     if known is not None and Path(known.__file__ or "").resolve() == path.resolve():
         return known
@@ -119,7 +119,7 @@ def run_file(path: Path) -> ModuleType:
 
 
 def _attempt(path: Path, run: Any) -> Any:
-    """Returns what code of the user's file returns. Raises UsageError with the line of the file at which it failed."""
+    """Returns the result of `run`, which runs the user's file. Raises UsageError with the line that failed."""
     try:
         return run()
     except Exception as error:

@@ -1,8 +1,8 @@
 """A source's tokenizer and chat template: converts a text or a user's message to token ids, and token ids to text.
 
-They are read from a folder, a tokenizer.json or a .gguf file. A chat template is a program from a stranger. It runs in
-jinja2's sandbox, which gives it the values passed here and nothing else: no files, no modules, no attributes that begin
-with an underscore. Its running time and the length of its text are not limited.
+They are read from a folder, a tokenizer.json or a .gguf file. A chat template is untrusted code. It runs in jinja2's
+sandbox, which gives it only the values passed here: no files, no modules, no attributes that begin with an underscore.
+Its running time and the length of its output are not limited.
 """
 
 import json
@@ -30,17 +30,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Text:
-    """The tokenizer and the chat template at a path, read when they are asked for."""
+    """The tokenizer and the chat template at a path, read on demand."""
 
     path: Path
 
     def tokenizer(self) -> Any:
-        """Returns the tokenizer, by the library `tokenizers`, or None where there is none."""
+        """Returns the tokenizer as an object of the library `tokenizers`, or None if the path has no tokenizer."""
         return read_tokenizer(self.path) if has_tokenizer(self.path) else None
 
     def save(self, folder: Path) -> None:
-        """Writes the files of a folder as they are, and those of a .gguf file as a folder holds them. What cannot be
-        read is left out, and that is logged."""
+        """Copies the tokenizer's and template's files to a folder, or writes them from a .gguf file. Logs a warning if
+        this fails."""
         try:
             if self.path.suffix == GGUF:
                 self._save_gguf(folder)
@@ -64,7 +64,7 @@ class Text:
 
 
 def has_tokenizer(path: Path) -> bool:
-    """Whether there is a tokenizer at a path, of any kind."""
+    """Whether there is a tokenizer at a path, supported or not."""
     if path.suffix == GGUF:
         return _gguf_fields(path).get("tokenizer.ggml.model") not in NO_TOKENIZER
     return path.is_file() or (path / TOKENIZER).is_file()
@@ -72,9 +72,9 @@ def has_tokenizer(path: Path) -> bool:
 
 def read_tokenizer(path: Path) -> Any:
     """Returns the tokenizer of a .gguf file, a folder or a tokenizer.json, read by the library `tokenizers`. Raises
-    NotAvailable where there is none or its kind is not read."""
+    NotAvailable if there is no tokenizer or its kind is not supported."""
     if path.suffix == GGUF:
-        from weights.formats.gguf_file import LongList  # here, since it imports an extra
+        from weights.formats.gguf_file import LongList  # here, since it needs an optional package
 
         fields = _gguf_fields(path)
 
@@ -92,8 +92,9 @@ def read_tokenizer(path: Path) -> Any:
 
 
 def encode(path: Path, text: str, chat: bool) -> tuple[Any, list[int]]:
-    """Returns the tokenizer at a path, and the text's token ids. The tokenizer, or with `chat` the chat template, adds
-    special tokens. Raises NotAvailable without a tokenizer, UsageError for a text that is not valid Unicode."""
+    """Returns the tokenizer at a path, and the text's token ids. Special tokens come from the chat template with
+    `chat`, otherwise from the tokenizer. Raises NotAvailable if there is no tokenizer, UsageError for invalid
+    Unicode."""
     if not has_tokenizer(path):
         none = "holds no tokenizer" if path.suffix == GGUF else f"has no {TOKENIZER}"
         raise NotAvailable(f"{path} {none} to read a prompt with; give ids (--tokens 2,818,5279) or --tokenizer SOURCE")
@@ -107,28 +108,28 @@ def encode(path: Path, text: str, chat: bool) -> tuple[Any, list[int]]:
 
 
 def decoder(tokenizer: Any, prompt: list[int]) -> Callable[[int], str]:
-    """Returns a function from each new token to the text that it completes: "" for a part of a character."""
+    """Returns a function that converts each new token to text. A token that ends within a character gives ""."""
     stream = require_package("tokenizers.decoders", "text").DecodeStream(ids=prompt, skip_special_tokens=True)
     return lambda token: stream.step(tokenizer, token) or ""
 
 
 def chat_prompt(path: Path, message: str) -> str:
     """Returns the text of a chat in which the user has sent `message` and the model answers next. Raises NotAvailable
-    where there is no chat template, MalformedError where the template fails or is refused."""
+    if there is no chat template, MalformedError if the template fails."""
     require_package("jinja2", "text")
     template, where, special = _gguf_template(path) if path.suffix == GGUF else _folder_template(path)
     given: dict[str, Any] = dict(special)
     given |= {"messages": [{"role": "user", "content": message}], "add_generation_prompt": True}
     try:
         return _environment().from_string(template).render(**given, tools=None, documents=None)
-    except Exception as error:  # any type: the template raises it
+    except Exception as error:  # of any type, since a template can raise any
         line = next(iter(str(error).splitlines()), "")[:300]
         line = line if line.isprintable() else ascii(line)
         raise MalformedError(f"{where}: the chat template fails: {type(error).__name__}: {line}") from error
 
 
 def _folder_template(path: Path) -> tuple[str, Path, dict[str, str]]:
-    """Returns the template's text, its file, and the special tokens, of a folder or of that of a tokenizer.json."""
+    """Returns the template's text, its file, and the special tokens. `path` is a folder, or a tokenizer.json in it."""
     folder = path.parent if path.is_file() else path
     has_config = (folder / TOKENIZER_CONFIG).exists()
     config = read_json(member(folder, TOKENIZER_CONFIG), TOKENIZER_CONFIG_LIMIT) if has_config else {}
@@ -156,13 +157,13 @@ def _gguf_special(fields: Mapping[str, Any], text_of: Callable[[int], str | None
 
 def _gguf_fields(path: Path) -> dict[str, Any]:
     require_package("gguf", "gguf")
-    from weights.formats.gguf_file import read_gguf  # here, since it imports an extra
+    from weights.formats.gguf_file import read_gguf  # here, since it needs an optional package
 
     return read_gguf(path)[0]
 
 
 def _template(folder: Path, config: dict[str, Any]) -> tuple[str, Path]:
-    """Returns the template's text and its file: the newest of the three places it can be in."""
+    """Returns the template's text and its file. Of the three possible files, the one in the newest format counts."""
     if (path := folder / TEMPLATE).exists():
         with member(folder, TEMPLATE).open("rb") as file:
             data = file.read(CONFIG_LIMIT + 1)
@@ -174,7 +175,7 @@ def _template(folder: Path, config: dict[str, Any]) -> tuple[str, Path]:
         path = folder / OLDER_TEMPLATE
         config = read_json(member(folder, OLDER_TEMPLATE), CONFIG_LIMIT)
     template = config.get("chat_template")
-    if isinstance(template, list):  # several, by name
+    if isinstance(template, list):  # several templates, by name
         named = [each for each in template if isinstance(each, dict) and each.get("name") == "default"]
         template = named[0].get("template") if named else None
     if template is None:
@@ -221,13 +222,13 @@ def _environment() -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
     environment.globals = {
-        "range": environment.globals["range"],  # the sandbox's, which is limited in length
+        "range": environment.globals["range"],  # the sandbox's range is limited in length
         "dict": lambda *pairs, **values: dict(*pairs, **values),
         "namespace": Guarded,
         "raise_exception": fail,
         "strftime_now": lambda form: datetime.now().strftime(form),
     }
-    environment.filters["tojson"] = _to_json  # jinja2's own escapes HTML
+    environment.filters["tojson"] = _to_json  # jinja2's own filter escapes HTML
     return environment
 
 

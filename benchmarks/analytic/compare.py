@@ -33,9 +33,9 @@ PAIRS = (
     ("qwen3-235b-a22b", "glm4.5-355b"),
     ("qwen3-30b-a3b", "qwen3-next-80b-a3b"),
     ("qwen3-next-80b-a3b", "nemotron3-nano-30b-a3b"),
-)  # pairs of models that the gallery suggests to compare
+)  # pairs of models that the gallery suggests for comparison
 FieldValues = dict[str, Counter[Any]]  # field path -> value -> number of layers that have it
-# Words for a name in a field's path, where the name itself does not serve.
+# Words for names in a field's path that would be unclear by themselves.
 WORDS = {
     "act": "activation",
     "attn": "attention",
@@ -85,9 +85,9 @@ def structure_rows(first: NamedSpec, second: NamedSpec) -> list[Row]:
 
 
 def difference_rows(first: NamedSpec, second: NamedSpec) -> list[Row]:
-    """Returns one row for each field of the specs whose values, or their shares of the layers, differ.
+    """Returns one row for each field of the specs with other values, or with other shares of the layers.
 
-    An option that is off in one model makes no row where the other model's block has no such option.
+    There is no row for an option that is off in one model and that the other model's block does not have.
     """
     a, b = field_values(first.spec), field_values(second.spec)
     pair, rows = {"table": "differences", **about(first, second)}, []

@@ -1,4 +1,4 @@
-"""The KV cache: bytes as affine pieces of the context, the usual formula, contexts that fit, and crossings."""
+"""The KV cache: its bytes by context, the usual formula, the longest context that fits, and crossings of two caches."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -56,15 +56,15 @@ class InferenceConfig:
         require_same_ranks(self.tp, self.ep)
 
     def of(self, model: NamedSpec) -> "InferenceConfig":
-        """Returns this config for one model: the format that it was released in replaces RELEASED."""
+        """Returns this config for one model, with RELEASED replaced by the model's released format."""
         return replace(self, weights=model.released_form) if self.weights is RELEASED else self
 
     def describe(self) -> Row:
-        """Returns the keys of a row: batch, cache dtype and the number of cards."""
+        """Returns the first entries of a row: batch, cache dtype and the number of cards."""
         return {"batch": self.batch, "cache_dtype": dtype_name(self.cache), "tp": self.tp, "ep": self.ep}
 
     def divided(self, spec: Decoder) -> Decoder:
-        """Returns the model as cards divide it: by the width of each expert, or by whole experts with `ep`."""
+        """Returns the spec that cards divide: by the width of each expert or, with `ep`, by whole experts."""
         return expert_parallel(spec) if self.ep > 1 else spec
 
     def part(self, spec: Decoder) -> Decoder:
@@ -74,10 +74,10 @@ class InferenceConfig:
 
 @dataclass(frozen=True)
 class Piece:
-    """The bytes of one sequence's cache from `start` tokens of context to the next piece.
+    """The bytes of one sequence's cache, for contexts from `start` tokens to the start of the next piece.
 
-    They are fixed + per_token * context bytes. Each of the `entries` (bytes, every) adds its bytes for each block of
-    `every` tokens that has begun.
+    The cache takes fixed + per_token * context bytes. Each pair (bytes, every) in `entries` adds `bytes` for each begun
+    block of `every` tokens.
     """
 
     start: int
@@ -103,7 +103,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Change:
-    """The `sign` of the first model's bytes minus the second's, from `start` tokens to the next change."""
+    """The `sign` of (the first model's bytes - the second's), from a context of `start` tokens to the next change."""
 
     start: int
     sign: int
@@ -112,7 +112,7 @@ class Change:
 def pieces(spec: Decoder, dtype: torch.dtype) -> list[Piece]:
     """Returns the pieces of a model's cache, the first from 0 tokens. A new piece starts where a window is full.
 
-    States have a fixed size from the first token on.
+    States of a fixed size count from the first token on.
     """
     caches = [layer.cache_spec() for layer in spec.layers]
     itemsize = element_bytes(dtype)
@@ -131,11 +131,11 @@ def pieces(spec: Decoder, dtype: torch.dtype) -> list[Piece]:
 
 
 def changes(first: Sequence[Piece], second: Sequence[Piece]) -> list[Change]:
-    """Returns the contexts at which the smaller of two caches changes. The first change starts at 1 token.
+    """Returns the contexts at which another of two caches becomes the smaller one. The first entry starts at 1 token.
 
-    A cache with entries for several tokens grows in steps and may cross another cache many times. Such caches are
-    compared at multiples of all blocks. A change starts in the block before the first multiple with the new sign:
-    at the first context from which that sign holds.
+    A cache whose entries cover several tokens grows in steps, and may cross another cache many times. Such caches are
+    compared at common multiples of their blocks. A change starts within the block before the first multiple with the
+    new sign: at the first context from which this sign holds up to the multiple.
     """
 
     def sign(context: int) -> int:
@@ -169,12 +169,12 @@ def _piece(growth: Sequence[Piece], context: int) -> Piece:
 
 
 def longest(growth: Sequence[Piece], free: int) -> int | None:
-    """Returns the longest context whose cache takes at most `free` bytes: 0 if none fits, None if every one fits."""
+    """Returns the longest context whose cache takes at most `free` bytes: 0 if no context fits, None if all fit."""
     for piece, following in reversed(list(zip(growth, [*growth[1:], None], strict=True))):
         if piece.at(piece.start) <= free:
             if not piece.slope:
                 return None
-            # A block that has begun holds a whole entry: a few tokens fewer may fit than the bytes per token suggest.
+            # A begun block holds a whole entry: slightly fewer tokens may fit than the mean bytes per token suggest.
             fits = int((free - piece.fixed) // piece.slope)
             while piece.at(fits) > free:
                 fits -= 1
@@ -205,7 +205,7 @@ def cache_row(model: NamedSpec, context: int, config: InferenceConfig) -> Row:
 
 
 def usual_formula_bytes(spec: Decoder, context: int, batch: int, dtype: torch.dtype) -> int | None:
-    """Returns the cache bytes by the usual formula of other calculators; None where a layer has another kind of mixer.
+    """Returns the cache bytes by the usual formula of other calculators; None if it does not cover a layer's mixer.
 
     The formula takes dim / heads as head_dim. It ignores windows and sharing of K/V between layers, and expands the
     keys and values of MLA.
@@ -220,8 +220,8 @@ def usual_formula_bytes(spec: Decoder, context: int, batch: int, dtype: torch.dt
 def fit_row(model: NamedSpec, memory: int, config: InferenceConfig) -> Row:
     """Returns the longest context whose cache fits into the `memory` bytes of a card beside the weights.
 
-    `limit` names the limiting factor: "weights", which do not fit; "cache", which fills the rest of the memory; or
-    "context", the model's own, which fits.
+    `limit` names the limiting factor: "weights" if they do not fit, "cache" if it fills the rest of the memory, or
+    "context" if the model's whole context fits.
     """
     spec, config = config.part(model.spec), config.of(model)
     weights, trained = config.weights.model_bytes(spec), spec.context
@@ -242,7 +242,7 @@ def fit_row(model: NamedSpec, memory: int, config: InferenceConfig) -> Row:
 
 
 def crossing_row(model: NamedSpec, against: NamedSpec, config: InferenceConfig) -> Row:
-    """Returns a row whose `changes` list the contexts from which one cache is smaller: the model's or `against`'s.
+    """Returns a row whose `changes` list each context from which the cache of `model` or of `against` is smaller.
 
     `from_context` and `smaller` repeat the last change.
     """

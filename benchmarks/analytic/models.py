@@ -1,4 +1,4 @@
-"""Models named on a command line, and the models of a table."""
+"""Models that are named on a command line or shown in a table."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +20,8 @@ from zoo.swaps.grammar import apply_swaps
 class NamedSpec:
     """A named spec with its published size (None: not published).
 
-    `swap`: the swaps that were applied to the model of that name. `dropped`: the features that they removed. `stored`:
-    the form of its weights, if a config.json states it.
+    `swap`: the swaps that were applied to the model of that name. `dropped`: the features that the swaps removed.
+    `stored`: the format of the model's weights, if a config.json states it.
     """
 
     name: str
@@ -33,17 +33,17 @@ class NamedSpec:
 
     @property
     def released_form(self) -> WeightForm:
-        """The form in which the model's weights are released. A swapped model keeps the form of the original model."""
+        """The format of the model's released weights. A swapped model keeps the format of the original model."""
         return self.stored or weight_forms.released_form(self.name)
 
     @property
     def label(self) -> str:
-        """The name, starred where a swap has changed the model."""
+        """The name, with a star if a swap has changed the model."""
         return self.name + ("*" if self.swap else "")
 
 
 def about(model: NamedSpec, against: NamedSpec | None = None) -> Row:
-    """Returns the first keys of every row about a model, or about a model and the model of its comparison."""
+    """Returns the first entries of every row about a model, or about a model and the model it is compared with."""
     hub = model.size.hub if model.size else None
     row = {"model": model.name, "hub": hub, "swap": model.swap, "dropped": model.dropped}
     return row | ({"against": against.label, "against_swap": against.swap} if against else {})
@@ -52,10 +52,10 @@ def about(model: NamedSpec, against: NamedSpec | None = None) -> Row:
 def chosen(
     names: Sequence[str], swaps: Sequence[str] = (), ignore_fields: Iterable[str] = (), smallest: bool = False
 ) -> list[NamedSpec]:
-    """Returns the named models, in their order and without repeats; no names mean every family.
+    """Returns the named models, in the given order and without duplicates; no names mean every family.
 
-    A family means all its sizes or, with `smallest`, the smallest one under the family's name. With `swaps`, the
-    swapped form of each model follows it. Raises UsageError for an unknown name, and for swaps without names.
+    A family means all its sizes or, with `smallest`, its smallest size under the family's name. With `swaps`, each
+    model is followed by its swapped version. Raises UsageError for an unknown name, and for swaps without names.
     """
     if swaps and not names:
         raise UsageError("--swap changes the models that are named: name one, as in qwen3-8b --swap 'GQA(window=4096)'")

@@ -1,8 +1,8 @@
-"""Rows of parameters: the costs of the main table, the total by part, and why the Hub and a name give another number.
+"""Rows about parameters: main table, total by part, and why the Hub or a model's name states another number.
 
-data/hub.json holds the presets whose total on the Hub differs from ours. It has the Hub's `total`, over the headers of
-the safetensors files. `beside` counts the parameters in it that are stored beside the text model. A `note` explains
-other totals there.
+data/hub.json holds the presets whose total on the Hub differs from ours. `total` is the Hub's number, from the headers
+of the safetensors files. `beside` counts the parameters in this total that are not part of the text model. A `note`
+explains other differences.
 """
 
 import json
@@ -34,9 +34,9 @@ def cost_row(model: NamedSpec) -> Row:
     """Returns a row of the main table: parameters, FLOPs of one token, and cache bytes of one sequence in bfloat16.
 
     `longest_context` is 128k tokens, or the model's own `context` where that is shorter. `windows` lists the number of
-    layers for each limit of kept tokens. `state_layers` counts layers that keep states, `state_bytes` the bytes of all
-    their states. Layers with entries for several tokens count by their windows, without the states of their
-    compressors.
+    layers for each limit of cached tokens. `state_layers` counts the layers with a state of fixed size, and
+    `state_bytes` the bytes of all these states. If a layer's cache entries cover several tokens, only its window counts
+    here, not the states of its compressor.
     """
     spec = model.spec
     publisher_active, rule = (model.size and model.size.active) or (None, None)
@@ -76,7 +76,7 @@ def longest_context(limit: int | None) -> int:
 def param_row(model: NamedSpec) -> Row:
     """Returns a row with `params` and the parts that add up to it.
 
-    `hub_params` is the Hub's total for a published size: `params` and the parts in `hub_beside`. `name_params` and
+    `hub_params` is the Hub's total for a published size, which includes the parts in `hub_beside`. `name_params` and
     `name_active_params` are the numbers that the model's name claims.
     """
     total = model.spec.params()
@@ -128,7 +128,7 @@ def layer_rows(model: NamedSpec) -> Iterator[Row]:
 
 
 def ffn_cells(cost: str) -> Callable[[Row], Row]:
-    """Returns the cells of a `cost` by part (params or flops): the whole feed-forward, and other parts if any."""
+    """Returns a function that sums a row's `cost` (params or flops) over the feed-forward and over other parts."""
     whole, other = f"all_ffn_{cost}", f"other_{cost}"
     return lambda row: {whole: sum(row[f"{part}_{cost}"] for part in FFN_PARTS), other: row[other] or None}
 

@@ -72,12 +72,12 @@ class Pass:
         return self.flops / (self.weight_bytes + self.kv_bytes)
 
     def seconds(self, device: Device) -> float:
-        """Returns the least time on this device. Sending adds to it, since the next block waits for what is sent."""
+        """Returns the least time on this device. Sending adds to this time, since the next block waits for the data."""
         moving = (self.weight_bytes + self.kv_bytes) / device.bandwidth
         return max(self.flops / device.flops, moving) + self.sending(device)
 
     def sending(self, device: Device) -> float:
-        """Returns the seconds in which a card sends to the others; 0 where its link is unknown."""
+        """Returns the seconds in which a card sends to the others; 0 if the speed of its link is unknown."""
         return self.sent_bytes / device.link if device.link else 0.0
 
     def bound(self, device: Device) -> Literal["memory", "compute"]:
@@ -94,10 +94,10 @@ PHASES: dict[str, PassTokens] = {"decode": lambda context: (context - 1, 1), "pr
 
 
 def forward_pass(spec: Decoder, phase: str, context: int, config: InferenceConfig) -> Pass:
-    """Returns the decode or the prefill of each sequence.
+    """Returns the pass of all sequences in a phase: "decode" or "prefill".
 
-    Decode passes one token that sees `context` tokens, itself included, and reads the cache once. Prefill passes
-    `context` tokens, computes the last one's logits, and writes the cache once.
+    Decode runs one token per sequence, which sees `context` tokens including itself, and reads the cache once. Prefill
+    runs `context` tokens per sequence, computes the logits of the last token, and writes the cache once.
     """
     past, new = PHASES[phase](context)
     whole, spec = spec, config.part(spec)
@@ -120,8 +120,8 @@ def _sent_bytes(spec: Decoder, config: InferenceConfig, tokens: int) -> float:
 def flop_row(model: NamedSpec, phase: str, context: int, config: InferenceConfig, device: Device) -> Row:
     """Returns the row of one forward pass of all sequences together.
 
-    The parts add up to `flops`, which counts the pairs that are not masked; `full_square_flops` counts every pair that
-    a masked dense kernel computes.
+    The parts add up to `flops`, which counts query-key pairs that are not masked; `full_square_flops` counts every pair
+    that a masked dense kernel computes.
     """
     config = config.of(model)
     spec, batch = config.part(model.spec), config.batch

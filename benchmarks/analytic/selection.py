@@ -1,4 +1,4 @@
-"""The published sizes in a table of all models: one per family, or those since a month and with certain blocks."""
+"""Selects the published sizes for a table of all models: one per family, or sizes by release month and by blocks."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ Found = dict[str, list[str]]  # family -> some of its sizes
 def matching(since: str | None = None, blocks: Sequence[str] = ()) -> Found:
     """Returns the sizes that were released in the month `since` or later and use all of `blocks`.
 
-    A block is a name as in the table of `zoo.build --list`, in any case, or its first words ("QK-norm"). Families and
-    sizes keep the order of the catalog. Raises UsageError where there are none.
+    A block is a name from the table of `zoo.build --list` or its first words ("QK-norm"), in lower or upper case.
+    Families and sizes keep the order of the catalog. Raises UsageError if no size matches.
     """
     fulfil = {block: _using(block) for block in blocks}
     if since is not None:
@@ -26,12 +26,12 @@ def matching(since: str | None = None, blocks: Sequence[str] = ()) -> Found:
     }
     if not any(found.values()):
         each = "; ".join(f"{condition}: {enough(names, FEW)}" for condition, names in fulfil.items())
-        raise UsageError(f"no published size is all of this at once: {each}")
+        raise UsageError(f"no published size meets all conditions: {each}")
     return {family: names for family, names in found.items() if names}
 
 
 def _using(block: str) -> list[str]:
-    """Returns the sizes that use a block. Raises UsageError, with the nearest names in use, if there are none."""
+    """Returns the sizes that use a block. Raises UsageError, with the nearest names in use, if no size uses it."""
     word, used = folded(block.strip()), {name: used_names(size.spec) for name, size in sizes().items()}
     found = [name for name, each in used.items() if any(f"{folded(one)} ".startswith(f"{word} ") for one in each)]
     if not found:
@@ -40,13 +40,13 @@ def _using(block: str) -> list[str]:
 
 
 def _released(since: str) -> list[str]:
-    """Returns the sizes released in a month or later. Raises UsageError, with the latest ones, if there are none."""
+    """Returns the sizes released in a month or later. Raises UsageError, with the latest sizes, if there are none."""
     months = {name: size.released for name, size in sizes().items()}
     found = [name for name, month in months.items() if month >= since]
     if not found:
         latest = max(months.values())
         names = enough((name for name, month in months.items() if month == latest), FEW)
-        raise UsageError(f"no published size is of {since} or later; the latest are of {latest}: {names}")
+        raise UsageError(f"no published size was released in {since} or later; the latest are from {latest}: {names}")
     return found
 
 

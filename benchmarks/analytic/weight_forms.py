@@ -1,7 +1,7 @@
-"""Weights as checkpoints store them: in one dtype, or matrices in codes of 8 or 4 bits with scales beside them.
+"""Formats of stored weights: one dtype, or matrices as 8-bit or 4-bit codes with separate scales.
 
-The modules that a spec builds (without their data) determine the packed weights: the matrices of a block, or the
-weights of its experts alone. Norms, biases, routers, the embedding and the head are not packed.
+The modules that a spec builds (on the meta device) show which weights are packed: all matrices of a block, or only its
+experts. Norms, biases, routers, the embedding and the head are not packed.
 """
 
 import json
@@ -25,10 +25,10 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class WeightForm:
-    """A form of stored weights.
+    """A format of stored weights.
 
-    `experts`, `matrices`: the formats of the experts' matrices and of any other matrix in a block (None: not packed).
-    `dtype`: the dtype of everything else.
+    `experts`: the packed format of the experts' matrices. `matrices`: the packed format of a block's other matrices.
+    None means not packed. `dtype`: the dtype of all other weights.
     """
 
     name: str
@@ -46,7 +46,7 @@ class WeightForm:
         return params * self.dtype.itemsize
 
     def branch_bytes(self, branch: Block, dim: int) -> int:
-        """Returns the bytes of a branch in a model of width `dim`."""
+        """Returns the bytes of a branch's weights in a model of width `dim`."""
         params = branch.params(dim)
         if self.experts is None and self.matrices is None:
             return self.params_bytes(params)
@@ -64,7 +64,7 @@ class WeightForm:
     def read_bytes(self, spec: Decoder, tokens: int) -> float:
         """Returns the expected bytes of the weights that a pass of `tokens` tokens reads.
 
-        Each branch counts the parameters read, times its bytes per parameter.
+        For each branch, this is the number of parameters read, times the branch's mean bytes per parameter.
         """
         dim, branches = spec.dim, [each for layer in spec.layers for each in (layer.attn, layer.ffn) if each]
         read = {branch: branch.read_params(dim, tokens) for branch in dict.fromkeys(branches)}
@@ -75,9 +75,9 @@ class WeightForm:
 
 @cache
 def _matrices(branch: Block, dim: int) -> tuple[Shape, ...]:
-    """Returns the matrices of a branch's block that a quantised form packs.
+    """Returns the shapes of the matrices of a branch's block that a quantised format packs.
 
-    Matrices of a router and filters of a few tokens are not packed.
+    Matrices of a router, and convolution filters over a few tokens, are not packed.
     """
     try:
         with torch.device("meta"):
@@ -101,7 +101,7 @@ PACKED = {
     "mxfp4": WeightForm("mxfp4", experts=MXFP4()),
     "mxfp4+fp8": WeightForm("mxfp4+fp8", experts=MXFP4(), matrices=FP8()),
 }
-RELEASED = WeightForm("released")  # stands for each model's own form
+RELEASED = WeightForm("released")  # placeholder for each model's released format
 FP8_METHOD, MXFP4_METHOD = "fp8", "mxfp4"  # quant_method in a config.json
 
 
@@ -112,12 +112,12 @@ def _released_names() -> dict[str, str]:
 
 
 def released_form(preset: str) -> WeightForm:
-    """Returns the form of a preset's published weights: bfloat16 unless data/released_weights.json has another."""
+    """Returns the format of a preset's released weights: bfloat16 unless data/released_weights.json names another."""
     return _by_name(_released_names().get(preset, BFLOAT16.name))
 
 
 def config_form(config: Mapping[str, Any]) -> WeightForm:
-    """Returns the form of the weights that a config.json states; bfloat16 where it states no known form."""
+    """Returns the format of the weights that a config.json states, or bfloat16 if it states no known format."""
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, Mapping)]
     scheme = next((found for part in parts if isinstance(found := part.get("quantization_config"), Mapping)), {})
     experts = scheme.get("expert_dtype") or next((part["expert_dtype"] for part in parts if "expert_dtype" in part), "")

@@ -16,7 +16,7 @@ class Progress:
         self._bar = bar
 
     def doing(self, what: str) -> None:
-        """Shows the current work."""
+        """Shows a description of the current work."""
         self._bar.set_description(what, refresh=False)
 
     def tick(self) -> None:

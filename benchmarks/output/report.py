@@ -1,4 +1,4 @@
-"""Tables with titles, columns and legends, the report that writes them all in one format, and the reading of it."""
+"""Tables with titles and legends, the report that writes them in one format, and the function that reads a report."""
 
 import json
 import textwrap
@@ -25,17 +25,17 @@ def columns(show: Callable[..., str] = str, /, **headers: str) -> list[Column]:
 
 
 def columns_in_use(rows: Rows, show: Callable[..., str], /, **headers: str) -> list[Column]:
-    """Returns the columns in which some row has a number other than 0."""
+    """Returns the given columns in which some row has a number other than 0."""
     return columns(show, **{key: header for key, header in headers.items() if any(row[key] for row in rows)})
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows and their layout: a title, the columns, and one legend line or more beneath.
+    """Rows and their layout: a title, the columns, and a legend of one or more lines beneath the table.
 
-    `derive` makes the cells that no single value of a row fills, such as a range. It returns None for a row without a
-    line of its own, whose values stand in other rows' lines. `star_notes`: whether the legend explains the star of a
-    swapped model.
+    `derive` makes the cells that combine several values of a row, such as a range. It returns None for a row that is
+    not shown as a line, since other rows' lines show its values. `star_notes`: whether the legend explains the star of
+    a swapped model.
     """
 
     title: str
@@ -48,8 +48,8 @@ class Table:
     def text(self, format: Format) -> str:
         """Returns title, table and legend, as plain text at most 80 columns wide or as Markdown.
 
-        Columns without a value in any row are left out. A wider table wraps its longest names. A table without columns
-        shows only its legend.
+        Columns without a value in any row are left out. A table that is too wide wraps its widest column of text. A
+        table without columns shows only its legend.
         """
         lines = [(row, cells) for row in self.rows if (cells := self.derive(row)) is not None]
         rows = [row | cells | ({"model": named(row)} if "model" in row else {}) for row, cells in lines]
@@ -67,7 +67,7 @@ class Table:
 
 
 def _fitted(rows: Rows, columns: Sequence[Column]) -> Sequence[Column]:
-    """Returns the columns of a plain table. If it exceeds 80 columns, the widest column of words becomes narrower."""
+    """Returns the columns of a plain table. If it exceeds 80 characters, the widest column of text is narrowed."""
     excess = max(map(len, render(rows, columns).splitlines()), default=0) - MAX_WIDTH
     widths = {
         column: max(len(value) for row in rows if isinstance(value := row.get(column.key), str))
@@ -81,7 +81,7 @@ def _fitted(rows: Rows, columns: Sequence[Column]) -> Sequence[Column]:
 
 
 def named(row: Row) -> str:
-    """Returns the name of a row's model, starred if a swap has changed it."""
+    """Returns the name of a row's model, with a star if a swap has changed the model."""
     return row["model"] + ("*" if row.get("swap") else "")
 
 
@@ -94,11 +94,12 @@ def _swap_notes(rows: Rows) -> list[str]:
 
 @dataclass
 class Report:
-    """Tables in the order they are added; its other fields are the options of a command line.
+    """Tables in the order they are added. All other fields are options of a command line.
 
-    On stdout, tables for people appear one by one. In any other format, or in a file, all rows are written at the end
-    as one document. csv, json and jsonl hold each row once, with the name of its `table`. As a context manager, the
-    report is finished when the block ends, also by an exception or Ctrl-C; an empty one writes nothing.
+    On stdout, tables for people are printed at once. In any other format, or in a file, all rows are written as one
+    document when the report is finished. csv, json and jsonl hold each row once, with the name of its `table`. As a
+    context manager, the report is finished when the block ends, even by an exception or Ctrl-C. An empty report writes
+    nothing.
     """
 
     format: Annotated[Format, Option(help="Format of the rows.")] = Format.table
@@ -148,15 +149,15 @@ class Report:
 
 
 def kept(folder: Path) -> dict[str, Path]:
-    """Returns the JSON documents of a folder, by name without the suffix."""
+    """Returns {name without the suffix: path} of the JSON documents in a folder."""
     return {file.stem: file for file in sorted(folder.glob("*.json"))}
 
 
 def read(file: Path, verb: str = "throughput") -> Row:
     """Reads a document of `python -m benchmarks VERB --json`.
 
-    Raises NotAvailable for a file that cannot be read, MalformedError for another document and for another schema
-    version.
+    Raises NotAvailable for a file that cannot be read, and MalformedError for a file that is no such document or has
+    another schema version.
     """
     wrong = f"{file}: not a document of python -m benchmarks {verb} --json"
     try:

@@ -26,7 +26,7 @@ def three_in(of: float) -> Callable[[float], str]:
 
 
 def unless_zero(show: Callable[[Any], str]) -> Callable[[Any], str]:
-    """Returns a formatter that leaves 0 empty."""
+    """Returns a formatter that shows 0 as an empty cell."""
     return lambda value: show(value) if value else ""
 
 
@@ -36,12 +36,12 @@ def min_max(row: Mapping[str, Any], key: str, show: Callable[[Any], str]) -> str
 
 
 def format_tokens(number: int) -> str:
-    """Formats a number of tokens, in k (1,024) if that is exact. 128,000 is 125 k too, and stays as people write it."""
+    """Formats a number of tokens: multiples of 1,024 in k (32k), except for multiples of 1,000 (128,000)."""
     return f"{number // 1024}k" if number % 1024 == 0 and number % 1000 else f"{number:,}"
 
 
 def format_decimal_bytes(nbytes: float) -> str:
-    """Formats bytes in decimal units, as for memory of cards and files of weights: 65.2 GB, 1.34 TB, 0 B."""
+    """Formats bytes in decimal units, as is usual for cards and weight files: 65.2 GB, 1.34 TB, 0 B."""
     for of, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(nbytes) >= of:
             return f"{three_digits(nbytes / of)} {name}"
@@ -86,5 +86,5 @@ def _spans(crossing: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:
 
 
 def on_each(cards: int) -> str:
-    """Returns the end of a title for figures of one card, if several cards hold a model."""
+    """Returns the end of a title, ", on each of N cards", if several cards hold a model."""
     return f", on each of {cards} cards" if cards > 1 else ""

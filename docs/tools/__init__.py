@@ -1,1 +1,1 @@
-"""Writers of the generated parts of docs/, outside the wheel: measured tables, and the schema of `--json`."""
+"""Generators for parts of docs/: measured tables, and the schema of `--json`. The wheel does not contain them."""

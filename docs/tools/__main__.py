@@ -1,6 +1,6 @@
-"""python -m docs.tools: regenerates the generated parts of docs/, from the code and from the samples kept there.
+"""python -m docs.tools: regenerates parts of docs/ from the code and from the samples in docs/.
 
-python -m docs.tools --processor SLUG FILE ...   first keeps files of `throughput --json` as a processor's samples
+python -m docs.tools --processor SLUG FILE ...   first stores files of `throughput --json` as a processor's samples
 """
 
 import argparse
@@ -17,7 +17,7 @@ from zoo.errors import ZooError
 def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m docs.tools", description="Writes the generated parts of docs/.")
-    processor = "keep the files' rows as the samples of this processor, such as amd-epyc-avx512"
+    processor = "processor whose samples the files become, such as amd-epyc-avx512"
     parser.add_argument("--processor", metavar="SLUG", help=processor)
     parser.add_argument(
         "files", metavar="FILE", nargs="*", type=Path, help="files of python -m benchmarks throughput --json"

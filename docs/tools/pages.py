@@ -1,7 +1,7 @@
-"""The generated files of docs/, made from committed samples and from the code.
+"""Generates files of docs/ from committed samples and from the code.
 
-A page marks its generated sections with two comments. The text outside the sections is written by hand and stays. To
-repeat a comparison of docs/learning.md, run the command above its table with --json --out docs/learning/NAME.json.
+A page marks its generated sections with two comments. The text outside is written by hand. To repeat a comparison of
+docs/learning.md, run the command above its table with --json --out docs/learning/NAME.json.
 """
 
 import re
@@ -24,13 +24,13 @@ from zoo.units import format_count
 
 FIGURE = "deepseek-v3-671b"  # the model in docs/models.md
 BLOCKS = DOCS / "performance" / "blocks"
-HERE = ("Medians of", "kernels")  # first words of legend lines about the machine that prints the table
+HERE = ("Medians of", "kernels")  # first words of legend lines about the current machine
 BEGIN, END = "<!-- measured: {} -->\n", "<!-- end -->\n"
 SECTION = re.compile(r"<!-- measured: (\S+) -->\n.*?<!-- end -->\n", re.DOTALL)
 
 
 def texts() -> dict[str, str]:
-    """Returns {file in docs/: its text}, as the present samples and code generate it."""
+    """Returns {file in docs/: its text}, generated from the current samples and code."""
     compared, measured = kept(DOCS / "learning"), kept(BLOCKS)
     sections = {
         "performance.md": performance.sections(),
@@ -42,7 +42,7 @@ def texts() -> dict[str, str]:
 
 
 def gallery() -> dict[str, str]:
-    """Returns the text on blocks, its drawings, and two figures: the same on every machine."""
+    """Returns {file in docs/: its text} for the page on blocks and for drawings: the same on every machine."""
     best_known = [one(name) for name in one_each(matching())]
     made = {
         "overview.svg": overview(best_known, theme="light"),
@@ -54,9 +54,9 @@ def gallery() -> dict[str, str]:
 
 
 def filled(page: str, sections: Mapping[str, str]) -> str:
-    """Returns the page with each section between its markers.
+    """Returns the page with the text of each section between its markers.
 
-    A new section follows the last one, and markers without a section are removed.
+    A section without markers is added after the last section. Markers without a section are removed.
     """
     marked = {name: f"{BEGIN.format(name)}{text.strip()}\n\n{END}" for name, text in sections.items()}
     page = SECTION.sub(lambda found: marked.get(found[1], ""), page)
@@ -68,9 +68,9 @@ def filled(page: str, sections: Mapping[str, str]) -> str:
 
 
 def learning_section(name: str, document: Row) -> str:
-    """Returns the tables of one comparison as Markdown, with its data and its machine."""
+    """Returns the tables of one comparison as Markdown, and a line about its data and its machine."""
     shown = [replace(table, legend=[]).text(Format.md).strip() for table in learning_tables(document["rows"])]
-    shown = [re.sub(r"^### (.*)", r"**\1**", text) for text in shown]  # the page's headings are its findings
+    shown = [re.sub(r"^### (.*)", r"**\1**", text) for text in shown]  # the page's own headings state findings
     first, machine = next(row for row in document["rows"] if row["table"] == "learn"), document["machine"]
     on_text = any(run["task"] == "text" for run in first["runs"])
     trained = f"{format_count(first['tokens'])} bytes of text" if on_text else "synthetic sequences"
@@ -102,7 +102,7 @@ def learning_tables(rows: Rows) -> Iterator[Table]:
 
 
 def block_section(name: str, document: Row) -> str:
-    """Returns the tables of one document as Markdown, with the machine of its samples."""
+    """Returns the tables of one document as Markdown, and the machine on which it was measured."""
     tables = []
     for table in blocks.tables(document["rows"]):
         legend = [line for line in table.legend if not line.startswith(HERE)]

@@ -1,6 +1,6 @@
 """The sections of docs/performance.md: one for each processor, from the samples in docs/performance/SLUG.json.
 
-A section holds facts of the processor, a table of speeds, and missed targets.
+A section holds facts about the processor, a table of speeds, and missed targets.
 """
 
 import json
@@ -18,16 +18,16 @@ from zoo.errors import MalformedError, UsageError
 from zoo.units import format_bytes, format_count
 
 FOLDER = DOCS / "performance"
-SPEEDS = "throughput"  # the table of the compared rows
+SPEEDS = "throughput"  # the table whose rows are compared
 SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 SHARED = ("cpu", "isa", "cores", "torch", "device", "kernels_set")  # equal in all documents of a processor
 
-# Targets. Ratios are speeds over transformers' in the same rounds.
+# Targets. Ratios are the zoo's speed over transformers' speed in the same rounds.
 DECODE_DEPTH = 512  # tokens in the cache for the targets of compiled decode
-BANDWIDTH_DENSE_FLOAT32, BANDWIDTH_BFLOAT16 = 0.85, 0.75  # shares of the read bandwidth in compiled decode
-DECODE_RATIO, MIN_MAX_SPEEDUP = 2.0, 2.3  # compiled decode, if the max speedup is at least the second
-PREFILL_RATIO, PREFILL_GEMMS = 1.05, 0.95  # compiled prefill: one of the two suffices
-# Extensions that name a processor's vectors, the widest first.
+BANDWIDTH_DENSE_FLOAT32, BANDWIDTH_BFLOAT16 = 0.85, 0.75  # minimum shares of the read bandwidth in compiled decode
+DECODE_RATIO, MIN_MAX_SPEEDUP = 2.0, 2.3  # compiled decode must reach the first if the max speedup reaches the second
+PREFILL_RATIO, PREFILL_GEMMS = 1.05, 0.95  # compiled prefill must reach one of the two
+# ISA extension -> name of its vector instructions, the widest first.
 VECTORS = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2", "sve2": "SVE2", "sve": "SVE", "asimd": "NEON"}
 
 
@@ -39,7 +39,7 @@ def sections() -> dict[str, str]:
 def keep(slug: str, files: Sequence[Path]) -> None:
     """Writes the rows of the files as the samples of a processor.
 
-    Raises the errors of `gather`, and UsageError for a slug that is no file name.
+    Raises the errors of `gather`, and UsageError for an invalid slug.
     """
     if not SLUG.fullmatch(slug):
         raise UsageError(f"--processor {slug}: must be lower-case words joined by -, such as amd-epyc-avx512")
@@ -48,10 +48,10 @@ def keep(slug: str, files: Sequence[Path]) -> None:
 
 
 def gather(files: Sequence[Path]) -> Row:
-    """Returns one document with the rows of several documents from the same processor, and the header of the first.
+    """Returns one document, with the rows of all files and the header of the first file.
 
-    If several files contain the same test, only the last file's rows of it are kept, since the rounds of a test belong
-    together. Raises the errors of `read`, and MalformedError for a file from another processor.
+    If several files contain the same test, only the last file's rows of that test count, since the rounds of a test
+    belong together. Raises the errors of `read`, and MalformedError for a file from another processor.
     """
     documents = [read(file) for file in files]
     machines = [document["machine"] for document in documents]
@@ -69,7 +69,7 @@ def gather(files: Sequence[Path]) -> Row:
 
 
 def key_of(row: Row) -> tuple[str, str, str]:
-    """Returns the name of rows that were timed together: model, dtype and test."""
+    """Returns the key that rows share if they were timed together: model, dtype and test."""
     return row["model"], row["dtype"], row["test"]
 
 
@@ -106,9 +106,9 @@ def compared(document: Row) -> list[Row]:
 
 
 def _compared(rows: Sequence[Row]) -> Row:
-    """Returns the row of one test: transformers with its defaults, the zoo in both modes, and the machine's ceiling.
+    """Returns the row of one test: transformers with its defaults, the zoo in both modes, and ratios.
 
-    The shares of the bandwidth and of the GEMMs are the compiled model's, or the eager one's if none was compiled.
+    Shares of the bandwidth and of the GEMMs are the compiled model's, or the eager model's if none was compiled.
     """
     by_mode = {row["mode"]: row for row in rows if row["implementation"] == ZOO}
     baseline = next((row for row in rows if row["implementation"] != ZOO and row["mode"] != COMPILED), None)

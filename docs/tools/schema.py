@@ -1,7 +1,7 @@
 """docs/benchmarks.schema.json: the JSON schema of `python -m benchmarks --json`.
 
-The columns of a table are those of a row that its code writes, each required. The name of a column determines its kind:
-"table.column" or else "column" in `COLUMNS`, or else the ending of the name.
+The columns of a table are the keys of a row that the table's code writes; all are required. The kind of a column is its
+entry in `COLUMNS`, as "table.column" or else as "column", or else the entry of its ending in `ENDINGS`.
 """
 
 import json
@@ -97,7 +97,7 @@ CURVE = _object(tokens=POSITIVE, flops=_said(POSITIVE, "training FLOPs so far"),
 RUN = _object(
     task={"enum": [*ALL_TASKS]},
     seed=COUNT,
-    name=_said(TEXT, "name of the kept file"),
+    name=_said(TEXT, "name of the stored file"),
     tokens=COUNT,
     seconds=_said(AMOUNT, "training steps alone"),
     figures={"type": "object", "additionalProperties": NUMBER},
@@ -137,8 +137,8 @@ COLUMNS: dict[str, Kind] = {
     "dropped": _optional(TEXT, "features that the swaps removed"),
     "released": _optional({"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}$"}, "month of the release of the weights"),
     "costs.context": _optional(COUNT, "positions it was trained for or extended to"),
-    "learn.context": _said(POSITIVE, "tokens of the sequences that it was trained on"),
-    "context": _said(POSITIVE, "tokens that the last one sees, itself included"),
+    "learn.context": _said(POSITIVE, "tokens of each training sequence"),
+    "context": _said(POSITIVE, "tokens that the last token sees, itself included"),
     "windows": _list(_object(layers=POSITIVE, tokens=POSITIVE)),
     "state_layers": _said(COUNT, "layers that keep a state of a fixed size"),
     "kv_fixed_bytes": _said(COUNT, "for one sequence: full windows and states"),
@@ -149,12 +149,12 @@ COLUMNS: dict[str, Kind] = {
     ),
     "mode": _said(TEXT, "eager or compiled; for transformers its default attention (sdpa, eager), or compiled"),
     "throughput.phase": {"enum": ["prefill", "decode", "train"]},
-    "phase": _said({"enum": ["decode", "prefill"]}, "decode: one token after the others; prefill: all tokens at once"),
+    "phase": _said({"enum": ["decode", "prefill"]}, "decode: one token after the cached tokens; prefill: all tokens"),
     "tokens": _said(POSITIVE, "per sequence"),
     "learn.tokens_per_s": _optional(RATE, "training steps alone, one thread; median over the runs of the first task"),
     "tokens_per_s": _said(RATE, "all sequences together, at the median time or the ceiling"),
-    "flops.seconds": _said(RATE, "least time: the longer of FLOPs / rate and bytes / bandwidth, and sending_seconds"),
-    "flops": _said(POSITIVE, "pairs that a mask hides are not counted; a training step: three forward passes"),
+    "flops.seconds": _said(RATE, "least time: the longer of FLOPs / rate and bytes / bandwidth, plus sending_seconds"),
+    "flops": _said(POSITIVE, "masked pairs are not counted; a training step counts as three forward passes"),
     "throughput.weight_bytes_read": _optional(
         POSITIVE, "each weight once per pass, except unused rows of the embedding and experts that no token hits"
     ),
@@ -166,15 +166,15 @@ COLUMNS: dict[str, Kind] = {
     "mbu": _optional(AMOUNT, "bytes read / time / measured bandwidth; null for a training step"),
     "mfu": _optional(AMOUNT, "FLOPs / time / measured arithmetic rate"),
     "gemms_tokens_per_s": _optional(RATE, "a prefill's matrix products with weights, one after the other"),
-    "throughput.peak_bytes": _optional(COUNT, "weights and the most memory taken beside them; null where unknown"),
-    "overhead": _optional(AMOUNT, "share of the time that the same loop takes around a model that computes nothing"),
+    "throughput.peak_bytes": _optional(COUNT, "weights, and the peak of all other memory; null where unknown"),
+    "overhead": _optional(AMOUNT, "time of the same loop around an empty model, as a share of `seconds`"),
     "figures.ratio": _optional(AMOUNT, "other / value; null where value is 0"),
     "ratio": _optional(RATE, "speed over that of transformers as it runs by default, or of one process"),
-    "step_seconds": _optional(RATE, "a pass, median; this and the next four are null for one process"),
-    "read_seconds": _optional(RATE, "a process's part of weights and cache at the bandwidth while all read"),
-    "compute_seconds": _optional(RATE, "a process's FLOPs at the arithmetic rate"),
-    "exchange_seconds": _optional(RATE, "the pass's collectives alone, median"),
-    "of_predicted": _optional(RATE, "the pass over the longer of reading and computing, and the exchange"),
+    "step_seconds": _optional(RATE, "median time of a pass; for one process, this and the next four columns are null"),
+    "read_seconds": _optional(RATE, "time to read a process's weights and cache while all processes read"),
+    "compute_seconds": _optional(RATE, "time for a process's FLOPs at the arithmetic rate"),
+    "exchange_seconds": _optional(RATE, "median time of the pass's collectives alone"),
+    "of_predicted": _optional(RATE, "step_seconds / (max(read_seconds, compute_seconds) + exchange_seconds)"),
     "marks": _list({"enum": list(SIGNS)}),
     "layers.kind": _said(TEXT, "how these layers differ from the model's others"),
     "kind": {"enum": ["bandwidth", "matmul"]},
@@ -207,7 +207,7 @@ COLUMNS: dict[str, Kind] = {
     "mla.variant": {"enum": [*MLAVariants.VARIANTS]},
     "variant": {"enum": [*SparseVariants.VARIANTS]},
     "k": _said(POSITIVE, "tokens that the indexer chooses for each token"),
-    "crossover_tokens": _optional(POSITIVE, "stored tokens from which on sparse decodes with fewer FLOPs"),
+    "crossover_tokens": _optional(POSITIVE, "tokens in the cache from which on sparse decode takes fewer FLOPs"),
     "mla.difference": _optional(AMOUNT, "largest difference from absorbed's output, as a share of its largest element"),
     "difference": _said(AMOUNT, "largest difference from attention under the mask, as a share of the largest element"),
     "predicted_gain": _optional(RATE, "FLOPs of full over those of sparse; null for full"),
@@ -228,7 +228,7 @@ COLUMNS: dict[str, Kind] = {
     "learn_differences.size": _optional(POSITIVE, "null for text"),
     "unit": {"enum": ["bits per byte", "accuracy"]},
     "chance": _optional(RATE, "accuracy of a guess"),
-    "level": _said(SHARE, "level at which Holm's procedure tests it: 0.05 over the number of models, or more"),
+    "level": _said(SHARE, "level at which Holm's procedure tests the difference: 0.05 / number of models, or more"),
 }
 MACHINE: dict[str, Kind] = {**_all("platform cpu", TEXT), "threads": POSITIVE, **_all("python torch", TEXT)}
 MEASURED_ON: dict[str, Kind] = {
@@ -251,9 +251,9 @@ MEASURED_ON: dict[str, Kind] = {
 
 
 def examples() -> Iterator[Row]:
-    """Yields a row of every table as its code writes it. Some figures are made up.
+    """Yields rows of every table, as the table's code writes them. Some figures are made up.
 
-    Rows that need training or a running model come from the kept documents.
+    Rows that need training or a running model come from the documents in docs/.
     """
     first, second, config = one("gemma3"), one("qwen3"), InferenceConfig()
     yield from (cost_row(first), param_row(first), *layer_rows(first), cache_row(first, 4096, config))
@@ -298,7 +298,7 @@ def schema() -> Kind:
         "title": "Output of python -m benchmarks with --format json",
         "description": "One document. With --format jsonl the first line is this object without its rows, and each "
         "further line is one row. `table` names the definition that a row follows. Parameters are counts, bytes are "
-        "bytes, FLOPs are 2 per multiply-add of matrix products, times are seconds; null does not apply.",
+        "bytes, FLOPs are 2 per multiply-add of matrix products, times are seconds; null: not applicable.",
         "type": "object",
         "required": ["schema_version", "machine", "rows"],
         "properties": {

@@ -190,7 +190,7 @@ def test_nothing_is_written_over(dense: Model, tmp_path: Path) -> None:
     (folder / "mine").write_text("kept")
     file.write_text("kept")
     for place in (folder, file):
-        with pytest.raises(UsageError, match="is there already"):
+        with pytest.raises(UsageError, match="already exists"):
             weights.save(dense, place)
     assert (folder / "mine").read_text() == file.read_text() == "kept"
     assert {path.name for path in tmp_path.iterdir()} == {"there", "file"}

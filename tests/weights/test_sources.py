@@ -130,7 +130,7 @@ def test_repositories_that_are_not_available(ask: Callable) -> None:
         ["tiny/gated: access is gated; ask for it at ", "/tiny/gated, then log in with `hf auth login` or HF"],
         ["tiny/ill: not in the download cache, and the hub cannot be reached: HfHubHTTPError: Server error '500"],
         [f"tiny/pickle at commit {COMMIT}: model.safetensors not in the repository; see which files it has"],
-        ["tiny/none: not in the download cache, and --offline (offline=) forbids to fetch; fetch once without it"],
+        ["tiny/none: not in the download cache, and --offline (offline=) forbids downloads; download once without it"],
     ]
     for (_, told), phrases in zip(answers, expected, strict=True):
         assert all(phrase in told for phrase in phrases), told
@@ -158,12 +158,10 @@ def test_without_a_network(ask: Callable, tmp_path: Path) -> None:
     *answers, (kind, told) = ask(call, offline, ["tiny/single", COMMIT, True], [*without, None, True], **nowhere)
     assert answers == [("path", found)] * 3
     assert kind == "NotAvailable"
-    assert (
-        f"{gone}.safetensors not in the download cache, and --offline (offline=) forbids to fetch; fetch once" in told
-    )
+    assert f"{gone}.safetensors not in the download cache, and --offline (offline=) forbids downloads; download" in told
     answer, (_, told) = ask(call, without, HF_HUB_OFFLINE="1")
     assert answer == ("path", found)
-    assert f"{gone}.safetensors not in the download cache, and HF_HUB_OFFLINE forbids to fetch" in told
+    assert f"{gone}.safetensors not in the download cache, and HF_HUB_OFFLINE forbids downloads" in told
 
 
 @pytest.mark.slow  # the hub's client tries again five times, at growing intervals
@@ -193,7 +191,7 @@ def test_a_cache_that_another_tool_has_filled(saved: Saved, ask: Callable, tmp_p
     (home / "snapshots" / COMMIT / "model.safetensors").unlink()
     ((kind, told),) = ask(["tiny/other", None, True])
     assert kind == "NotAvailable"
-    assert "model.safetensors not in the download cache, and --offline (offline=) forbids to fetch" in told
+    assert "model.safetensors not in the download cache, and --offline (offline=) forbids downloads" in told
 
 
 def test_a_download_goes_on_where_it_stopped(hub: Hub, ask: Callable, tmp_path: Path) -> None:

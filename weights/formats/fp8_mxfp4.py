@@ -17,7 +17,7 @@ from zoo.units import dtype_name
 Shape = tuple[int, ...]
 FP8_BLOCK = 128  # rows and columns that share a scale
 MXFP4_BLOCK = 32  # elements that share a scale, in 16 bytes
-MXFP4_POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # the values of codes 0 to 7; 8 to 15 are the same negated
+MXFP4_POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # values of codes 0 to 7; codes 8 to 15 are their negatives
 MXFP4_VALUES = (*MXFP4_POSITIVE, *(-value for value in MXFP4_POSITIVE))
 MXFP4_PAIRS = [(MXFP4_VALUES[byte & 15], MXFP4_VALUES[byte >> 4]) for byte in range(256)]  # low half of a byte first
 PACKED_DTYPES = {torch.float8_e4m3fn, torch.int8, torch.uint8}
@@ -25,8 +25,8 @@ MXFP4_SCALES = [*(2.0 ** (exponent - 127) for exponent in range(255)), float("na
 
 
 class PackedFormat(ABC):
-    """A format that stores a tensor as two: codes and scales. The codes have the dtype `dtype` and a name that ends in
-    `codes`; the scales have the same name with one of the endings `scales`."""
+    """A format that stores a tensor as two tensors, codes and scales. The codes have the dtype `dtype`, and their name
+    ends in `codes`. In the name of the scales, one of `scales` replaces that ending."""
 
     description: ClassVar[str]
     codes: ClassVar[str]
@@ -36,28 +36,28 @@ class PackedFormat(ABC):
 
     @abstractmethod
     def check_config(self, config: Fields) -> None:
-        """Reads all fields of quantization_config. Raises MalformedError where they describe another format."""
+        """Reads all fields of quantization_config. Raises MalformedError if they describe another format."""
 
     @abstractmethod
     def unpacked_shape(self, codes: Shape) -> Shape | None:
-        """Returns the shape of the unpacked tensor for a shape of the codes; None for a shape that codes cannot
-        have."""
+        """Returns the shape of the tensor that codes of this shape unpack to, or None if codes cannot have the
+        shape."""
 
     @abstractmethod
     def scales_shape(self, codes: Shape) -> Shape:
-        """Returns the shape of the scales for a shape of the codes."""
+        """Returns the shape of the scales for codes of this shape."""
 
     @abstractmethod
     def nbytes(self, shape: Shape) -> int:
-        """Bytes of the codes and scales of matrices of this unpacked shape, (..., rows, columns)."""
+        """Returns the bytes of codes and scales for matrices of the unpacked shape (..., rows, columns)."""
 
     @abstractmethod
     def blocks(self, dim: int) -> int:
         """Returns the number of rows along a dimension of the unpacked tensor that share a scale."""
 
     def parts(self, part: Part, tensor: StoredTensor, codes: Shape) -> tuple[Part, Part]:
-        """Returns the parts of codes, whose shape is `codes`, and of scales for a part of an unpacked tensor. Raises
-        MalformedError for a part that divides elements with a common scale."""
+        """Returns the parts of the codes and of the scales that unpack to a part of `tensor`. `codes` is the shape of
+        the codes. Raises MalformedError for a part that splits a block with a common scale."""
         block, size = self.blocks(part.dim), tensor.shape[part.dim]
         for rows in part.ranges:
             if rows.start % block or (rows.stop % block and rows.stop != size):
@@ -71,15 +71,15 @@ class PackedFormat(ABC):
 
     @abstractmethod
     def unpack(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-        """Returns the tensor, rounded to `dtype` once. Temporaries are small compared with it."""
+        """Returns the unpacked tensor, rounded once, to `dtype`. Temporary tensors are small compared with it."""
 
     def unpacked(self, codes: StoredTensor) -> StoredTensor:
-        """Describes the tensor that `codes` (in `pairs`) unpack to: the same name, the unpacked shape, float32."""
+        """Describes the tensor that `codes` unpack to: the same name, the unpacked shape, float32."""
         return StoredTensor(codes.name, self.unpacked_shape(codes.shape) or (), torch.float32)
 
     def pairs(self, where: Path, stored: Iterable[StoredTensor]) -> dict[str, str]:
-        """Maps the name of the codes to the name of the scales, for the packed tensors of a source. Raises one
-        MalformedError naming all codes without scales, scales without codes, and wrong shapes and dtypes."""
+        """Returns {name of the codes: name of the scales} for the packed tensors of a source. Raises one MalformedError
+        naming all codes without scales, scales without codes, and wrong shapes and dtypes."""
         tensors = {tensor.name: tensor for tensor in stored}
         packed = (name for name, each in tensors.items() if each.dtype == self.dtype and name.endswith(self.codes))
         scales = {name: self._scales_of(name, tensors) for name in packed}
@@ -102,7 +102,7 @@ class PackedFormat(ABC):
         return next((name for name in names if name in tensors), names[0])
 
     def _misfit(self, codes: StoredTensor, scales: StoredTensor | None) -> str | None:
-        """Describes a mistake in the shapes and dtypes of a pair; None if there is none."""
+        """Describes a wrong shape or dtype in a pair, or returns None if the pair is valid."""
         if self.unpacked_shape(codes.shape) is None:
             return f"{codes.name} {list(codes.shape)}"
         if scales is not None and scales.shape != (shape := self.scales_shape(codes.shape)):
@@ -113,10 +113,10 @@ class PackedFormat(ABC):
 
 
 class FP8(PackedFormat):
-    """Matrices in float8 e4m3 with a scale for each block of 128 x 128, as DeepSeek-V3 was released (section 3.3).
+    """Matrices in float8 e4m3 with a scale for each block of 128 x 128, as in DeepSeek-V3 (section 3.3 of its report).
 
-    Element (i, j) is its code times scale (i // 128, j // 128): blocks at the lower and the right edge are partial. The
-    scales multiply despite their name `weight_scale_inv`. DeepSeek-V4's are powers of two, named `scale`.
+    Element (i, j) is code (i, j) times scale (i // 128, j // 128). Blocks at the bottom and right edges may be partial.
+    Scales are factors despite their name `weight_scale_inv`. DeepSeek-V4's scales are powers of two, named `scale`.
     """
 
     description = "fp8 e4m3, a scale for each 128 x 128"
@@ -126,8 +126,8 @@ class FP8(PackedFormat):
     scale_dtypes = frozenset({torch.float32, torch.bfloat16, torch.float8_e8m0fnu})
 
     def check_config(self, config: Fields) -> None:
-        """Checks the format and the blocks. The rounding of activations and the list of packed matrices have no effect
-        here."""
+        """Checks the format and the block size. The fields about activations and the list of packed matrices are
+        ignored."""
         config.expect(fmt="e4m3", weight_block_size=[FP8_BLOCK, FP8_BLOCK])
         config.unused("expert_dtype")  # FP4 is a format of its own: see `formats_of`
         config.unused("modules_to_convert", "modules_to_not_convert", "ignored_layers")
@@ -155,7 +155,7 @@ class FP8(PackedFormat):
 
 
 class MXFP4(PackedFormat):
-    """Experts in 4-bit floats with a power of two for each 32 of them, as gpt-oss was released (OCP MX 1.0).
+    """Experts in 4-bit floats with a power-of-two scale for every 32 elements, as in gpt-oss (OCP MX 1.0).
 
     Codes are (experts, out, in / 32, 16 bytes), scales (experts, out, in / 32), unpacked tensors (experts, out, in).
     """
@@ -167,7 +167,7 @@ class MXFP4(PackedFormat):
     scale_dtypes = frozenset({torch.uint8})
 
     def check_config(self, config: Fields) -> None:
-        """Checks the format. The list of packed tensors has no effect: the files show it."""
+        """Ignores the list of packed tensors: the files show which tensors are packed."""
         config.unused("dequantize", "modules_to_not_convert")
 
     def unpacked_shape(self, codes: Shape) -> Shape | None:
@@ -178,17 +178,17 @@ class MXFP4(PackedFormat):
         return codes[:-1]
 
     def nbytes(self, shape: Shape) -> int:
-        """A block's codes, and a byte for its scale; the last block of a row may be partial."""
+        """Counts the codes of each block and one byte for its scale. The last block of a row may be partial."""
         return prod(shape[:-1]) * -(-shape[-1] // MXFP4_BLOCK) * (MXFP4_BLOCK // 2 + 1)
 
     def blocks(self, dim: int) -> int:
         return MXFP4_BLOCK if dim == 2 else 1
 
     def unpack(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-        """Unpacks one expert at a time. Products are exact in float32, and in bfloat16, which has the same
+        """Unpacks one expert at a time. Products are exact in float32, and in bfloat16, which has the same range of
         exponents."""
         wide, word = (torch.bfloat16, torch.int32) if dtype == torch.bfloat16 else (torch.float32, torch.int64)
-        # A byte's two values are looked up as one integer, which is faster than one by one.
+        # The two values of a byte are looked up together, as one integer, which is faster.
         pairs = torch.tensor(MXFP4_PAIRS, dtype=wide, device=codes.device).view(word).flatten()
         powers = torch.tensor(MXFP4_SCALES, dtype=wide, device=codes.device)
         experts, out, blocks, _ = codes.shape
@@ -200,10 +200,10 @@ class MXFP4(PackedFormat):
 
 
 class FP4(MXFP4):
-    """Matrices in 4-bit floats with a power of two for each 32 elements of a row, as DeepSeek-V4's experts were
-    released.
+    """Matrices in 4-bit floats with a power-of-two scale for every 32 elements of a row, as in DeepSeek-V4's experts.
 
-    Codes are (out, in / 2 bytes), the first of two in the low half, scales (out, in / 32), unpacked tensors (out, in).
+    Codes are (out, in / 2 bytes), with the first of two elements in the low half of a byte. Scales are (out, in / 32),
+    unpacked tensors (out, in).
     """
 
     description = "fp4 e2m1, a scale for each 32 of a row"
@@ -213,7 +213,7 @@ class FP4(MXFP4):
     scale_dtypes = frozenset({torch.float8_e8m0fnu, torch.uint8})
 
     def check_config(self, config: Fields) -> None:
-        """Reads no fields: the format stands beside FP8."""
+        """Reads no fields: FP4 occurs only beside FP8, which reads them."""
 
     def unpacked_shape(self, codes: Shape) -> Shape | None:
         return (codes[0], 2 * codes[1]) if len(codes) == 2 and 2 * codes[1] % MXFP4_BLOCK == 0 else None
@@ -230,20 +230,20 @@ class FP4(MXFP4):
         return super().unpack(packed[None], scales.contiguous().view(torch.uint8)[None], dtype)[0]
 
 
-FORMATS: dict[str, PackedFormat] = {"fp8": FP8(), "mxfp4": MXFP4()}  # quant_method -> the format, if it is read
-EXPERT_DTYPES = {"fp8": (), "fp4": (FP4(),)}  # dtype of the experts -> formats beside fp8
+FORMATS: dict[str, PackedFormat] = {"fp8": FP8(), "mxfp4": MXFP4()}  # quant_method -> supported format
+EXPERT_DTYPES = {"fp8": (), "fp4": (FP4(),)}  # dtype of the experts -> further formats in an fp8 checkpoint
 
 
 def formats_of(config: dict[str, Any], quantization: Fields) -> list[PackedFormat]:
-    """Returns the formats that tensors of a checkpoint may have. Its scheme must be a supported one."""
+    """Returns the packed formats that a checkpoint may contain. Its scheme must be supported."""
     method = quantization.get("quant_method")
     beside = EXPERT_DTYPES[expert_dtype(config, quantization.values)] if method == "fp8" else ()
     return [FORMATS[method], *beside]
 
 
 def expert_dtype(config: dict[str, Any], quantization: dict[str, Any]) -> str:
-    """Returns the config's dtype of experts, from beside the scheme or in it; a multimodal wrapper has it in its
-    text_config."""
+    """Returns the dtype of the experts, or "fp8" if no field states it. The field is in `quantization`, in `config` or
+    in the text_config of a multimodal wrapper."""
     text = config.get("text_config")
     said = [quantization, config, *([text] if isinstance(text, dict) else [])]
     return next((part["expert_dtype"] for part in said if part.get("expert_dtype")), "fp8")

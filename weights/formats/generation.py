@@ -11,15 +11,15 @@ from zoo.errors import MalformedError
 from zoo.model.sampling import GenerationConfig
 
 SAMPLING = ("temperature", "top_k", "top_p")
-# Settings that change which tokens are generated and are not applied here -> the value that turns each off.
+# Settings that change the generated tokens but are not applied here -> the value that turns each one off.
 NOT_APPLIED = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_p": 0.0, "typical_p": 1.0, "num_beams": 1}
 log = logging.getLogger(__name__)
 
 
 def generation_config(settings: Mapping[str, Any], where: Path) -> GenerationConfig:
-    """Returns the settings of a generation_config.json. Raises MalformedError for a value of another kind.
+    """Returns the settings of a generation_config.json. Raises MalformedError for a value of the wrong type.
 
-    A setting of sampling that is absent is off. `do_sample: false` turns sampling off whatever the others say.
+    An absent sampling setting is off. `do_sample: false` turns sampling off, whatever the other settings are.
     """
     ids = settings.get("eos_token_id")
     stop = ids if isinstance(ids, list) else [] if ids is None else [ids]
@@ -44,7 +44,7 @@ def generation_config(settings: Mapping[str, Any], where: Path) -> GenerationCon
 
 
 def generation_fields(config: GenerationConfig) -> dict[str, Any]:
-    """Returns the settings as generation_config.json holds them; `generation_config` is the inverse."""
+    """Returns the fields of generation_config.json for these settings: the inverse of `generation_config`."""
     fields: dict[str, Any] = {"eos_token_id": list(config.stop)} if config.stop else {}
     if config.temperature:
         given = {name: value for name, value in config.sampling.items() if value is not None}

@@ -1,7 +1,7 @@
-"""Reads a .gguf file, as llama.cpp writes it, under the names and in the layout of Hugging Face.
+"""Reads llama.cpp's .gguf files, and converts their tensors to the names and the layout of Hugging Face.
 
-The gguf library reads it, names its tensors and dequantises them. Facts that such a file lacks (Gemma's layer pattern
-and its local RoPE base, SmolLM3's layers without positions) come from the preset of equal dimensions.
+The gguf library parses the file, maps the tensor names and dequantises. Facts that a .gguf file lacks (Gemma's layer
+pattern and local RoPE base, SmolLM3's layers without positions) come from the preset with the same dimensions.
 """
 
 import logging
@@ -52,18 +52,18 @@ from zoo.model.sampling import GenerationConfig
 EMBEDDING = "token_embd.weight"
 UNQUANTISED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 LONG_LIST = 4096  # a list of more entries describes the vocabulary, not the layers
-MAX_LIST, MAX_LIST_BYTES = 1_000_000, 32 * MB  # of one list that is read: Gemma's 514,906 merges take 10 MB
-SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p"}  # the key of each setting
+MAX_LIST, MAX_LIST_BYTES = 1_000_000, 32 * MB  # limits of one list; Gemma's 514,906 merges take 10 MB
+SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p"}  # setting -> key in the file
 VERSIONS = (2, 3)
-MAX_TENSORS, MAX_FIELDS, MAX_ENTRIES = 5_000, 1_000, 20_000  # the library makes half a dozen objects of each
+MAX_TENSORS, MAX_FIELDS, MAX_ENTRIES = 5_000, 1_000, 20_000  # the library makes half a dozen objects for each
 MIN_TENSOR_BYTES, MIN_FIELD_BYTES = 32, 13
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LongList:
-    """A list of a vocabulary's length, which is read when it is asked for: where its entries begin in the file, their
-    type, their number and their bytes."""
+    """A long list, such as a vocabulary, which is read on demand. `start` is the file offset of its entries, `kind`
+    their type, `length` their number, and `nbytes` their size."""
 
     path: Path
     start: int
@@ -72,7 +72,7 @@ class LongList:
     nbytes: int
 
     def read(self) -> list[Any]:
-        """Returns the entries. Raises MalformedError for more than any vocabulary has, and for broken texts."""
+        """Returns the entries. Raises MalformedError for a list beyond the limits, and for text that is not UTF-8."""
         if self.length > MAX_LIST or self.nbytes > MAX_LIST_BYTES:
             size = f"{self.length} entries in {self.nbytes} bytes"
             raise MalformedError(f"{self.path}: a list of {size} is above the limit of {MAX_LIST} and {MAX_LIST_BYTES}")
@@ -97,15 +97,15 @@ class LongList:
 class _Reader(gguf.GGUFReader):  # type: ignore[misc]
     """The library's reader, changed to skip long lists: reading a vocabulary entry by entry takes ten seconds."""
 
-    entries = 0  # in short lists
+    entries = 0  # total number in short lists
 
     def __init__(self, path: Path) -> None:
-        self.path, self.long_lists = path, dict[int, LongList]()  # by the place of their values
+        self.path, self.long_lists = path, dict[int, LongList]()  # by the file offset of their values
         super().__init__(path, "c")  # copy on write: torch warns about memory that cannot be written
 
     def contents(self, field: gguf.ReaderField) -> Any:
-        """Returns the value of a field: a LongList for a long list; None for an empty list and a text that is longer
-        than any chat template."""
+        """Returns the value of a field. A long list is a LongList. An empty list, or a text longer than any chat
+        template, is None."""
         if field.types[:1] == [gguf.GGUFValueType.STRING] and field.parts[-1].nbytes > CONFIG_LIMIT:
             return None
         at = field.offset + sum(part.nbytes for part in field.parts[:3])  # key and type
@@ -125,7 +125,7 @@ class _Reader(gguf.GGUFReader):  # type: ignore[misc]
         return super()._get_field_parts(orig_offs, raw_type)
 
     def _extent(self, start: int, kind: Any, length: int) -> int:
-        """Returns the bytes of `length` entries from `start` on."""
+        """Returns the size in bytes of `length` entries that begin at `start`."""
         if kind != gguf.GGUFValueType.STRING:
             return length * self.gguf_scalar_to_np[kind]().itemsize
         raw, at = memoryview(self.data), start
@@ -137,8 +137,8 @@ class _Reader(gguf.GGUFReader):  # type: ignore[misc]
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the fields and the tensors of a .gguf file, by name; a long list as a LongList. Raises MalformedError for
-    an unreadable file."""
+    """Returns the fields and the tensors of a .gguf file, each by name. Long lists are LongLists. Raises MalformedError
+    for an unreadable file."""
     if problem := _start_problem(path):
         raise MalformedError(f"{path} is not a readable .gguf file: {problem}")
     try:
@@ -148,12 +148,12 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         fields = {name: reader.contents(field) for name, field in reader.fields.items()}
         fields = {name: value for name, value in fields.items() if value is not None}
         return fields, {tensor.name: tensor for tensor in reader.tensors}
-    except Exception as error:  # the library has no error types of its own: any of them is the file's fault
+    except Exception as error:  # the library has no error types of its own: every error means a bad file
         raise MalformedError(f"{path} is not a readable .gguf file: {type(error).__name__}: {error}") from error
 
 
 def _start_problem(path: Path) -> str | None:
-    """Describes a mistake in the first 24 bytes of a .gguf file of this size; None if there is none."""
+    """Describes what is wrong with the first 24 bytes of a .gguf file, or returns None if they are valid."""
     with path.open("rb") as file:
         size, start = path.stat().st_size, file.read(24)
     if len(start) < 24:
@@ -171,7 +171,7 @@ def _start_problem(path: Path) -> str | None:
 
 
 class Stored(NamedTuple):
-    """A tensor under Hugging Face's name: the GGUF names of the tensors that hold it, the spec of its layer, and the
+    """A tensor of Hugging Face's layout: the names of the file's tensors that hold it, the spec of its layer, and the
     shape that the model expects."""
 
     names: tuple[str, ...]
@@ -180,7 +180,7 @@ class Stored(NamedTuple):
 
 
 class _Held(Container[str]):
-    """The Hugging Face names of the tensors in the file, by a function from a name to the GGUF names that hold it."""
+    """The Hugging Face names of the tensors in the file. `find` maps a name to the file's names, () if it is absent."""
 
     def __init__(self, find: Callable[[str], tuple[str, ...]]) -> None:
         self._find = find
@@ -205,14 +205,13 @@ class GGUFFile(Source):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The embedding's dtype; float32 if it is quantised, since bfloat16 would round dequantised values once
-        more."""
+        """The embedding's dtype; float32 if it is quantised, since bfloat16 would round dequantised values again."""
         kind = self._tensors[EMBEDDING].tensor_type.name if EMBEDDING in self._tensors else ""
         return UNQUANTISED.get(kind, torch.float32)
 
     @property
     def generation(self) -> GenerationConfig:
-        """The ids of the tokens that end a text, a turn or a message, and the settings of sampling."""
+        """The sampling settings, and the ids of the tokens that end a text, a turn or a message."""
         settings = {name: self._fields.get(f"general.sampling.{key}") for name, key in SAMPLING.items()}
         decimal = {name: float(str(np.float32(n))) for name, n in settings.items() if isinstance(n, float)}
         ids = [self._fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
@@ -220,8 +219,8 @@ class GGUFFile(Source):
         return generation_config(settings | decimal | {"eos_token_id": [*ends]}, self.path)
 
     def spec(self, ignore_fields: Iterable[str] = ()) -> Decoder:
-        """Returns the preset of this file's dimensions, with the vocabulary size of its embedding. Raises
-        MalformedError where there is none, or where the file has an unknown field."""
+        """Returns the spec of the preset with this file's dimensions, and with the vocabulary size of the file's
+        embedding. Raises MalformedError if there is no such preset, or if the file has an unknown field."""
         name, _, spec = self.preset
         expected = metadata_of(self.kind, spec)
         known = {*expected, *ignore_fields}
@@ -238,8 +237,8 @@ class GGUFFile(Source):
 
     @cached_property
     def preset(self) -> tuple[str, ModuleType, Decoder]:
-        """Name, family and spec of the preset that agrees with the file wherever both state a value; both state the
-        dimensions. Among several it is the one with the file's context."""
+        """Name, family and spec of the preset that agrees with the file in all values that both state; both state the
+        dimensions. Among several such presets, one with the file's context is preferred."""
         differ: dict[str, list[str]] = {}
         found: list[tuple[str, ModuleType, Decoder]] = []
         for family in (families()[name] for name in ARCHITECTURES[self.kind].families):
@@ -258,19 +257,19 @@ class GGUFFile(Source):
         name, family, spec = min(found, key=lambda each: (each[2].context != context, self._missing_factors(each[2])))
         rows = int(self._tensors[EMBEDDING].shape[-1]) if EMBEDDING in self._tensors else spec.vocab
         try:
-            return name, family, replace(spec, vocab=rows, context=context)  # converters change both
+            return name, family, replace(spec, vocab=rows, context=context)  # converters change both of them
         except SpecError as error:
             raise MalformedError(f"{self.path}: {error}") from error
 
     @cached_property
     def _metadata(self) -> dict[str, Any]:
-        """The fields about the architecture, by key without the architecture's name."""
+        """The fields about the architecture. Their keys lack the prefix with the architecture's name."""
         prefix = f"{self.kind}."
         found = {key.removeprefix(prefix): value for key, value in self._fields.items() if key.startswith(prefix)}
         layers, predicted = found.get("block_count"), found.get(PREDICTED)
         if not isinstance(layers, int) or not isinstance(predicted, int):
             return found
-        # The last ones predict further tokens: they are not loaded.
+        # The last layers predict further tokens and are not loaded.
         found["block_count"] = layers - predicted
         lists = {key: value for key, value in found.items() if isinstance(value, list) and len(value) == layers}
         return found | {key: value[: layers - predicted] for key, value in lists.items()}
@@ -279,8 +278,8 @@ class GGUFFile(Source):
         return sorted(rope_factors(spec).keys() - self._tensors.keys())
 
     def _other_factors(self, spec: Decoder) -> list[str]:
-        """Compares a table of rotary factors, if any, with the preset's; a preset without scaling has ones. Returns the
-        differences."""
+        """Returns a line for each of the file's tables of rotary factors that differs from the preset's table. A preset
+        without scaling counts as a table of ones."""
         expected, found = rope_factors(spec), []
         rotated = metadata_of(self.kind, spec)["rope.dimension_count"]
         plain = torch.ones(0 if rotated is ... else rotated // 2)
@@ -299,7 +298,7 @@ class GGUFFile(Source):
 
     @cached_property
     def _names(self) -> dict[str, Stored]:
-        """Maps the Hugging Face name of every tensor of this model that is in the file to its `Stored`."""
+        """The model's tensors that the file holds, by Hugging Face name."""
         spec = self.preset[2]
         named = TensorNames(self.kind, len(spec.layers))
         parameters = dict(catalog.allocate(spec, "meta").named_parameters())
@@ -313,7 +312,8 @@ class GGUFFile(Source):
         return found
 
     def _held_in(self, name: str | None) -> tuple[str, ...]:
-        """Returns the tensors of the file that hold this one: itself, or its two parts."""
+        """Returns the names of the file's tensors that hold this tensor: its own name, or its two parts; () if it is
+        absent."""
         if name is None or name in self._tensors:
             return () if name is None else (name,)
         parts = split_parts(name) or ()
@@ -323,7 +323,8 @@ class GGUFFile(Source):
         return tuple(int(n) for n in reversed(self._tensors[name].shape))
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        """Returns the shape of Hugging Face's tensor. Axes of length 1 come and go in conversion and quantisation."""
+        """Returns the shape of Hugging Face's tensor. Conversion and quantisation may add or remove axes of length
+        1."""
         tensor = self._names[name]
         shapes = [self._raw_shape(each) for each in tensor.names]
         shape = joined_shape(*shapes) if len(shapes) == 2 else shapes[0]
@@ -333,7 +334,7 @@ class GGUFFile(Source):
         return tensor.shape if same else shape
 
     def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
-        """Returns the tensor by Hugging Face's name, dequantised to float32 and then cast."""
+        """Returns the tensor with this Hugging Face name, dequantised to float32 and then cast."""
         if name not in self._names:
             return self._dequantised(self._tensors[name]).to(device, dtype)
         stored = self._names[name]
@@ -344,8 +345,8 @@ class GGUFFile(Source):
         return tensor.to(device, dtype)
 
     def _dequantised(self, tensor: Any) -> Tensor:
-        data = np.asarray(tensor.data)  # gguf takes many views of it, and one of a memmap is slow to make
+        data = np.asarray(tensor.data)  # gguf makes many views, and a view of a memmap is slow to make
         try:
             return torch.from_numpy(gguf.dequantize(data, tensor.tensor_type))
         except NotImplementedError as error:
-            raise MalformedError(f"{self.path}: {tensor.name} has a quantisation that is not read: {error}") from error
+            raise MalformedError(f"{self.path}: {tensor.name} has an unsupported quantisation: {error}") from error

@@ -1,8 +1,8 @@
 """The layout of each architecture in llama.cpp's files: names of tensors, and the changes that its converter makes.
 
-A tensor of Hugging Face's layout is in a .gguf file under the name that the gguf library gives it. `Architecture`
-states further differences. `rules` are for parameters that are split or joined otherwise, with the GGUF names of a
-layer's tensors. `changes` are for tensors with other numbers, or the same numbers in another order.
+For each tensor of Hugging Face's layout, the gguf library gives the name in a .gguf file. `Architecture` states further
+differences. Its `rules` are for parameters that are split or joined differently, with the GGUF names of a layer's
+tensors. Its `changes` are for tensors with different values, or with the same values in another order.
 """
 
 import re
@@ -19,7 +19,7 @@ from zoo.blocks import SharedKV
 from zoo.blocks.delta_rule import GatedDeltaNet
 from zoo.hf.checkpoint_layout import GLU_NAMES, Rename, Rules, Skipped, fused_qkv, stacked_gate_up
 
-Undo = Callable[[Tensor, Any], Tensor]  # a tensor, and the mixer of its layer
+Undo = Callable[[Tensor, Any], Tensor]  # (tensor, mixer of its layer) -> the tensor before the change
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One of GGUF's architectures. `families` are the zoo's families under its name."""
+    """An architecture of GGUF. `families` are the zoo's families whose files have this architecture."""
 
     families: tuple[str, ...]
     changes: tuple[Change, ...] = ()
@@ -52,8 +52,8 @@ def _log_of_negative(tensor: Tensor, mixer: Any) -> Tensor:
 
 
 def _halves(heads: str) -> Undo:
-    """Returns a function that reorders the rows of heads. RoPE rotates rows 2j and 2j + 1 of the file's heads as a
-    pair, and here rows half a head apart."""
+    """Returns a function that reorders the rows of each head for RoPE. In the file, rows 2j and 2j + 1 rotate as a
+    pair. In Hugging Face's layout, a pair's rows are half a head apart."""
 
     def undo(tensor: Tensor, mixer: Any) -> Tensor:
         return rearrange(tensor, "(h pair side) ... -> (h side pair) ...", h=getattr(mixer, heads), side=2)
@@ -62,9 +62,9 @@ def _halves(heads: str) -> Undo:
 
 
 def _grouped(axis: int = 0, after_keys: bool = False) -> Undo:
-    """Returns a function that reorders value heads along an axis. The file has the first value head of every key head,
-    then the second of every one; Hugging Face has all of the first key head, then all of the second. Queries and keys
-    may come before them."""
+    """Returns a function that reorders value heads along an axis. The file stores the first value head of every key
+    head, then the second value head of every key head. Hugging Face stores all value heads of the first key head, then
+    all value heads of the second. With `after_keys`, queries and keys come first and stay in place."""
 
     def undo(tensor: Tensor, mixer: Any) -> Tensor:
         start = 2 * mixer.key_heads * mixer.key_dim if after_keys else 0
@@ -85,7 +85,7 @@ TILED = (
     Change(r"linear_attn\.(in_proj_[zab]\.weight|A_log|dt_bias)", _grouped()),
     Change(r"linear_attn\.out_proj\.weight", _grouped(axis=1)),
 )
-# Experts are stacked, gate and up apart, neither transposed nor interleaved; or gate and up in one tensor.
+# Experts are stacked, neither transposed nor interleaved. Gate and up are in two tensors, or in one.
 EXPERTS: Rules = (
     *(Rename(f"ffn.block.experts.{part}", f"ffn_{part}_exps.weight") for part in GLU_NAMES),
     *(Rename(f"ffn.block.experts.{part}_bias", f"ffn_{part}_exps.bias") for part in GLU_NAMES),
@@ -102,7 +102,7 @@ GPT2: Rules = (
     *(Rename(f"ffn.block.{part}", f"ffn_{part}") for part in ("up", "down")),
 )
 
-# The experts beside each dense feed-forward. The router's factors are stored beside the matrices that they scale.
+# Each dense feed-forward has experts beside it. The router's factors are stored beside the matrices that they scale.
 GEMMA4: Rules = (
     Rename("ffn.block.routed.router.norm.weight", "ffn_gate_inp.scale"),
     Rename("ffn.block.routed.router.expert_scale", "ffn_down_exps.scale"),
@@ -114,7 +114,7 @@ GEMMA4: Rules = (
     ),
 )
 
-# Mistral Small 3.1 and Mixtral have Llama's name there.
+# In GGUF, Mistral Small 3.1 and Mixtral have Llama's name.
 ARCHITECTURES: dict[str, Architecture] = {
     "afmoe": Architecture(("trinity",)),
     "deepseek2": Architecture(("deepseek-v3", "kimi-k2")),
@@ -145,7 +145,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3next": Architecture(("qwen3-next",), DELTA_NET, QKVZ),
     "smollm3": Architecture(("smollm3",), PAIRED),
 }
-# Tensors of a layer that the library does not find by Hugging Face's name: the end of that name -> GGUF's.
+# Layer tensors that the library does not find by their Hugging Face name: end of that name -> GGUF's name.
 BY_ENDING = {"e_score_correction_bias": "exp_probs_b.bias", "expert_bias": "exp_probs_b.bias"}
 BY_ENDING |= {"dt_bias": "ssm_dt.bias", "layer_scalar": "layer_output_scale.weight"}
 LAYER = "blk.{bid}."
@@ -161,7 +161,7 @@ class TensorNames:
         self._table = gguf.get_tensor_name_map(kinds[kind], layers)
 
     def __call__(self, name: str) -> str | None:
-        """Returns GGUF's name for a Hugging Face tensor, or a tensor of this file's rules; None if it has no name."""
+        """Returns the GGUF name for a name of Hugging Face or of the rules above, or None if there is no GGUF name."""
         if found := re.fullmatch(r".*?layers\.(\d+)\.(.+)|.*?\.h\.(\d+)\.(.+)", name):
             number, local = found[1] or found[3], found[2] or found[4]
             ending = next((ours for theirs, ours in BY_ENDING.items() if local.endswith(theirs)), None)
@@ -172,14 +172,14 @@ class TensorNames:
 
 
 def split_parts(name: str) -> tuple[str, str] | None:
-    """Returns the names of the two tensors that hold a stored kv_b: keys, transposed, and values; None for other
+    """Returns the names of the two tensors that kv_b is split into, transposed keys and values; None for other
     names."""
     stem, separator, leaf = name.partition("attn_kv_b")
     return (f"{stem}attn_k_b{leaf}", f"{stem}attn_v_b{leaf}") if separator else None
 
 
 def joined_shape(keys: tuple[int, ...], values: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape of `joined` for its parts' shapes; the shape of the keys if they cannot be joined."""
+    """Returns the shape of `joined` for parts of these shapes. If they cannot be joined, it returns the keys' shape."""
     if len(keys) != 3 or len(values) != 3 or (keys[0], keys[1]) != (values[0], values[2]):
         return keys
     return keys[0] * (keys[2] + values[1]), keys[1]
@@ -192,7 +192,7 @@ def joined(keys: Tensor, values: Tensor) -> Tensor:
 
 
 def undone(name: str, tensor: Tensor, mixer: Any, changes: Iterable[Change]) -> Tensor:
-    """Returns a tensor as Hugging Face stores it: undoes those of the `changes` that apply to its name."""
+    """Returns a tensor as Hugging Face stores it, by undoing the `changes` that apply to its name."""
     for change in changes:
         if change.applies(name):
             tensor = change.undo(tensor, mixer)

@@ -1,8 +1,8 @@
 """The metadata that llama.cpp's converter writes for a model, for comparison with a .gguf file.
 
-FIELDS maps GGUF's keys to fields of specs; what the shapes of tensors show is not compared (SHAPES). An architecture's
-deviations are in the `gguf_fields` of its own file in zoo/architectures. The value `...` marks a key that does not
-affect the model, or that shapes show: a file may hold any value for it.
+FIELDS maps GGUF's keys to fields of specs. Keys in SHAPES are not compared, since the shapes of tensors show their
+values. An architecture's exceptions are in `gguf_fields` of its file in zoo/architectures. The value `...` marks a key
+that is not compared: a file may hold any value for it.
 """
 
 from collections.abc import Mapping
@@ -29,13 +29,13 @@ Metadata = dict[str, Any]
 WINDOW = "attention.sliding_window"
 # Keys that a file must have, since they distinguish presets.
 REQUIRED = frozenset("block_count embedding_length attention.head_count expert_count expert_used_count".split())
-# Keys that a file may lack: the preset's value is used, and that is logged.
+# Keys that a file may lack: the preset's value is then used, with a note in the log.
 NOTED = frozenset(
     "attn_logit_softcapping final_logit_softcapping residual_scale rope.freq_base rope.freq_base_swa rope.scaling.type "
     "rope.scaling.factor rope.scaling.original_context_length rope.scaling.attn_factor "
     "rope.scaling.yarn_log_multiplier".split()
 )
-# Keys that the shapes and names of tensors show, beside the keys above: a tensor that does not fit is refused.
+# Keys whose values follow from the shapes and names of tensors: a tensor that does not fit is refused anyway.
 SHAPES = frozenset(
     """
     attention.head_count_kv attention.indexer.head_count attention.indexer.key_length attention.indexer.types
@@ -48,7 +48,7 @@ SHAPES = frozenset(
 )
 PREDICTED = "nextn_predict_layers"  # layers for multi-token prediction; block_count includes them
 GATING = {"softmax": 1, "sigmoid": 2}  # GGUF's ids of router functions
-# GGUF's key -> the field or property of the first spec of a kind. A value of None writes no key.
+# Kind of spec -> GGUF's keys -> fields or properties of the model's first spec of that kind. None writes no key.
 FIELDS: dict[type[Spec], dict[str, str]] = {
     MoE: {"expert_count": "experts", "expert_used_count": "router.k"},
     GroupedTopK: {
@@ -79,7 +79,7 @@ UNROTATED = 1e30  # divides the frequencies of pairs that do not rotate
 
 
 def metadata_of(kind: str, spec: Decoder) -> Metadata:
-    """Returns the expected metadata of a file of this model, by key. `kind` is GGUF's name of the architecture."""
+    """Returns the metadata that a file of this model should have, by key. `kind` is GGUF's name of the architecture."""
     found: Metadata = dict.fromkeys((*SHAPES, "context_length", "vocab_size", PREDICTED), ...)
     found |= {"block_count": len(spec.layers), "embedding_length": spec.dim, "embedding_scale": spec.embed_scale}
     found |= {"final_logit_softcapping": spec.logit_cap, "logit_scale": spec.logits_scaling}
@@ -97,20 +97,21 @@ def metadata_of(kind: str, spec: Decoder) -> Metadata:
 
 
 def spec_differences(kind: str, metadata: Mapping[str, Any], spec: Decoder) -> list[str]:
-    """Returns a line for each difference between a file and a spec, in required keys and in the file's other keys."""
+    """Returns a line for each difference between a file and a spec, in the required keys and in the keys of the
+    file."""
     found = []
     for key, expected in metadata_of(kind, spec).items():
         value = metadata.get(key, 0 if key == WINDOW else None if key in REQUIRED else expected)
         if key == WINDOW and isinstance(value, int) and value >= (spec.context or value + 1):
             value = 0  # the window hides no token of the context
-        in_float32 = isinstance(value, float) and isinstance(expected, int | float)  # as files hold decimal numbers
+        in_float32 = isinstance(value, float) and isinstance(expected, int | float)  # files hold float32 numbers
         if expected not in (..., value) and not (in_float32 and isclose(value, expected, rel_tol=1e-6)):
             found.append(f"{key} {value} instead of {expected}")
     return found
 
 
 def rope_factors(spec: Decoder) -> dict[str, Tensor]:
-    """Returns tensor name -> divisors (rotated / 2,) of the rotary frequencies in llama.cpp. The result is empty if
+    """Returns {tensor name: divisors (rotated / 2,) of the rotary frequencies} for llama.cpp. The result is empty if
     llama.cpp computes the scaling itself."""
     if scaling := first(spec, LongRoPE):
         return {ROPE_SHORT: torch.tensor(scaling.short), ROPE_LONG: torch.tensor(scaling.long)}
@@ -131,7 +132,7 @@ def _attentions(spec: Decoder) -> list[GQA]:
 
 
 def _attention(spec: Decoder) -> Metadata:
-    """Returns the fields of attention without a window, and the differing fields of attention with one."""
+    """Returns the fields of full attention, and the fields of sliding-window attention that differ."""
     if not (attns := _attentions(spec)):
         return {}
     local = next((attn for attn in attns if attn.window), None)

@@ -1,7 +1,7 @@
 """The tokenizer that a .gguf file holds, as an object of the library `tokenizers`.
 
-A file holds the tokens, and either merges (BPE over bytes) or scores (BPE as SentencePiece stores it), and the name of
-the rule that splits a text into words before merging. Files with another kind of tokenizer or rule are refused.
+A file holds the tokens, with either merges (byte-level BPE) or scores (SentencePiece's BPE), and the name of the rule
+that splits a text into words before merging. Other kinds of tokenizers and unknown rules are refused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +13,11 @@ from zoo.errors import MalformedError, NotAvailable, require_package
 
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 CONTROL, USER_DEFINED = 3, 4  # types of tokens
-MAX_TOKEN, MAX_MERGES = 1024, 1_000_000  # characters, and pairs that follow from scores: Gemma 3 has 514,847
+MAX_TOKEN, MAX_MERGES = 1024, 1_000_000  # characters; merges derived from scores (Gemma 3: 514,847)
 NO_TOKENIZER = (None, "none", "no_vocab")
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # stands for a space in SentencePiece's tokens
 
-# Patterns of words, as published tokenizers have them.
+# Patterns of words in published tokenizers.
 ENDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # English contractions
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 BEFORE = r"[^\r\n\p{L}\p{N}]?"  # one character before the letters
@@ -46,14 +46,14 @@ WORDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("gpt-4o", "llama4", "minimax-m2"), (GPT4O,)),
     "deepseek-v3": DEEPSEEK,
 }
-STARTS_WITH_BOS = {"llama-bpe", "llama3", "llama-v3", "lfm2", "pixtral"}  # where the file does not say
+STARTS_WITH_BOS = {"llama-bpe", "llama3", "llama-v3", "lfm2", "pixtral"}  # if the file does not say
 
 
 def gguf_tokenizer(fields: Mapping[str, Any], read_list: Callable[[str], Sequence[Any]], where: str) -> Any:
     """Returns the tokenizer of a file with these `fields`; `read_list` returns a long list by the name of its field.
 
-    Raises NotAvailable for a file without a tokenizer, or with one of another kind, and MalformedError for lists that
-    do not fit each other.
+    Raises NotAvailable for a file without a tokenizer, or with an unsupported kind of tokenizer, and MalformedError for
+    lists that contradict each other.
     """
     tokenizers = require_package("tokenizers", "text")
     kind, rule = fields.get("tokenizer.ggml.model"), str(fields.get("tokenizer.ggml.pre", "default"))
@@ -86,7 +86,7 @@ def gguf_tokenizer(fields: Mapping[str, Any], read_list: Callable[[str], Sequenc
 def _byte_level(
     tokenizers: Any, fields: Mapping[str, Any], read_list: Callable[[str], Sequence[str]], vocab: dict[str, int]
 ) -> Any:
-    """Returns a BPE over bytes, whose merges are in the file."""
+    """Returns a byte-level BPE with the file's merges."""
     merges = [tuple(merge.split(" ")) for merge in read_list("tokenizer.ggml.merges")]
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges, ignore_merges=True))
     words = WORDS[str(fields["tokenizer.ggml.pre"])]
@@ -100,8 +100,8 @@ def _byte_level(
 def _sentencepiece(
     tokenizers: Any, fields: Mapping[str, Any], read_list: Callable[[str], Sequence[Any]], vocab: dict[str, int]
 ) -> Any:
-    """Returns a BPE whose merges follow from the scores: every pair of tokens that together are a token, in the order
-    of that token's score. Characters without a token become their bytes' tokens."""
+    """Returns a BPE whose merges follow from the scores: every pair of tokens that joins into a token, sorted by the
+    score of the joined token. Characters without a token become byte tokens."""
     scores, tokens = read_list("tokenizer.ggml.scores"), list(vocab)
     pairs = (
         (-score, vocab[token[:i]], vocab[token[i:]])

@@ -1,7 +1,8 @@
 """Reads a folder in Hugging Face layout: config.json, and one safetensors file or several with an index.
 
-Nothing in the folder is trusted: docs/loading.md lists the errors for broken and hostile folders. A folder is refused
-for its scheme of quantisation before any field of its config is checked, since no field can make it readable.
+Nothing in the folder is trusted: docs/loading.md lists the errors for broken and hostile folders. An unsupported
+quantisation scheme is refused before any other field of the config is checked, since no field can make the folder
+readable.
 """
 
 import logging
@@ -28,8 +29,8 @@ from zoo.model.decoder import Decoder
 from zoo.model.sampling import GenerationConfig
 
 CONFIG = "config.json"
-MODELOPT = "hf_quant_config.json"  # where older files of ModelOpt name their scheme, instead of config.json
-MAX_PARAMETERS, MAX_EXPERTS = 10**14, 10**5  # in all layers: more than any release has, less than torch can size
+MODELOPT = "hf_quant_config.json"  # names the scheme of older ModelOpt checkpoints, instead of config.json
+MAX_PARAMETERS, MAX_EXPERTS = 10**14, 10**5  # in all layers: above every release, below torch's size limit
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 _SPELT_ALIKE = (
     "AQLM|AWQ|BitNet|bitsandbytes|compressed-tensors|EETQ|FBGEMM FP8|FP-Quant|GGUF|GPTQ|HIGGS|HQQ|MXFP8|NVFP4|Quanto|"
@@ -41,7 +42,7 @@ NAMES = {name.lower().replace(" ", "-"): name for name in _SPELT_ALIKE.split("|"
     **dict.fromkeys(("modelopt", "modelopt-fp4"), "NVIDIA ModelOpt"),
     "quark": "AMD Quark",
 }
-# Where quant_method is missing, any of these fields reveals the scheme. The first scheme counts.
+# If quant_method is missing, any of these fields reveals the scheme. The first match counts.
 MARKS = {
     "bitsandbytes": ("load_in_4bit", "load_in_8bit"),
     "compressed-tensors": ("config_groups",),
@@ -54,8 +55,8 @@ log = logging.getLogger(__name__)
 
 
 class HFFolder(SafetensorsFolder):
-    """The tensors of a folder. `get` maps a tensor into memory without reading it. A packed tensor (fp8, fp4, MXFP4)
-    has the name of its codes, and `get` unpacks it."""
+    """The tensors of a folder in Hugging Face layout. `get` memory-maps a tensor. A packed tensor (fp8, fp4, MXFP4) has
+    the name of its codes, and `get` unpacks it."""
 
     def __init__(self, path: Path) -> None:
         self.config = read_json(member(path, CONFIG), CONFIG_LIMIT)
@@ -73,7 +74,7 @@ class HFFolder(SafetensorsFolder):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that config.json states, or else that of the first tensor that is not packed."""
+        """The dtype in config.json, or else the dtype of the first tensor that is not packed."""
         name = self._field("dtype") or self._field("torch_dtype")
         if name is None:
             unpacked = (each.dtype for each in self.held if each.name not in self._packed)
@@ -84,7 +85,7 @@ class HFFolder(SafetensorsFolder):
 
     @property
     def generation(self) -> GenerationConfig:
-        """The settings in generation_config.json. Where it names no end tokens, config.json does."""
+        """The settings in generation_config.json. If it names no end tokens, they come from config.json."""
         settings = self.generation_settings()
         if settings.get("eos_token_id") is None:
             settings["eos_token_id"] = self._field("eos_token_id")
@@ -96,7 +97,7 @@ class HFFolder(SafetensorsFolder):
         if self._quantization is not None:
             self._quantization.finish(ignore_fields)
         spec = catalog.from_hf(self.config, ignore_fields)
-        if contradicts_on_tying(self.config):  # the reference ties a head only where none is stored
+        if contradicts_on_tying(self.config):  # the reference ties a head only if no head is stored
             spec = replace(spec, tied=HEAD not in self.tensors)
         experts = sum(layer.mixture.experts for layer in spec.layers if layer.mixture)
         count = len(self.shard_of)
@@ -110,7 +111,7 @@ class HFFolder(SafetensorsFolder):
         return spec
 
     def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
-        """Returns the tensor. On the CPU and in its own dtype it shares the file's pages, unless it is packed."""
+        """Returns the tensor. On the CPU and in its stored dtype it shares the file's pages, unless it is packed."""
         codes = self.tensors[name].name
         if codes not in self._packed:
             return super().get(name, device, dtype)
@@ -133,7 +134,7 @@ class HFFolder(SafetensorsFolder):
         return text.get(name) if value is None and isinstance(text, dict) else value
 
     def _read_packed(self, quantization: Any) -> None:
-        """Pairs packed tensors with their scales. (`check_scheme` has refused other schemes.)"""
+        """Pairs packed tensors with their scales. (`check_scheme` has already refused other schemes.)"""
         if not isinstance(quantization, dict):
             where = f"{self.path / CONFIG}: quantization_config"
             raise MalformedError(f"{where} must be an object, got {brief(quantization)}")
@@ -142,7 +143,7 @@ class HFFolder(SafetensorsFolder):
             packing.check_config(self._quantization)
             pairs = packing.pairs(self.path, self.held)
             if not pairs:
-                raise MalformedError(f"{self.path}: {CONFIG} says {packing.description}, yet no tensor is stored so")
+                raise MalformedError(f"{self.path}: {CONFIG} says {packing.description}, but no tensor has this format")
             self._packed |= {codes: (packing, scales) for codes, scales in pairs.items()}
             log.info("%d packed tensors (%s) are unpacked as they are read", len(pairs), packing.description)
         scales = {name for _, name in self._packed.values()}
@@ -153,7 +154,7 @@ class HFFolder(SafetensorsFolder):
 
 
 def check_scheme(folder: Path, config: dict[str, Any]) -> None:
-    """Raises MalformedError naming the scheme of a folder whose weights are quantised in an unsupported one."""
+    """Raises MalformedError, naming the scheme, if a folder's weights are quantised with an unsupported scheme."""
     text = config.get("text_config")
     for part in (config, *([text] if isinstance(text, dict) else [])):
         refuse(part)
@@ -162,7 +163,8 @@ def check_scheme(folder: Path, config: dict[str, Any]) -> None:
 
 
 def refuse(config: dict[str, Any]) -> None:
-    """Raises MalformedError for an unsupported scheme. A malformed field is left to the reader."""
+    """Raises MalformedError if a config names an unsupported scheme. Malformed fields are refused later, when they are
+    read."""
     if mlx := config.get("quantization"):
         raise _unsupported("MLX", f"quantization={brief(mlx)}")
     if sparse := config.get("compression_config"):
@@ -188,8 +190,8 @@ def refuse(config: dict[str, Any]) -> None:
 
 
 def _unsupported(scheme: str, evidence: str) -> MalformedError:
-    known = ", ".join(each.description for each in (*FORMATS.values(), FP4()))
+    known = "; ".join(each.description for each in (*FORMATS.values(), FP4()))
     return MalformedError(
-        f"config.json: the weights are quantised with a scheme that is not supported, {scheme}: {evidence}; {known} "
-        "are, and bfloat16, float16 and float32. Take another repository of this model"
+        f"config.json: the weights are quantised with a scheme that is not supported, {scheme}: {evidence}. "
+        f"Supported: {known}; bfloat16, float16 and float32. Use another repository of this model"
     )

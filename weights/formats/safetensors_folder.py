@@ -1,5 +1,5 @@
-"""Reads the safetensors files of a folder: one, or several with an index. Headers are checked first, and each tensor is
-mapped into memory when it is asked for.
+"""Reads the safetensors files of a folder: one file, or several files with an index. Headers are checked first, and
+each tensor is memory-mapped on demand.
 
 Nothing in the folder is trusted: docs/loading.md lists the errors for broken and hostile folders.
 """
@@ -25,7 +25,7 @@ MAX_BROKEN_SHARDS = 20  # in one error message
 
 
 class SafetensorsFolder(Source):
-    """The tensors of a folder. `held`: every stored tensor. `shard_of`: the file of each."""
+    """The tensors of a folder. `held` lists every stored tensor; `shard_of` maps its name to its file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,7 +43,7 @@ class SafetensorsFolder(Source):
         return generation_config(self.generation_settings(), self.folder / GENERATION)
 
     def generation_settings(self) -> dict[str, Any]:
-        """Returns the content of generation_config.json; {} where there is none."""
+        """Returns the content of generation_config.json; {} if there is no such file."""
         has_file = (self.folder / GENERATION).exists()
         return read_json(member(self.folder, GENERATION), CONFIG_LIMIT) if has_file else {}
 
@@ -51,16 +51,16 @@ class SafetensorsFolder(Source):
         return self.held
 
     def get(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
-        """Returns the tensor. On the CPU and in its own dtype it shares the file's pages."""
+        """Returns the tensor. On the CPU and in its stored dtype it shares the file's pages."""
         return self.mapped(self.tensors[name].name).to(device, dtype)
 
     def get_part(self, name: str, part: Part, device: str | torch.device, dtype: torch.dtype | None = None) -> Tensor:
-        """Returns part of a tensor. On the CPU and in its own dtype, one range of rows shares the file's pages; for
-        other parts the pages of the whole tensor may be touched, and are released."""
+        """Returns part of a tensor. On the CPU and in its stored dtype, a single range of rows shares the file's pages.
+        For other parts, which are copies, the pages of the whole tensor may be read; they are then released."""
         return part.of(self.mapped(self.tensors[name].name)).to(device, dtype)
 
     def mapped(self, name: str) -> Tensor:
-        """Returns the tensor of this name in the files. It is mapped into memory, without being read."""
+        """Returns the tensor with this name in the files. It is memory-mapped and not read yet."""
         shard = self.shard_of[name]
         if shard not in self._opened:
             path = member(self.path, shard)
@@ -71,7 +71,8 @@ class SafetensorsFolder(Source):
         return self._opened[shard].get_tensor(name)
 
     def _read_shards(self) -> list[StoredTensor]:
-        """Returns the tensors of all shards. Raises one MalformedError for all files that contradict the index."""
+        """Returns the tensors of all shards. Raises NotAvailable for missing files, and one MalformedError for all
+        files that contradict the index."""
         expected: dict[str, set[str]] = {}
         for name, shard in self.shard_of.items():
             expected.setdefault(shard, set()).add(name)
@@ -98,8 +99,8 @@ class SafetensorsFolder(Source):
 
 
 def weight_map(folder: Path) -> dict[str, str]:
-    """Maps each tensor to its shard, by the index of the folder. Raises MalformedError for a shard that is not a plain
-    file name."""
+    """Returns {name of a tensor: its file} from the folder's index. Raises MalformedError for a shard that is not a
+    plain file name."""
     where = folder / INDEX
     shards = read_json(member(folder, INDEX), INDEX_LIMIT).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(type(shard) is str for shard in shards.values()):

@@ -1,8 +1,8 @@
-"""Reads untrusted JSON and the headers of safetensors files: strictly, within limits of size, inside their own folder.
+"""Reads untrusted JSON and safetensors headers: strictly, with size limits, and only inside their own folder.
 
-JSON is measured before it is parsed. A parser makes objects of up to thirty times the size of the text, so both bytes
-and values are limited. A safetensors header is read here before the library maps the file: the library silently keeps
-the last of two tensors of one name, and takes ten times the size of a header in memory to read it.
+JSON is measured before it is parsed. Parsed objects can take thirty times the memory of the text, so both bytes and
+values are limited. Safetensors headers are checked here before the library maps the file. The library silently keeps
+the last of two tensors with the same name, and needs ten times the size of a header in memory.
 """
 
 import json
@@ -20,28 +20,28 @@ from zoo.errors import MalformedError, NotAvailable, enough
 
 MB = 10**6
 CONFIG_LIMIT, INDEX_LIMIT, HEADER_LIMIT = 1 * MB, 32 * MB, 8 * MB
-MAX_VALUES = 100_000  # an index needs one for each tensor; DeepSeek-V3 has 92,000
-MAX_NON_ASCII = 1 * MB  # in memory, one wide character makes every character take four bytes
+MAX_VALUES = 100_000  # an index has one value per tensor; DeepSeek-V3 has 92,000
+MAX_NON_ASCII = 1 * MB  # one wide character makes every character take four bytes in memory
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DTYPES |= {"F8_E4M3": torch.float8_e4m3fn, "U8": torch.uint8, "I8": torch.int8}  # packed weights
-DTYPES |= {"F8_E8M0": torch.float8_e8m0fnu}  # their scales
+DTYPES |= {"F8_E8M0": torch.float8_e8m0fnu}  # scales of packed weights
 DTYPES |= {"I64": torch.int64, "I32": torch.int32}  # tables of ids
 BITS = {word: 8 * dtype.itemsize for word, dtype in DTYPES.items()} | {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 BITS |= {"BOOL": 8, "F8_E5M2": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
 BITS |= {"U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64, "C64": 64}
 MAX_NAME_CHARACTERS, MAX_AXES = 512, 16  # more than any checkpoint has
-MAX_HEADER_VALUES = 700_000  # eight for each tensor that can be described in HEADER_LIMIT bytes
+MAX_HEADER_VALUES = 700_000  # eight values for each tensor that HEADER_LIMIT bytes can describe
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how torch.save's files begin
 
 
 def member(folder: Path, name: str) -> Path:
     """Returns the path of a file in the folder. Raises NotAvailable if it does not exist, MalformedError for a link
-    that leads elsewhere."""
+    that leads out of the folder."""
     path = folder / name
     if not path.is_file():
         raise NotAvailable(f"{folder}: there is no {name}")
     if not os.access(path, os.R_OK):
-        raise NotAvailable(f"{path} may not be read")
+        raise NotAvailable(f"{path} cannot be read: permission denied")
     real, home = path.resolve(), folder.resolve()
     blobs = home.parent.parent / "blobs"  # in the hub's cache, snapshots/<commit>/ holds links to these
     if not real.is_relative_to(home) and not (home.parent.name == "snapshots" and real.parent == blobs):
@@ -59,9 +59,10 @@ def read_json(path: Path, limit: int) -> dict[str, Any]:
 
 
 def parse(where: str, file: BinaryIO, size: int, max_values: int) -> dict[str, Any]:
-    """Returns the JSON object in the next `size` bytes of UTF-8, or in fewer at the end of the file.
+    """Returns the JSON object in the next `size` bytes of a UTF-8 file, which may end earlier.
 
-    Raises MalformedError, naming `where`, for duplicate keys in one object, and for clearly more than `max_values`.
+    Raises MalformedError, naming `where`, for invalid JSON, for duplicate keys in an object, and for clearly more than
+    `max_values` values.
     """
     data = file.read(size)
     if data.count(b",") + data.count(b"[") + data.count(b"{") > max_values:
@@ -113,11 +114,11 @@ def read_header(path: Path) -> list[StoredTensor]:
 
 
 def _is_pickle(start: bytes, length: int, size: int) -> bool:
-    """Whether a file of `size` bytes that begins with these nine is a pickle, and not a safetensors file.
+    """Whether a file of `size` bytes is a pickle and not a safetensors file. `start` holds its first nine bytes.
 
-    A safetensors file begins with the length of its header: those of 640, 896, 1152 and 1408 bytes, and one in 2,048 of
-    the longer ones, begin as a pickle does. The first eight bytes of a pickle, read as a length, are far more than its
-    size, and the ninth is not `{`. A file of at most eight bytes has no ninth: the length alone decides.
+    A safetensors file begins with the length of its header. The lengths 640, 896, 1152 and 1408, and one in 2,048 of
+    the greater lengths, look like the start of a pickle. The first eight bytes of a pickle, read as a length, are far
+    more than its size, and its ninth byte is not `{`. In a file of at most eight bytes, the length alone decides.
     """
     if not start.startswith(PICKLES) or length <= size - 8:
         return False
@@ -125,7 +126,8 @@ def _is_pickle(start: bytes, length: int, size: int) -> bool:
 
 
 def _is_tensor(name: str, info: Any) -> bool:
-    """Whether an entry of the header has a printable name, a known dtype, a shape, and a range of that many bytes."""
+    """Whether an entry of the header has a printable name, a known dtype, a shape, and a byte range of matching
+    length."""
     if not 0 < len(name) <= MAX_NAME_CHARACTERS or not name.isprintable():
         return False
     if not isinstance(info, dict) or info.keys() != {"dtype", "shape", "data_offsets"}:
@@ -144,7 +146,7 @@ def _counts(value: Any, max_length: int) -> bool:
 
 
 def _check_extents(path: Path, header: dict[str, Any], size: int) -> None:
-    """Raises MalformedError unless the tensors follow one another and fill the `size` bytes."""
+    """Raises MalformedError unless the tensors are contiguous and fill exactly `size` bytes."""
     extents = sorted((*info["data_offsets"], name) for name, info in header.items())
     ends = [(0, 0, ""), *extents, (size, size, "")]
     if overlap := [f"{one[2]} and {other[2]}" for one, other in pairwise(extents) if other[0] < one[1]]:

@@ -1,7 +1,7 @@
 """Reads a folder in the zoo's own layout: spec.json, and safetensors under the names of the modules.
 
-It holds any model, also one that no published config describes. A checkpoint of a run (zoo.training.checkpoints) has
-the same tensors, and its state.json holds the spec.
+The layout can hold any model, even one that no published config describes. A checkpoint of a run
+(zoo.training.checkpoints) has the same tensors, with the spec in its state.json.
 """
 
 from collections.abc import Iterable
@@ -39,7 +39,7 @@ class ZooFolder(SafetensorsFolder):
 
     @property
     def folder(self) -> Path:
-        """The folder of the tokenizer: that of the run, if this is one of its checkpoints."""
+        """The folder of the tokenizer. For a checkpoint, it is the folder of the run."""
         return self.path.parent.parent if self._file.name == STATE else self.path
 
     @cached_property

@@ -1,1 +1,1 @@
-"""The comparison with transformers: the reference model, the runs, and what differs between the logits."""
+"""The comparison with transformers: the reference model, the runs, and the differences between the logits."""

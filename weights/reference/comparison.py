@@ -1,4 +1,4 @@
-"""Compares the reference and the zoo on the same weights and prompts, random ids and text: `parity`."""
+"""Compares the zoo with the reference, on the same weights and prompts (random ids and text): `parity`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,7 +27,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 SEEDS = 3  # random prompts, over which rounding errors are pooled
 MEMORY_SHARE = 0.8  # share of the free memory for models and logits together
 MIN_TOKENS, TOKENS_PAST_WINDOW = 256, 64  # the default length of a prompt
-MAX_TOKENS = 4096  # by default, however wide the window is: attention scores grow with the square
+MAX_TOKENS = 4096  # default limit for wide windows: attention scores grow with the square of the length
 # The second paragraph of the Declaration of Independence, 1776.
 TEXT = """We hold these truths to be self-evident, that all men are created equal, that they are endowed by their \
 Creator with certain unalienable Rights, that among these are Life, Liberty and the pursuit of Happiness.--That to \
@@ -53,25 +53,25 @@ def parity(
     offline: bool = False,
     ignore_fields: Iterable[str] = (),
 ) -> ParityReport | SpecReport:
-    """Compares the zoo's model of a source with the one that transformers makes of it, on the CPU. A model in the
-    zoo's own layout, which transformers does not read, is compared with its own spec instead (SpecReport).
+    """Compares the zoo's model of a source with transformers' model of it, on the CPU. A model in the zoo's own layout,
+    which transformers does not read, is compared with its own spec instead (SpecReport).
 
-    Both compute in float64 first, which decides whether they are equal. Then both compute in `dtype`, float32 or
-    bfloat16, where the zoo's rounding error is compared with the reference's; `dtype` "float64" leaves this out.
+    Both models first run in float64, which decides whether they are equal. Then both run in `dtype` (float32 or
+    bfloat16), and the zoo's rounding error is compared with the reference's. `dtype` "float64" skips the second step.
 
-    `source`, `revision` and `offline` are as for `weights.load`. Prompts have `tokens` tokens, None being enough to
-    leave every window: random ids from three seeds, the first of them `seed`, and `text` where the source has a
-    tokenizer. `reference` is another source for the reference's weights, and `spec` another model for the zoo's: they
-    show the effect of a conversion, or of a change of one block. `streaming` holds one layer at a time in memory; None
-    where both models do not fit. `ranks` divide the zoo's model (tensor parallelism): each calls this at the same time
-    and gets the same report.
+    `source`, `revision` and `offline` are as for `weights.load`. Prompts have `tokens` tokens; None means enough to
+    leave every window. They are random ids from three seeds, starting with `seed`, and `text` if the source has a
+    tokenizer.json. `reference` is another source for the reference's weights, to show the effect of a conversion.
+    `spec` is another spec for the zoo's model, to show the effect of a changed block. `streaming` holds one layer at a
+    time in memory; None does so only if both models do not fit. `ranks` divide the zoo's model (tensor parallelism):
+    all of them call this function together and get the same report.
 
-    Raises what `weights.load` raises, and NotAvailable where transformers is not installed.
+    Raises the errors of `weights.load`, and NotAvailable if transformers is not installed.
     """
     if (name := dtype_name(find_dtype(dtype, computing=True))) not in DTYPES:
         raise unknown("dtype to compare in", name, DTYPES)
     if not is_path(source):
-        transformers()  # before anything is downloaded
+        transformers()  # raises before anything is downloaded
     opened = open_source(source, revision, offline)
     if isinstance(opened, ZooFolder) and reference is None:
         if ranks.group is not None:
@@ -132,7 +132,8 @@ def _check_comparable(one: Decoder, other: Decoder, what: str) -> None:
 def prompts(folder: Path, spec: Decoder, length: int | None, text: str | None, seed: int) -> dict[str, Tensor]:
     """Returns prompts of token ids (t,), by description: random ids and, where the folder has a tokenizer.json, text.
 
-    `length` None is long enough to leave every window. `text` replaces the zoo's own; it is repeated to the length.
+    `length` None means long enough to leave every window. `text` replaces the default text and is repeated to the
+    length.
     """
     length = _prompt_length(spec, length)
     rows = {}

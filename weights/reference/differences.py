@@ -1,7 +1,7 @@
-"""Measures the zoo's differences from the reference: of logits, and of each part by itself.
+"""Measures how the zoo differs from the reference: in the logits, and in each part by itself.
 
-A whole forward pass passes every difference on to the layers above. So each branch of each layer also gets exactly the
-input of the reference's branch, in float64: a difference in its output began in it.
+In a whole forward pass, a difference spreads to all later layers. Therefore each branch of each layer also runs on the
+exact input of the reference's branch, in float64: a difference in its output then comes from this branch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,12 +29,12 @@ class PositionError:
 
 @dataclass(frozen=True)
 class Difference:
-    """The distance of logits from exact ones.
+    """The differences of logits from the exact logits.
 
-    `rms` is the root mean square over all elements, relative to that of the exact logits. `largest`, `mean`, `median`
-    and `p999` are of absolute differences. KL (exact || other) is in nats per token. `top1` is the share of tokens with
-    the same argmax, `top10` the share of the ten most likely tokens that are among the other's ten. `median` and
-    `kl_median` are over each token's own mean difference and KL.
+    `rms` is the RMS of the differences, relative to the RMS of the exact logits. `largest`, `mean`, `median` and `p999`
+    are of absolute differences. KL (exact || other) is in nats per token. `top1` is the share of tokens with the same
+    argmax, `top10` the share of the ten most likely tokens that both have in common. `median` and `kl_median` are
+    medians over tokens, of each token's mean difference and of its KL.
     """
 
     tokens: int
@@ -91,8 +91,7 @@ def compare(exact: Tensor, other: Tensor) -> Difference:
 
 
 def _distributions(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns KL (one || two), whether the argmax is the same, and the share of the top 10 in common: each (batch,
-    t)."""
+    """Returns KL (one || two), whether the argmax is the same, and the common share of the top 10, each (batch, t)."""
     p, q = one.log_softmax(-1), two.log_softmax(-1)
     kl = (p.exp() * (p - q)).sum(-1).clamp_min(0)  # for equal distributions, rounding may make it negative
     k = min(10, one.shape[-1])
@@ -103,8 +102,9 @@ def _distributions(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the model: "embedding", a layer's "attention", "feed-forward" or "per-layer input", or "head", with
-    the last norm. `error` is the largest difference from the reference's output, relative to its largest element."""
+    """The comparison of one part of the model: "embedding", a layer's "attention", "feed-forward" or "per-layer input",
+    or "head" (with the last norm). `error` is the largest difference from the reference's output, relative to the
+    largest element of that output."""
 
     name: str
     layer: int | None
@@ -112,7 +112,7 @@ class Part:
 
     @property
     def passed(self) -> bool:
-        """Whether the difference is rounding."""
+        """Whether the difference is only rounding."""
         return self.error <= BOUND
 
     def __str__(self) -> str:
@@ -121,9 +121,9 @@ class Part:
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """The activations of one layer of the reference in a forward pass, (batch, t, dim) each: the inputs of attention,
-    of the feed-forward and of the gate of a per-layer input (the output where there is none), and the layer's
-    output."""
+    """The activations of one layer of the reference, each (batch, t, dim). `x`, `between` and `gated` are the inputs of
+    the attention branch, of the feed-forward branch and of the per-layer input's gate; `out` is the layer's output.
+    Without a gate, `gated` is `out`; without a feed-forward, `between` is `gated`."""
 
     layer: int
     x: Tensor
@@ -133,8 +133,8 @@ class LayerActivations:
 
 
 class PartwiseComparison:
-    """Runs each of the zoo's parts on the input of the reference's part, during its pass.
-    `parts` collects them."""
+    """Runs each of the zoo's parts on the input of the reference's part, during the reference's forward pass. `parts`
+    collects the results."""
 
     def __init__(self, model: Model, tokens: Tensor) -> None:
         self.model, self.tokens = model, tokens
@@ -150,7 +150,7 @@ class PartwiseComparison:
         self.inputs = self.model.layer_inputs(self.tokens, x)
 
     def layer(self, reference: LayerActivations) -> None:
-        """Compares the branches of one layer; the last includes the factor of the layer's output."""
+        """Compares the branches of one layer. The last branch includes the factor that scales the layer's output."""
         index, self.last = reference.layer, reference.out
         layer: Any = self.model.layers[index]
         ctx = replace(self.ctx, layer_input=self.inputs[index], tokens=self.tokens)
@@ -172,7 +172,7 @@ class PartwiseComparison:
         for chunk in chunks_of_positions(*logits.shape):
             part, scale = logits[:, chunk], float(logits[:, chunk].abs().max())
             errors.append(largest_difference(self.model.logits(self.last[:, chunk]), part) * (scale / largest))
-        self.parts.append(Part("head", None, float(torch.tensor(errors).max())))  # NaN where one is
+        self.parts.append(Part("head", None, float(torch.tensor(errors).max())))  # NaN if any error is NaN
 
     def _add(self, name: str, layer: int | None, value: Tensor, reference: Tensor) -> None:
         self.parts.append(Part(name, layer, largest_difference(value.flatten(2), reference.flatten(2))))

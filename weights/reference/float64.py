@@ -1,12 +1,12 @@
-"""Makes the reference and the zoo compute in float64, so that one bound decides whether they are equal
-(zoo.core.float32).
+"""Makes the reference and the zoo compute in float64, so that one bound decides whether they are equal.
 
-The zoo's blocks compute in float32 at least: a model in float64 computes all of it in float64 (zoo.core.float32). The
-reference computes norms, softmax, rotary angles and routers in float32 whatever the dtype of its weights. So inside
-`in_float64` every request for a lower float dtype is answered with float64.
+The zoo's blocks compute in float32 or wider, so a model in float64 computes everything in float64 (zoo.core.float32).
+The reference computes norms, softmax, rotary angles and routers in float32, whatever the dtype of its weights.
+Therefore `in_float64` replaces every lower float dtype that code requests by float64.
 
-A pass in a narrower dtype then gets the experts and keys that were chosen in float64 (`Selections`): where two have
-nearly equal scores, rounding decides, and everything after that differs. So its error is only that of its arithmetic.
+A later pass in a narrower dtype uses the experts and keys that were chosen in float64 (`Selections`). Otherwise
+rounding would decide between nearly equal scores, and all later values would differ. The error of the pass thus comes
+from its arithmetic alone.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _active: list[_Float64Mode] = []
 
 
 class _Float64Mode(TorchFunctionMode):
-    """Answers casts to a lower float dtype, and a lower `dtype` among the arguments of any call, with float64."""
+    """Replaces lower float dtypes by float64, in casts and in the arguments of any call."""
 
     def __init__(self, default: torch.dtype) -> None:
         super().__init__()
-        self.enabled, self.default = True, default  # the default dtype outside
+        self.enabled, self.default = True, default  # `default`: the default dtype outside
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not self.enabled or func is Tensor.view:  # a view in another dtype reads the same bits
+        if not self.enabled or func is Tensor.view:  # a view reinterprets the same bits in its dtype
             return func(*args, **kwargs)
         if func in _CASTS:
             func = Tensor.double
@@ -50,10 +50,10 @@ def _widened(value: Any) -> Any:
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """Makes torch compute in float64, in this thread, wherever a lower float dtype is asked for, or none is named.
+    """Makes torch compute in float64, in this thread, wherever code requests a lower float dtype or names no dtype.
 
-    A reference must be built inside: earlier results, such as rotary tables, stay as they are. Attention and experts
-    must be the plain ones ("eager"): some kernels take no float64.
+    A reference must be built inside: tensors made earlier, such as rotary tables, keep their dtype. Attention and
+    experts must use the plain implementations ("eager"), since some kernels do not support float64.
     """
     before = torch.get_default_dtype()
     mode = _Float64Mode(before)
@@ -69,8 +69,7 @@ def in_float64() -> Iterator[None]:
 
 @contextmanager
 def as_stored() -> Iterator[None]:
-    """Restores the usual meaning of dtypes within the block, also inside `in_float64`: packed weights are unpacked as
-    always."""
+    """Suspends `in_float64` within the block, so that weights are read and unpacked in the usual dtypes."""
     before, outermost = torch.get_default_dtype(), _active[:1]
     for mode in _active:
         mode.enabled = False
@@ -88,10 +87,10 @@ _SELECTING = frozenset({torch.topk, Tensor.topk, torch.sort, Tensor.sort})
 
 
 class Selections(TorchFunctionMode):
-    """Records the indices that each `topk` and each `sort` of floats returns while it is entered, in the order of the
-    calls. After `replay` the calls return these indices again, with their own scores at them.
+    """Records the indices that each `topk` and each `sort` of floats returns while this mode is active, in the order of
+    the calls. After `replay`, the calls return the recorded indices, with the new scores at these indices.
 
-    Enter it around uncompiled code that makes the same calls on both occasions.
+    The code in this mode must not be compiled, and must make the same calls in both runs.
     """
 
     def __init__(self) -> None:
@@ -106,7 +105,7 @@ class Selections(TorchFunctionMode):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves calls alone within the block: they belong to another model."""
+        """Ignores calls within the block, where another model runs."""
         self._paused = True
         try:
             yield
@@ -125,6 +124,6 @@ class Selections(TorchFunctionMode):
             return result
         indices = next(self._following, None)
         if indices is None or indices.shape != result.indices.shape:
-            raise CheckFailed("the model chooses experts or keys another number of times than it did in float64")
+            raise CheckFailed("the model chooses experts or keys a different number of times than in float64")
         position = kwargs.get("dim", args[2] if func.__name__ == "topk" and len(args) > 2 else -1)
         return type(result)((args[0].gather(position, indices), indices))

@@ -1,12 +1,12 @@
-"""The reference: transformers' implementation of a model, in eager attention, with a source's weights.
+"""The reference: transformers' implementation of a model, with eager attention and a source's weights.
 
-transformers reads the weights, or the zoo does, into a model on the meta device whose submodules are filled and emptied
-one by one. The zoo reads models too large for memory, packed weights (transformers' fp8 differs in partial blocks), and
-multimodal wrappers, where transformers reads more than the text part.
+Either transformers reads the weights, or the zoo does: it fills and empties the submodules of a model on the meta
+device one by one. The zoo reads models that are too large for memory, packed weights (transformers' fp8 differs in
+partial blocks), and multimodal wrappers, of which transformers would read more than the text part.
 
-Modules of transformers 5 have other names than the files they are read from, and hold the experts of a layer in one
-tensor. Its own table of conversions gives the names. The zoo's rules are not read for that, so that an error in them
-does not appear in the reference as well.
+Modules of transformers 5 have other names than the tensors in the files, and hold the experts of a layer in one tensor.
+transformers' own table of conversions gives the names. The zoo's rules are not used for this, so that an error in them
+does not reach the reference too.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -35,18 +35,18 @@ from zoo.model.decoder import Decoder
 
 ReadTensor = Callable[[str], Tensor]
 ORIGIN = "text part, weights read by the zoo"
-PLAIN_KERNELS = {"attn_implementation": "eager", "experts_implementation": "eager"}  # they take every dtype
+PLAIN_KERNELS = {"attn_implementation": "eager", "experts_implementation": "eager"}  # these support every dtype
 FEED_FORWARD = "ffn.block."  # the prefix of a feed-forward's parameters in a layer of the zoo
 
 
 def transformers() -> Any:
-    """Returns the package. Raises NotAvailable with the pip line where it is missing."""
+    """Returns the package. Raises NotAvailable, with the pip command, if it is not installed."""
     return require_package("transformers", "parity")
 
 
 def causal_class(config: Any) -> Any:
-    """Returns the class of the model that a config describes: that of AutoModelForCausalLM, or where its table lacks
-    the config (Mistral Small 4), the class that the architecture names."""
+    """Returns the class of the model that a config describes: the class in the table of AutoModelForCausalLM or, for a
+    config that the table lacks (Mistral Small 4), the class that the zoo's architecture names."""
     table = transformers().AutoModelForCausalLM._model_mapping
     if type(config) in table:
         return table[type(config)]
@@ -71,8 +71,9 @@ def quiet() -> Iterator[None]:
 
 
 def config_of(source: Source) -> Any:
-    """Returns the source's config as transformers reads it, with the decimal numbers that a .gguf file holds in
-    float32. A model_type that transformers lacks is replaced by another of the same family: kimi_k2 is deepseek_v3."""
+    """Returns the source's config as transformers reads it. The float32 numbers of a .gguf file become decimal numbers
+    again. A model_type unknown to transformers is replaced by another one of the same family: kimi_k2 by
+    deepseek_v3."""
     known = transformers().CONFIG_MAPPING
     reader = transformers().AutoConfig
     if source.path.is_dir():
@@ -82,7 +83,7 @@ def config_of(source: Source) -> Any:
     with quiet():
         gguf = {} if source.path.is_dir() else {"gguf_file": source.path.name}
         found = reader.from_pretrained(str(source.folder), **gguf)
-    found.model_type = type(found).model_type  # the file's would be kept, and decides how tensors are named
+    found.model_type = type(found).model_type  # otherwise the file's is kept, and it decides how tensors are named
     if not source.path.is_dir():
         vars(found).update(_decimal(vars(found)))
     return found
@@ -90,7 +91,7 @@ def config_of(source: Source) -> Any:
 
 def _decimal(value: Any) -> Any:
     """Returns the shortest decimal number for each float32 in a config: 1e-06 for 9.999999974752427e-07. The difference
-    moves Gemma 3 270M's logits by 2e-10 of the largest."""
+    changes Gemma 3 270M's logits by 2e-10 of the largest logit."""
     if isinstance(value, dict):
         return {name: _decimal(each) for name, each in value.items()}
     if isinstance(value, float) and np.float32(value) == value:
@@ -99,7 +100,7 @@ def _decimal(value: Any) -> Any:
 
 
 def load_reference(source: Source, dtype: torch.dtype) -> tuple[Any, str]:
-    """Returns the reference of a source in memory, a causal language model of transformers, and a note on how its
+    """Loads the reference of a source: a causal language model of transformers. Returns it with a note on how its
     weights were read."""
     config = config_of(source)
     options: dict[str, Any] = {"config": config}
@@ -149,7 +150,7 @@ def decoder_of(model: Any) -> nn.Module:
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
-    """Returns the layers of a causal language model of the reference, whatever their name there."""
+    """Returns the layers of the reference's causal language model, whatever their name."""
     return _layer_lists(decoder_of(model))[0]
 
 
@@ -180,10 +181,11 @@ def _observe(
 
 
 def feed_forward_input(spec: Decoder, rules: Rules, index: int, layer: nn.Module) -> str | None:
-    """Returns the name of the module of the reference's `layer` that reads the input of the feed-forward.
+    """Returns the name of the submodule of the reference's `layer` that reads the input of the feed-forward branch.
 
-    This is the norm before the feed-forward or, without such a norm, the feed-forward. The rules of the checkpoint
-    layout give the names. None: the layer has no feed-forward. Raises CheckFailed if it has no module of these names.
+    This is the norm before the feed-forward or, if there is no such norm, the feed-forward itself. The rules of the
+    checkpoint layout give the names. Returns None if the layer has no feed-forward. Raises CheckFailed if no submodule
+    has a name from the rules.
     """
     branch = spec.layers[index].ffn
     if branch is None:
@@ -201,17 +203,17 @@ def feed_forward_input(spec: Decoder, rules: Rules, index: int, layer: nn.Module
 
 @dataclass
 class Conversion:
-    """The conversion of stored tensors into tensors of the reference: the stored names by the pattern that each
-    matched, and transformers' converter, None where a tensor is only renamed. `first` is the converter's name for its
-    first result."""
+    """The conversion of stored tensors into tensors of the reference. `first` names the first result. `converter` is
+    transformers' converter, or None if a tensor is only renamed. `stored` holds the stored names by the pattern that
+    they matched."""
 
     first: str
     converter: Any = None
     stored: dict[str, list[str]] = field(default_factory=dict)
 
     def make(self, name: str, like: Tensor, read: ReadTensor, config: Any) -> Tensor:
-        """Returns the tensor `name`, of the shape and dtype of `like`. Experts are converted one by one where that
-        gives the same, so that they are not in memory twice."""
+        """Returns the tensor `name`, with the shape and dtype of `like`. If the result is the same, experts are
+        converted one by one, so that they are not in memory twice."""
         if self.converter is None:
             ((only,),) = self.stored.values()
             return read(only)
@@ -237,7 +239,7 @@ class Conversion:
 
 
 def conversions(model: Any, stored: Iterable[str]) -> Mapping[str, Conversion]:
-    """Maps each parameter or buffer of the reference that is read from stored tensors to its conversion."""
+    """Returns {name: conversion} for each parameter or buffer of the reference that is read from stored tensors."""
     loading = require_package("transformers.core_model_loading", "parity")
     table = require_package("transformers.conversion_mapping", "parity").get_model_conversion_mapping(model)
     converters = [each for each in table if isinstance(each, loading.WeightConverter)]
@@ -276,8 +278,8 @@ class MetaModel:
         self.conversions = conversions(self.model, source.tensors)
 
     def reload_submodule(self, name: str, source: Source | None = None) -> None:
-        """Fills the submodule of this name ("": the whole model). Without a `source` its files are opened anew, so that
-        nothing holds their pages once the submodule is emptied."""
+        """Fills the submodule of this name ("": the whole model). Without a `source`, the files are opened anew, so
+        that nothing holds their pages once the submodule is emptied."""
         opened = open_source(self.path) if source is None else source
         module, prefix = self.model.get_submodule(name), name and f"{name}."
         with as_stored():
@@ -285,7 +287,7 @@ class MetaModel:
         module.load_state_dict(filled, assign=True)
 
     def _tensor(self, name: str, like: Tensor, source: Source) -> Tensor:
-        """Returns the tensor that transformers calls `name`: a tied head and stacked experts have other names in
+        """Returns the tensor that transformers calls `name`. Tied heads and stacked experts have other names in
         files."""
 
         def read(stored: str) -> Tensor:
@@ -293,11 +295,11 @@ class MetaModel:
 
         if name in self.conversions:
             return self.conversions[name].make(name, like, read, self.model.config)
-        if f"{name}_blocks" in source.tensors:  # MXFP4 has the last two axes the other way round
+        if f"{name}_blocks" in source.tensors:  # MXFP4 stores the last two axes in the opposite order
             return read(f"{name}_blocks").mT.contiguous()
         if name == HEAD and source.embedding in source.tensors:
             return read(source.embedding)
-        raise MalformedError(f"{source.path}: the reference needs {name}, which is not there")
+        raise MalformedError(f"{source.path}: the reference needs {name}, which the source does not have")
 
 
 def empty(module: nn.Module) -> None:

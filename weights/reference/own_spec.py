@@ -1,5 +1,5 @@
-"""Compares a model with its own spec, where no reference implementation describes it: parameters and cache with the
-formulas, decoding through the cache with one forward pass."""
+"""Compares a model that has no reference implementation with its own spec: sizes of parameters and cache with the
+formulas, and decoding through the cache with one forward pass."""
 
 from dataclasses import dataclass
 from time import perf_counter
@@ -47,8 +47,8 @@ class SpecReport:
 
 @torch.no_grad()
 def own_parity(source: str, opened: Source, spec: Decoder, dtype: torch.dtype, seed: int) -> SpecReport:
-    """Compares a source's model with its spec, on the CPU. Raises what `weights.load` raises, and NotAvailable where
-    the model does not fit in memory."""
+    """Compares a source's model with its spec, on the CPU. Raises the errors of `weights.load`, and NotAvailable if the
+    model does not fit in memory."""
     device = torch.device("cpu")
     require_free_memory(spec, device, dtype)
     began = perf_counter()

@@ -16,7 +16,7 @@ from zoo.core.float32 import BOUND
 from zoo.errors import NotAvailable, UsageError, require_package
 from zoo.units import format_count
 
-MAX_RATIO = 2  # the zoo's rounding error may be this many times the reference's own
+MAX_RATIO = 2  # the zoo's rounding error may be this many times the reference's
 
 FIGURES = {
     "rms": "RMS error, of RMS logit",
@@ -32,7 +32,7 @@ FIGURES = {
 }
 SHARES = ("top1", "top10")
 SHORT = {"float32": "f32", "bfloat16": "bf16"}
-FIRST_BUCKET, BUCKET_GROWTH = 16, 4  # positions of the first bucket, and how many times further each next one reaches
+FIRST_BUCKET, BUCKET_GROWTH = 16, 4  # positions in the first bucket; growth of the end from bucket to bucket
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,8 @@ class Check:
 
 @dataclass(frozen=True)
 class Rounded:
-    """Differences of logits in a narrower dtype from the reference's in float64: of the zoo's in one forward pass, of
-    the zoo's through a cache, and of the reference's own. All three used the experts and keys that were chosen in
-    float64."""
+    """Differences of logits in a narrower dtype from the reference's logits in float64. `zoo` ran in one forward pass,
+    and `cached` is the zoo through a cache. All three runs used the experts and keys that were chosen in float64."""
 
     zoo: Difference
     cached: Difference
@@ -75,9 +74,9 @@ class Side(NamedTuple):
 class ParityReport:
     """The difference between the zoo's model and the reference on the same weights and prompts.
 
-    `exact`: the zoo's logits in float64 from the reference's in float64. `exact_cached`: the same comparison in chunks
-    and single tokens through a cache. `parts`: each part by itself, in float64. `rounded`: in `dtype`; None if that is
-    float64.
+    `exact`: the difference of the logits in float64. `exact_cached`: the same, with the zoo run through a cache in
+    chunks and single tokens. `parts`: each part by itself, in float64. `rounded`: the differences in `dtype`, or None
+    if `dtype` is float64.
     """
 
     source: str
@@ -90,7 +89,7 @@ class ParityReport:
     streaming: bool
     ranks: int  # processes that divide the zoo's model
     reference: str
-    has_choices: bool  # experts or keys are chosen
+    has_choices: bool  # whether the model chooses experts or keys
     exact: Difference
     exact_cached: Difference
     parts: tuple[Part, ...]
@@ -108,8 +107,8 @@ class ParityReport:
 
     @property
     def checks(self) -> list[Check]:
-        """Returns the checks that must pass: one bound in float64, and rounding errors of at most twice the reference's
-        own, which counts as at least one unit of the dtype's rounding."""
+        """The checks that must pass. In float64 all differences have one bound. In `dtype` the zoo's rounding errors
+        may be twice the reference's, which counts as at least the machine epsilon of the dtype."""
         checks = [
             Check("largest difference in float64", self.exact.relative, BOUND),
             Check("through a cache", self.exact_cached.relative, BOUND),
@@ -143,7 +142,7 @@ class ParityReport:
         return sides
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns everything, in values that JSON has."""
+        """Returns the whole report as JSON values."""
         checks = [asdict(check) | {"passed": check.passed} for check in self.checks]
         first = None if self.first is None else asdict(self.first)
         return {**asdict(self), "passed": self.passed, "checks": checks, "first_divergent": first}
@@ -181,7 +180,7 @@ def _figures(report: ParityReport) -> str:
 
 def _positions(report: ParityReport) -> str:
     buckets = takewhile(lambda end: end < report.length, (FIRST_BUCKET * BUCKET_GROWTH**i for i in count()))
-    edges = {0, *buckets, min(report.window, report.length), report.length}  # an error in the window shows after it
+    edges = {0, *buckets, min(report.window, report.length), report.length}  # a wrong window shows later only
     rows = []
     for start, end in pairwise(sorted(edges)):
         positions = (side.difference.by_position[start:end] for side in report.sides)

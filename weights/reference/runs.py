@@ -1,12 +1,12 @@
 """The runs that are compared: the reference, the zoo in one forward pass, and the zoo through a cache.
 
-All of them run in float64 first. Where a narrower dtype is asked for they run again in it, with the experts and keys
-that were chosen in float64. The reference's logits in float64 are the exact ones, and all others are measured against
+All three run in float64 first. If a narrower dtype is requested, they run again in that dtype, with the experts and
+keys that were chosen in float64. The reference's float64 logits count as exact: all other logits are measured against
 them.
 
-Both models are in memory, or streaming runs them together with one layer's weights at a time. Peak memory of streaming
-is the embedding or two layers, whichever is more, beside the activations, which include the prompts' logits. Every file
-is read once for each model and dtype.
+Either both models are in memory, or streaming runs them together, layer by layer, with one layer's weights at a time.
+Peak memory with streaming is the activations, including the prompts' logits, plus the embedding or two layers,
+whichever is more. Every file is read once for each model and dtype.
 """
 
 import logging
@@ -41,15 +41,15 @@ from zoo.model.decoder import Decoder
 from zoo.model.module import fill_buffers
 from zoo.model.parallel import Ranks
 
-DECODED_TOKENS = 4  # at the end of a prompt, one by one through the cache
+DECODED_TOKENS = 4  # tokens at the end of a prompt, run one by one through the cache
 SIDES = ("reference", "zoo", "cached")  # the origin of the logits in each run
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Models:
-    """The models that are compared, on the same tokens (batch, t): a spec with the weights of a `source`, divided by
-    `ranks`, and the reference with the weights of another source."""
+    """The two models to compare, on the same `tokens` (batch, t). The zoo's model has a `spec`, the weights of
+    `source`, and the `ranks` that divide it. `reference` is the source of the reference's weights."""
 
     spec: Decoder
     source: Source
@@ -60,8 +60,8 @@ class Models:
 
 @dataclass
 class Results:
-    """The results of the runs: the differences of logits from the exact ones by (dtype, side), the parts in float64,
-    and how the reference's weights were read. `exact` (batch, t, vocab) are the reference's logits in float64."""
+    """The results of the runs. `exact` (batch, t, vocab) are the reference's logits in float64. `differences` from them
+    are by (dtype, side), `parts` are in float64, and `origin` says how the reference's weights were read."""
 
     exact: Tensor = field(default_factory=lambda: torch.empty(0))
     differences: dict[tuple[torch.dtype, str], Difference] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class Results:
     selections: dict[str, Selections] = field(default_factory=lambda: {side: Selections() for side in SIDES})
 
     def add(self, dtype: torch.dtype, side: str, logits: Tensor) -> None:
-        """Measures one side's logits; the first are the exact ones."""
+        """Measures one side's logits. The first logits to be added are the exact logits."""
         if not self.exact.numel():
             self.exact = logits
         else:
@@ -81,7 +81,7 @@ Run = Callable[[Models, torch.dtype, Results], None]
 
 
 def run_all(models: Models, dtype: torch.dtype, streaming: bool) -> Results:
-    """Returns the results of the runs in float64, and then of those in `dtype` if it is another."""
+    """Returns the results of the runs in float64 and then, unless `dtype` is float64, in `dtype`."""
     results, run = Results(), run_streaming if streaming else run_in_memory
     with in_float64():
         run(models, torch.float64, results)
@@ -93,15 +93,16 @@ def run_all(models: Models, dtype: torch.dtype, streaming: bool) -> Results:
 
 
 def chunk_sizes(length: int) -> list[int]:
-    """Returns the sizes of the chunks of a prompt that go through the cache: one half, most of the other, and single
-    tokens."""
+    """Returns the sizes of a prompt's chunks for the runs through the cache: two halves of all but the last tokens, and
+    then the last tokens one by one."""
     decoded = min(DECODED_TOKENS, length - 1)
     half = (length - decoded + 1) // 2
     return [size for size in (half, length - decoded - half, *[1] * decoded) if size]
 
 
 def run_in_memory(models: Models, dtype: torch.dtype, results: Results) -> None:
-    """Runs both models in memory. `ranks` divide the zoo's model, and each runs the reference by itself."""
+    """Runs both models in memory. With several ranks, they divide the zoo's model, and each of them runs the whole
+    reference."""
     tokens, selections = models.tokens, results.selections
     with as_stored(), _logged_seconds(f"the zoo's model in {dtype}"):
         model = fill(models.spec, models.source, "cpu", dtype, ranks=models.ranks)
@@ -145,8 +146,8 @@ def _logged_seconds(what: str) -> Iterator[None]:
 
 
 class LayerwiseRuns:
-    """The zoo's runs, a layer at a time: in one forward pass, and in chunks through a cache; in float64 also each part
-    on the reference's own input."""
+    """Runs the zoo's model layer by layer, both in one forward pass and in chunks through a cache. In float64, it also
+    runs each part on the reference's own input."""
 
     def __init__(self, models: Models, dtype: torch.dtype, selections: dict[str, Selections]) -> None:
         self.tokens, self.selections = models.tokens, selections
@@ -168,7 +169,7 @@ class LayerwiseRuns:
 
     @contextmanager
     def filled(self, *names: str) -> Iterator[None]:
-        """Gives these submodules ("embed", "layers.3") their weights within the block."""
+        """Loads the weights of these submodules ("embed", "layers.3") for the duration of the block."""
         with as_stored():  # the source is opened anew, so that nothing else holds its pages
             matched = replace(self.matched, source=open_source(self.matched.source.path))
             prefixes = tuple(f"{name}." for name in names)
@@ -183,7 +184,7 @@ class LayerwiseRuns:
                 empty(self.model.get_submodule(name))
 
     def visit(self, reference: LayerActivations) -> None:
-        """Runs the zoo's layer, after the reference's."""
+        """Runs the zoo's layer, right after the reference's layer."""
         index = reference.layer
         if index == 0:
             others = (name for name in ("positions", "per_layer") if getattr(self.model.spec, name))
@@ -212,8 +213,8 @@ class LayerwiseRuns:
 
 
 def _run_and_keep(layer: Any, x: Tensor, ctx: ForwardContext, cache: Any) -> Tensor:
-    """Returns the layer's output. Tensors that it hands to later layers are copied, since its cache moves on before
-    they are read."""
+    """Returns the layer's output. Tensors that it shares with later layers are copied, since its cache may be
+    overwritten before these read them."""
     before = dict(ctx.shared)
     out: Tensor = layer(x, ctx, cache)
     for name, value in ctx.shared.items():
@@ -250,8 +251,8 @@ def run_streaming(models: Models, dtype: torch.dtype, results: Results) -> None:
 
 
 def _streamed_logits(meta: MetaModel, tokens: Tensor, observed: AbstractContextManager[None]) -> Tensor:
-    """Returns the reference's logits. Its layers, embedding, last norm and head hold weights only while they run;
-    `observed` is entered around the forward pass, and its hooks see a layer that is empty again."""
+    """Returns the reference's logits. Its layers, embedding, last norm and head hold weights only while they run. The
+    forward pass runs inside `observed`, whose hooks run after a layer has been emptied again."""
     names = {module: name for name, module in meta.model.named_modules()}
     head = meta.model.get_output_embeddings()
     layers = decoder_layers(meta.model)
@@ -260,7 +261,7 @@ def _streamed_logits(meta: MetaModel, tokens: Tensor, observed: AbstractContextM
 
     def reload(module: nn.Module, _: tuple[Any, ...]) -> tuple[Tensor] | None:
         meta.reload_submodule(names[module])
-        return (tokens,) if module is embedding else None  # Llama 4 has sent them to the meta device, to its weights
+        return (tokens,) if module is embedding else None  # Llama 4 has moved them to its weights' device, meta
 
     before = (part.register_forward_pre_hook(reload) for part in parts)
     after = (part.register_forward_hook(lambda module, _, out: empty(module)) for part in parts)

@@ -158,5 +158,5 @@ def test_a_model_that_chooses_otherwise_often_is_an_error(k: int) -> None:
     with selections:
         if k == 2:
             scores.topk(k)
-        with pytest.raises(CheckFailed, match="another number of times"):
+        with pytest.raises(CheckFailed, match="a different number of times"):
             scores.topk(k)
