@@ -92,7 +92,8 @@ def test_another_suffix_is_an_error() -> None:
 @pytest.mark.parametrize("suffix", [".png", ".pdf"])
 def test_a_missing_package_is_named(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vl_convert", None)
-    with pytest.raises(NotAvailable, match=r"needs the package vl_convert; in the zoo's folder: pip install -e '\.\[gallery\]'"):
+    expected = r"needs the package vl_convert; in the zoo's folder: pip install -e '\.\[gallery\]'"
+    with pytest.raises(NotAvailable, match=expected):
         encode("<svg/>", Path(f"a{suffix}"))
     assert encode("<svg/>", Path("a.svg")) == b"<svg/>\n"
 
