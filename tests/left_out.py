@@ -41,6 +41,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> object:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> object:
     """A test that fails for want of a package, itself or in the command that it runs."""
     report: pytest.TestReport = yield  # type: ignore[misc]
-    if report.failed and (package := absent(str(report.longrepr))):
+    printed = "".join(text for _, text in report.sections)
+    if report.failed and (package := absent(f"{report.longrepr}{printed}")):
         skip(report, str(item.path), package)
     return report

@@ -132,6 +132,7 @@ COMMANDS = [  # every command that draws, counts or runs a model: what it is tol
 
 def test_the_architecture_and_the_blocks_go_through_every_command(hybrid: Path) -> None:
     """The blocks swapped in, swapped out, and as all blocks of an architecture, in one process."""
+    pytest.importorskip("altair", reason="pip install -e '.[test]'")  # for the gallery
     each(hybrid, COMMANDS)
     page = (hybrid / "gallery" / "index.html").read_text(encoding="utf-8")
     assert {"hybrid-1b", "olmoe-1b-7b"} <= packed(page)["diagrams"].keys()
