@@ -83,7 +83,7 @@ class WidthRatio:
         return {"heads": kv_heads * (attn.heads // attn.kv_heads), "kv_heads": kv_heads}
 
     def latent_heads(self, attn: Any) -> Fields:
-        """Returns the heads and the ranks. A rank is at most the model's width: a wider latent would compress nothing."""
+        """Returns the heads and the ranks. A rank is at most the width: a wider latent would compress nothing."""
         ranks = {name: min(self.dim, getattr(attn, name)) for name in ("q_rank", "kv_rank") if getattr(attn, name)}
         return {"heads": self.share(attn.heads), **ranks}
 
@@ -121,7 +121,7 @@ class WidthRatio:
         return compressor
 
     def experts(self, moe: Any) -> Fields:
-        """Returns the router. If it chooses by token id, its table is for this vocabulary. The number of experts stays."""
+        """Returns the router. A table of token ids is for this vocabulary. The number of experts stays."""
         return {"router": moe.router.among(moe.experts, moe.experts, self.vocab)}
 
     def window(self, window: int) -> int:
@@ -140,6 +140,6 @@ def _blocks(spec: Decoder) -> Iterator[Any]:
 
 
 def _among_experts(router: Router, lent: Any, taker: Decoder) -> Router:
-    """Returns the router for as many experts as the first mixture of `taker` has; unchanged if `taker` has no mixture."""
+    """Returns the router for the number of experts in the first mixture of `taker`; unchanged if it has no mixture."""
     before, after = (next((n.experts for n in spec.walk() if hasattr(n, "experts")), None) for spec in (lent, taker))
     return router.among(after, before, taker.vocab) if before and after and before != after else router

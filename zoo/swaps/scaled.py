@@ -299,7 +299,7 @@ def leading_and_period(layers: Sequence[T]) -> tuple[int, int]:
 
 
 def _each_kind(layers: Sequence[T], number: int) -> list[T]:
-    """Returns `number` of `layers` in their order. The first layer of each distinct kind is chosen before any repeat."""
+    """Returns `number` of `layers` in their order. The first layer of each kind takes precedence over repeats."""
     firsts = [i for i, layer in enumerate(layers) if layer not in layers[:i]]
     others = [i for i in range(len(layers)) if i not in firsts]
     return [layers[i] for i in sorted([*firsts, *others][:number])]
