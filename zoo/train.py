@@ -171,8 +171,7 @@ def main(
 
 @dataclass(frozen=True)
 class Session:
-    """The options of a run, its device, the spec of its model, and the source of its initial weights (None: fresh
-    weights)."""
+    """The options of a run, its device, the spec of its model, and the source of its first weights (if any)."""
 
     options: Options
     place: torch.device

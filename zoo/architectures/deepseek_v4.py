@@ -110,8 +110,8 @@ HASHED, SCORED = "hash_moe", "moe"
 
 def decoder(*, kinds, hashed, attn, ropes, compressors, k, scale, experts, hidden, clamp, iterations, eps, **rest):
     """Returns the decoder. For each layer, `kinds` holds the kind of attention, and `hashed` states whether token ids
-    choose the experts. `ropes` holds the encoding of layers with only a window, and that of layers with a compressor.
-    `compressors` maps kinds of attention to compressors."""
+    choose the experts. `ropes` holds two encodings: for layers without and with a compressor. `compressors` is by kind.
+    """
     norm, plain = RMSNorm(eps, scale_in_fp32=True), RMSNorm(eps, weight=False)
     glu = GLU(hidden, ClampedSwiGLU(1.0, clamp, plus_one=False))
     streams = replace(rest.pop("streams"), norm_eps=eps)
@@ -191,8 +191,7 @@ def read_rope_dim(config):
 
 def read_kinds(config, layers):
     """Returns the kind of attention of each layer: from `layer_types`, or else from `compress_ratios`, whose additional
-    entries are for multi-token prediction. Without both fields, two HCA layers come first, then CSA and HCA alternate,
-    beginning with HCA."""
+    entries are for multi-token prediction. The default is two HCA layers, then HCA and CSA alternating."""
     ratios = config.values.get("compress_ratios")
     usual = [CSA if i >= 2 and i % 2 else HCA for i in range(layers)]
     if config.values.get("layer_types") is None and ratios is not None:

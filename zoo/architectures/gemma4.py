@@ -225,8 +225,7 @@ def _rope_entry(attn: GQA) -> ConfigFields:
 
 
 def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the .gguf metadata that only this architecture has: the number of layers that reuse earlier keys and
-    values."""
+    """Returns the .gguf metadata that only this architecture has: the number of layers that reuse earlier keys."""
     return {"attention.shared_kv_layers": sum(bool(layer.takes()) for layer in spec.layers)}
 
 

@@ -1,6 +1,6 @@
-"""Kimi Linear (Kimi Team 2025). New here: three layers of Kimi Delta Attention for each layer of latent attention. Kimi
-Delta Attention keeps a state of fixed size that decays by channel. Latent attention has no positions: the recurrent
-layers provide the order of tokens."""
+"""Kimi Linear (Kimi Team 2025). New here: three layers of Kimi Delta Attention for each layer of latent attention. The
+former keeps a state of fixed size that decays by channel. The latter has no positions: order comes from the recurrent
+layers."""
 
 from zoo.architectures.deepseek_v3 import ATTENTION
 from zoo.blocks import GLU, MLA, GroupedSigmoidTopK, Layer, MoE, NoPE, RMSNorm, pre
@@ -81,8 +81,7 @@ def _linear(config):
 
 
 def _mixers(config, layers):
-    """Returns the type of each layer's mixer: from `layer_types`, or else from two lists of layer numbers, counted from
-    1."""
+    """Returns the type of each layer's mixer: from `layer_types`, or else from two lists of layer numbers (from 1)."""
     inner = config.object("linear_attn_config")
     inner.unused(*LISTS)
     full, recurrent = (inner.values.get(name) for name in LISTS)

@@ -70,8 +70,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def _temperature(config):
-    """Returns the scaling of queries by position, or None if it is off. The switch is a flag, or in older files a
-    number."""
+    """Returns the scaling of queries by position; None if off. The switch is a flag or, in older files, a number."""
     switch, scale, step = "attn_temperature_tuning", config.number("attn_scale"), config.integer("floor_scale")
     tuned = config.flag(switch) if isinstance(config.get(switch), bool) else config.integer(switch) > 0
     return LogTemperature(scale, step, from_one=True) if tuned else None

@@ -98,8 +98,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def _pattern(config):
-    """Returns a letter for each layer. A list of names, which newer files have, takes precedence over a string of
-    letters."""
+    """Returns a letter for each layer. A list of names (newer files) takes precedence over a string of letters."""
     listed = config.get("layers_block_type") is not None
     name, known = ("layers_block_type", KINDS) if listed else ("hybrid_override_pattern", LETTERS)
     given = config.get(name)

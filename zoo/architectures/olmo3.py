@@ -43,8 +43,7 @@ def to_hf(spec: Decoder) -> ConfigFields:
 
 
 def _rope_entry(rope: RoPE, theta: float | None = None) -> ConfigFields:
-    """Returns a rotary encoding as an object of a config. It states the scaling, for YaRN also the gain, and any
-    `theta`."""
+    """Returns a rotary encoding as an object of a config. It states the scaling, YaRN's gain, and any `theta`."""
     scaling = scaling_fields(rope.scaling) if rope.scaling else None
     entry = scaling or {"rope_type": "default"}
     if isinstance(rope.scaling, YarnScaling):

@@ -68,8 +68,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def _everywhere(config, layers):
-    """Returns the indices of the layers without a window, from `layer_types`. Without this field, every
-    `global_attn_every_n_layers`-th layer has no window."""
+    """Returns the indices of layers without a window: from `layer_types`, or else by `global_attn_every_n_layers`."""
     interval, given = config.integer("global_attn_every_n_layers"), config.values.get("layer_types")
     if isinstance(given, list):
         return [i for i, kind in enumerate(given) if kind == Full.layer_type]

@@ -184,8 +184,7 @@ def _blocks(layer: Layer) -> Facts:
 
 
 def report_text(report: Facts) -> str:
-    """Formats a report in 80 columns: name, swaps, the card (two cards after a swap), and the checks of the built
-    model."""
+    """Formats a report in 80 columns: name, swaps, the card (two cards after a swap), and the checks of the model."""
     name = f"{report['model']} at toy widths" if report["tiny"] else report["model"]
     where = f"  ({report['hub']})" if report["hub"] else ""
     name = f"{name}, scaled: {report['budget']}" if report["budget"] else f"{name}{where}"
@@ -233,7 +232,7 @@ def _two_columns(original: Facts, swapped: Facts) -> list[str]:
 
 
 def _row(label: str, cells: Sequence[Sequence[str]], column: int) -> list[str]:
-    """Formats a label andits cells to the right. A cell is a list of paragraphs, wrapped to `column` characters."""
+    """Formats a label, and its cells to the right. A cell is a list of paragraphs, wrapped to `column` characters."""
     wrapped = partial(wrap, width=column, subsequent_indent="  ", break_on_hyphens=False)
     rows = zip_longest([label], *(chain.from_iterable(map(wrapped, cell)) for cell in cells), fillvalue="")
     return [f"{row[0]:{LABEL_WIDTH}}{'  '.join(line.ljust(column) for line in row[1:])}".rstrip() for row in rows]

@@ -30,8 +30,7 @@ def command() -> str:
 
 
 def exit_now(number: int, frame: FrameType | None) -> None:
-    """Prints that the command was interrupted, and ends the process. An exception would not do: some imports suppress
-    it."""
+    """Prints that the command was interrupted, and ends the process. Some imports would suppress an exception."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):  # closed pipes, and writes that the signal interrupted
             stream.flush()

@@ -22,8 +22,7 @@ Facts = dict[str, Any]
 
 
 def check_build(spec: Decoder, device: torch.device, dtype: torch.dtype, seed: int) -> tuple[Model, Facts]:
-    """Builds the model, and returns it with its number of parameters, counted and by the spec's formula. Call
-    `require_free_memory` first."""
+    """Builds the model and counts its parameters, also by the spec's formula. Call `require_free_memory` first."""
     start = perf_counter()
     model = build(spec, device=device, dtype=dtype, seed=seed)
     seconds = perf_counter() - start

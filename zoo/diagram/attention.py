@@ -22,8 +22,7 @@ def grouped_query_attention(block: GQA, region: Region) -> float:
     without_box = {key: text for key, text in said.items() if text and key not in ("kind", "heads")}
 
     def taken(*keys: str) -> list[str]:
-        """Returns the texts of those of the facts that the block states. Marks them as drawn, so that they get no box
-        again."""
+        """Returns the texts of these facts, as far as the block states them, and marks them as drawn."""
         return [without_box.pop(key) for key in keys if key in without_box]
 
     own = _heads_of_columns(lanes, block)
@@ -134,8 +133,7 @@ def _position_bar(block: GQA | MLA | CompressedAttention, first: int, last: int)
 
 
 def _attend(lanes: Lanes, block: Mixer, last: int, scores: list[str], chosen: str = "") -> None:
-    """Draws the softmax over the visible tokens, with a picture of the mask. `chosen` replaces the description of the
-    visible tokens."""
+    """Draws the softmax over the visible tokens, with a picture of the mask. `chosen`: the visible tokens in words."""
     region, cache = lanes.region, block.cache_spec()
     _, width = lanes.span(0, last)
     is_limited = cache.entries or not cache.reach.is_full

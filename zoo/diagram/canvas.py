@@ -61,8 +61,7 @@ class FactClass(str):
 
 
 class Statement(NamedTuple):
-    """An element that states something about a model. If a statement in the range `inside` is marked, the element is
-    not."""
+    """An element that states something about a model. If one of the range `inside` is marked, it is not."""
 
     element: Element
     place: str
@@ -188,8 +187,7 @@ class Canvas:
         return self._add("rect", css_class, x=_n(x), y=_n(y), width=_n(width), height=_n(height), **corners)
 
     def boxes(self, boxes: Iterable[tuple[float, float, float, float]], css_class: str) -> None:
-        """Draws many small boxes (x, y, width, height) as one path, which takes a tenth of the characters of separate
-        rectangles."""
+        """Draws many small boxes (x, y, width, height) as one path: a tenth of the text of separate rectangles."""
         d = "".join(f"M{_n(x)} {_n(y)}h{_n(w)}v{_n(h)}h-{_n(w)}z" for x, y, w, h in boxes)
         if d:
             self._add("path", css_class, d=d)
@@ -248,8 +246,7 @@ class Canvas:
         return stated
 
     def add_statement(self, element: Element, place: str, text: str, inside: range) -> None:
-        """Records that an element states `text` at `place`. The element is marked only if no statement in the range
-        `inside` is."""
+        """Records that an element states `text` at `place`. It is marked only if none in the range `inside` is."""
         self.facts[place, text] = None
         self.statements.append(Statement(element, place, text, inside=inside))
 

@@ -143,8 +143,7 @@ def fragments(
 def branch_fragment(
     spec: Decoder, role: str, branch: Placement, shown: Shown = "here", layout: Literal["wide", "narrow"] = "wide"
 ) -> Fragment:
-    """Returns a branch as a fragment. With "here" it contains the blow-up of its block; otherwise a note refers to a
-    frame "above" or "below"."""
+    """Returns a branch as a fragment. It contains the blow-up of its block ("here"), or a note that refers to it."""
     where = {(role, branch.block): Drawn(SHOWN[shown])}
     return fragments(spec, lambda rows: rows.branch(0, role, branch, 1), layout, where)[0]
 

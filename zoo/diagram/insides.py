@@ -128,8 +128,7 @@ def _(block: MoE, region: Region) -> float:
 
 
 def _experts(lanes: Lanes, block: MoE) -> float:
-    """Draws a square for each routed expert, and one for the shared expert in a separate column. Returns the y below
-    them."""
+    """Draws a square for each routed expert, and the shared expert in its own column. Returns the y below them."""
     region, top = lanes.region, lanes.y + ARROW + 2
     (x, width), canvas = lanes.columns[0], region.canvas
     grid = replace(region, x=x, y=top, width=width)

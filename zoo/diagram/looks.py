@@ -23,8 +23,7 @@ LEGEND_PITCH, SWATCH = 17.0, 10.0
 
 
 class Look(NamedTuple):
-    """The CSS classes of a layer: one for the reach of its attention, one for its feed-forward. NONE means that the
-    layer lacks the block."""
+    """The CSS classes of a layer: one for the reach of its attention, one for its feed-forward. NONE: no such block."""
 
     reach: str
     ffn: str

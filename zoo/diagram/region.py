@@ -40,8 +40,7 @@ class Region:
         return replace(self, y=y)
 
     def line(self, text: str, fact: str, size: float = SMALL, css_class: str = "ink", left: float = 0) -> float:
-        """Draws a line of text on the baseline y. The text states `fact`, unless that is empty. Returns the width of
-        the text."""
+        """Draws a line of text on the baseline y. It states `fact`, unless that is empty. Returns its width."""
         place = fact and f"{self.place}.{fact}"
         return self.canvas.text(self.x + left, self.y, text, size, self.width - left, css_class, place=place)
 
@@ -67,8 +66,8 @@ class Badges:
         return sorted((number for number, part in self.left.items() if part in names), reverse=True)
 
     def draw(self, canvas: Canvas, names: Sequence[str], x: float, y: float) -> None:
-        """Draws the call-out numbers of these parts side by side, the last one centred at (x, y). They are then no
-        longer `left`."""
+        """Draws the call-out numbers of these parts side by side, the last one centred at (x, y). Removes them from
+        `left`."""
         for i, number in enumerate(self.about(names)):
             del self.left[number]
             draw_badge(canvas, number, x - i * 2.2 * BADGE, y)
@@ -141,8 +140,7 @@ class Lanes:
                 self.region.badge(badges, x + width - BADGE - 3, top + height / 2)
 
     def box(self, first: int, last: int, height: float) -> tuple[float, float]:
-        """Draws an empty box over columns `first` to `last`, below their earlier boxes. Returns its left edge and its
-        top."""
+        """Draws an empty box over columns `first` to `last`, below earlier boxes. Returns its left edge and its top."""
         starts = [start for start in self.starts[first : last + 1] if start is not None]
         top = max(starts) + ARROW if starts else self.y
         self.reserve(first, last, top)
@@ -158,8 +156,7 @@ class Lanes:
 
 
 def draw_lines(region: Region, x: float, top: float, width: float, lines: Sequence[str], fact: str, text: str) -> None:
-    """Draws lines of text in the middle of a box. A comparison marks all lines or none, since they state the whole
-    `text`."""
+    """Draws lines of text in the middle of a box. They are marked together, since they state the whole `text`."""
     place = f"{region.place}.{fact}"
     css_class = region.canvas.with_fact("ink", place, text)
     for i, line in enumerate(lines):
@@ -221,8 +218,7 @@ def heads(region: Region, number: int, groups: int, css_class: str) -> float:
 
 
 def experts(region: Region, number: int, groups: int, chosen: Iterable[int]) -> float:
-    """Draws a square for each expert, with the `chosen` ones filled. Groups are drawn one below another. Returns the y
-    below them."""
+    """Draws a square for each expert, with groups one below another. Fills the `chosen` ones. Returns the y below."""
     if number > MAX_EXPERTS:
         return region.y
     size = number // groups
@@ -246,8 +242,7 @@ def experts(region: Region, number: int, groups: int, chosen: Iterable[int]) -> 
 
 
 def example_choice(router: Router, number: int) -> tuple[int, list[int]]:
-    """Returns an example of a router's choice: the number of groups, and k experts that the router could choose for one
-    token."""
+    """Returns an example of a router's choice: the number of groups, and k experts that it could choose together."""
     groups, keep = getattr(router, "groups", 1), getattr(router, "keep", 1)
     size, kept = number // groups, _spread(keep, groups)
     return groups, [kept[i // size] * size + i % size for i in _spread(router.k, keep * size)]

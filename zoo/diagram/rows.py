@@ -70,8 +70,7 @@ class Rows:
         self.canvas.rect(layout.left, GAP, layout.frame_end - layout.left, height, css_class, 5)
 
     def _beside(self, cost: Cost, top: float, bottom: float) -> float:
-        """Draws the costs of a part on the stream: beside the part, or below it in a narrow layout. Returns the y below
-        both."""
+        """Draws the costs of a part on the stream: beside it, or below it in a narrow layout. Returns the y below."""
         if not self.blow_ups.with_costs:
             return bottom
         layout = self.layout
@@ -143,8 +142,7 @@ class Rows:
         canvas.end_fragment(row)
 
     def _panel(self, spot: Spot, cost: Cost) -> float:
-        """Draws the blow-up beside a branch. If it is drawn in another frame, draws only the costs. Returns the y
-        below."""
+        """Draws the blow-up beside a branch. If another frame has it, draws only costs. Returns the y below."""
         canvas, layout, left = self.canvas, self.layout, self.layout.panel
         if not self.blow_ups.is_blown_up(spot):
             if not self.blow_ups.with_costs:

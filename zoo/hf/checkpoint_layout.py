@@ -48,8 +48,7 @@ class Rule(ABC):
 
     @abstractmethod
     def write(self, parameters: Sequence[Tensor], layer: Layer | None) -> Sequence[Tensor]:
-        """Converts parameters to stored tensors; the inverse of `read`. Parameters on the meta device give the stored
-        shapes."""
+        """Converts parameters to stored tensors; the inverse of `read`. Meta tensors give the stored shapes."""
 
     def stored_rows(
         self, parameter: int, dim: int, rows: Tensor, shape: Sequence[int], layer: Layer | None
@@ -163,8 +162,7 @@ class PackedRows(Rule):
 
     The mixer's field `groups` holds the number of groups (None: one group). `sections` returns, for a mixer, the number
     of rows in each section of each parameter, summed over all groups. A parameter holds its first section for all
-    groups, then the next section. The stored tensor holds every section's share of the first group, then those of the
-    next group.
+    groups, then the next section. The stored tensor holds all sections of the first group, then of the next.
     """
 
     groups: str | None
@@ -206,8 +204,7 @@ class PairedRows(Rule):
     half.
 
     `widths` returns three numbers of rows in a head for a mixer: before the rotary rows, rotary, and after them. With
-    `axis` -1, columns are reordered instead: those of a matrix that multiplies the heads' output, or of a bias on the
-    heads.
+    `axis` -1, the columns of a matrix (or bias) on the heads' output are reordered instead.
     """
 
     widths: Callable[[Any], tuple[int, int, int]]
@@ -284,8 +281,7 @@ NUMBERED = dict(gate="w1", up="w3", down="w2")  # the names of a GLU's matrices 
 
 
 def stacked_gate_up(checkpoint_name: str, experts: str = "ffn.block.experts") -> Rearranged:
-    """Returns the rule for a single tensor of all experts. For each expert it stores the rows of gate, then those of
-    up."""
+    """Returns the rule for one tensor of all experts: for each expert, the rows of gate, then those of up."""
     names = (f"{experts}.gate", f"{experts}.up")
     return Rearranged(names, checkpoint_name, "e (gate_up hidden) dim -> gate_up e hidden dim")
 

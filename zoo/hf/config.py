@@ -223,8 +223,7 @@ class Config(Fields):
         return kind(**values)
 
     def _longrope_gain(self, given: Fields, original: int) -> float:
-        """Returns `attention_factor`. If it is absent, returns the usual gain for `factor`, or else for the ratio of
-        the model's context to the `original` one."""
+        """Returns `attention_factor`, or else the usual gain for `factor`, or else for the ratio of the contexts."""
         gain = given.optional_number("attention_factor")
         if gain is not None:
             given.unused("factor")
@@ -239,9 +238,8 @@ class Config(Fields):
         """Checks that `architectures` and `auto_map` name released classes. Only for these is the layout of the weights
         known.
 
-        Models without a head, or with another head (classifier, reward model, draft model), compute something else from
-        the same fields. Raises MalformedError for other `architectures`; `finish` refuses an `auto_map` that was not
-        accepted here.
+        Models with another head (a classifier's, a draft model's) or none compute something else from the same fields.
+        Raises MalformedError for other `architectures`; `finish` refuses an `auto_map` that is not accepted here.
         """
         self.read.add("architectures")
         given, classes = self.values.get("architectures"), sorted({kind.reference for kind in kinds})

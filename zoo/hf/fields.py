@@ -178,8 +178,8 @@ class Fields:
         return value
 
     def object(self, name: str, defaults: dict[str, Any] | None = None) -> Fields:
-        """Returns the fields of a nested object. If it is absent, null or empty, its default in `self.defaults` is
-        used, or an empty object. `defaults` are those of its fields.
+        """Returns the fields of a nested object, whose fields have these `defaults`. An absent, null or empty object is
+        its own default.
 
         `finish` also checks the nested object.
         """
@@ -199,8 +199,7 @@ class Fields:
         return used
 
     def expect(self, **only: Any) -> None:
-        """Checks fields that have a single supported value. An absent field has its value in `defaults`, or else the
-        supported one."""
+        """Checks fields that have a single supported value. An absent one has its default, or else that value."""
         for name, value in only.items():
             self.read.add(name)
             if (given := self.values.get(name, self.defaults.get(name, value))) != value:

@@ -79,8 +79,7 @@ def mixture_fields(spec: Decoder, experts: str, hidden: str, shared: str | None 
 
 
 def layers_before_experts(spec: Decoder) -> int:
-    """Returns the number of layers before the first layer with experts, or the number of all layers if none has
-    experts."""
+    """Returns the number of layers before the first layer with experts, or of all layers if none has experts."""
     return [*(layer.mixture is not None for layer in spec.layers), True].index(True)
 
 
@@ -93,8 +92,7 @@ def window_fields(spec: Decoder) -> ConfigFields:
 def rope_fields(
     spec: Decoder, unscaled: ConfigFields | None = None, mscale_all_dim: float | None = None
 ) -> ConfigFields:
-    """Returns `rope_theta` and `rope_scaling` of the layers without a window. If they have no scaling, `rope_scaling`
-    is `unscaled`."""
+    """Returns `rope_theta` and `rope_scaling` of the layers without a window. `unscaled` stands for no scaling."""
     rope = first_rope(spec)
     if rope is None:
         return {}

@@ -102,8 +102,7 @@ class Aspect(NamedTuple):
         return next(phrase for phrase in self.phrases if phrase is not None and phrase.key == key)
 
     def frequency(self, key: Hashable) -> tuple[int, int]:
-        """Returns (layers with this key, layers). Both are counted in one period of the layer pattern, or in all layers
-        if there is no pattern."""
+        """Returns (layers with this key, layers). Both are counted in one period of the pattern, or in all layers."""
         keys = [None if phrase is None else phrase.key for phrase in self.phrases]
         repeats = (n for n in range(1, MAX_PERIOD + 1) if all(x == keys[i % n] for i, x in enumerate(keys)))
         period = next(repeats, len(keys))
@@ -114,8 +113,7 @@ class Aspect(NamedTuple):
         return "{:,} of {:,} layers".format(*self.frequency(key))
 
     def statement(self, keys: Iterable[Hashable]) -> str:
-        """Returns the phrases with these keys as one text. A phrase that does not hold for all layers says for how many
-        it holds."""
+        """Returns the phrases with these keys as one text. A phrase that holds for some layers says for how many."""
         parts = []
         for key in keys:
             text, layers = self.phrase(key).text, self.layers(key)

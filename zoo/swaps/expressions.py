@@ -91,8 +91,7 @@ class Formula(NamedTuple):
         return int(number)
 
     def number(self, near: tuple[Spec, ...]) -> Fraction:
-        """Returns the exact number. Raises UsageError for an unknown field, a division by zero, or a number beyond
-        float."""
+        """Returns the exact number. Raises UsageError for unknown fields, a division by zero, or too large a number."""
         try:
             number = _number(self.node, near)
             float(number)  # raises OverflowError beyond the largest float
@@ -150,8 +149,7 @@ def kind_name(word: str) -> str:
 
 def parse(text: str, before: int = 0) -> Any:
     """Returns the value of an expression: a number, true, false, none, a string, a block, a Formula, or a tuple of
-    these. `before` is the number of characters that precede the text in its swap, for error messages. Raises
-    UsageError."""
+    these. `before` is the number of characters before it in the swap, for error messages. Raises UsageError."""
     added: list[tuple[int, int]] = []  # (position of a number with a unit, characters that its digits add)
 
     def without_unit(match: re.Match[str]) -> str:

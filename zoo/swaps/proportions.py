@@ -105,9 +105,8 @@ class Proportions:
         }
 
     def state_space_heads(self, block: Any) -> Fields:
-        """Returns heads, head_dim, groups, state and min_step of a state-space block. If the total width of the heads
-        is a multiple of the model's width, it stays one. If several heads shared a group, several still do. The state
-        keeps its ratio to head_dim."""
+        """Returns heads, head_dim, groups, state and min_step of a state-space block. A total width that is a multiple
+        of the model's width stays one. Several heads still share a group. The state keeps its ratio to head_dim."""
         times, unit = block.heads * block.head_dim / self.full.dim, head_width(self.dim)
         if times == int(times):
             widths = [width for width in range(1, int(times) * self.dim + 1) if int(times) * self.dim % width == 0]
@@ -139,8 +138,7 @@ class Proportions:
         return _index_heads(indexer, attn, new, head_dim=width, k=self.window(indexer.k))
 
     def compressor(self, compressor: Any, attn: Any, new: Fields) -> Any:
-        """Returns a compressor for attention `attn` whose sizes become `new`. A context has at least ENTRIES_IN_CONTEXT
-        entries."""
+        """Returns a compressor for attention whose sizes become `new`, with at least ENTRIES_IN_CONTEXT entries."""
         every = max(2, min(compressor.every, self.context // ENTRIES_IN_CONTEXT))
         indexer = compressor.indexer
         if indexer is not None:
@@ -161,15 +159,13 @@ class Proportions:
         return {"experts": experts, "router": router, **small}
 
     def window(self, window: int) -> int:
-        """Returns the window in tokens: the same share of the context as in the full model, and at least an eighth of
-        it."""
+        """Returns the window in tokens: the same share of the context as in the full model, at least an eighth."""
         share = window / (self.full.context or window * WINDOWS_IN_CONTEXT)
         return min(self.context, max(round(share * self.context), ceil(self.context / WINDOWS_IN_CONTEXT)))
 
     def theta(self, rope: Any) -> float:
         """Returns RoPE's base, rounded to three digits. The base scales with the number of tokens that the layers of
-        this RoPE attend to: their window, or the context. If the full model's context was extended, its original
-        context counts."""
+        this RoPE attend to: their window, or the context. For an extended context, the original one counts."""
         windows = self._windows.get(rope, {None})
         if None in windows:
             trained: float | None = self.full.context
@@ -221,14 +217,12 @@ def grouped_heads(held: Fields, full_dim: int, dim: int) -> Fields:
 
 
 def _index_heads(indexer: Any, attn: Any, new: Fields, **sizes: int) -> Any:
-    """Returns an indexer with these `sizes`. The ratio of its number of heads to that of `attn` stays, with at least
-    MIN_INDEX_HEADS heads."""
+    """Returns an indexer with these `sizes`. Its number of heads keeps its ratio to that of `attn`."""
     return replace(indexer, heads=max(MIN_INDEX_HEADS, round(indexer.heads * new["heads"] / attn.heads)), **sizes)
 
 
 def _groups(block: Any, heads: int) -> int:
-    """Returns the largest number of groups that divides `heads`, at most the number in `block`. If several heads shared
-    a group, several still do."""
+    """Returns the largest number of groups, up to the block's, that divides `heads`. Several heads still share a group."""
     most = max(1, heads // 2) if block.groups < block.heads else heads
     return next(number for number in range(min(block.groups, most), 0, -1) if heads % number == 0)
 

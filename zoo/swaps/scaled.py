@@ -188,8 +188,7 @@ class _Target:
         return layers <= (self.wanted - (whole - layers)) / 2
 
     def with_cache(self, spec: Decoder) -> Decoder:
-        """Returns `spec` unchanged, or for "kv" with the width of KV heads or latents that meets the budget of the
-        cache."""
+        """Returns `spec` unchanged, or for "kv" with KV heads or latents that meet the cache's budget."""
         return _with_cache(spec, self.cache, self.context) if self.match == "kv" else spec
 
     def solve(self, spec: Decoder, mixed: bool = False) -> Scaled:

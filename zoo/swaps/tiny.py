@@ -67,8 +67,7 @@ def _without_repeats(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
 
 
 def _widened(layer: Layer, full: Layer, spec: Decoder) -> Layer:
-    """Returns the tiny `layer` made from a `full` one. A dense feed-forward keeps the ratio of its width to the
-    narrowest dense one in `spec`."""
+    """Returns the tiny `layer` made from a `full` one. A dense width keeps its ratio to the narrowest one."""
     if full.dense_width is None or layer.dense_width is None:
         return layer
     times = round(full.dense_width / min(each.dense_width for each in set(spec.layers) if each.dense_width))

@@ -61,8 +61,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """Returns the checkpoint with the best evaluation (the first of equally good ones), or None if no checkpoint has
-    one."""
+    """Returns the checkpoint with the best evaluation (the first of equally good ones), or None if there is none."""
     scores = {path: read_state(path).get("bits_per_byte") for path in checkpoints(folder)}
     evaluated = {path: float(score) for path, score in scores.items() if score is not None}
     return min(evaluated, key=lambda path: evaluated[path], default=None)

@@ -107,9 +107,8 @@ class TrainingConfig:
 
 
 class StepResult(NamedTuple):
-    """The result of a step, counted from 1. `loss` is the mean in nats per scored token. `balance_loss` is the mean of
-    the load-balancing loss over pieces, without its coefficient. Both are measured before the weights change.
-    `grad_norm` is the norm before clipping."""
+    """The result of a step, counted from 1. `loss` is the mean in nats per scored token. `balance_loss` is the mean
+    over pieces, without its coefficient. Both are from before the step. `grad_norm` is the norm before clipping."""
 
     step: int
     loss: float

@@ -77,7 +77,7 @@ class Run:
 
         The first row is that of the resumed checkpoint or, in a new run, that of step 0, with an evaluation but no
         loss. Raises DivergedError if the loss is not finite, NotAvailable if the disk fails or is full. The last
-        checkpoint then remains.
+        checkpoint remains.
         """
         trainer, material, steps = self.trainer, self.material, self.trainer.config.steps
         if self.row is None:
@@ -187,8 +187,7 @@ def choose_threads() -> tuple[int, float]:
     the time of all threads; otherwise all are. Returns the number of threads, and how many times as fast they are as
     all threads.
 
-    The threads of an operation wait for each other. If other programs occupy some cores, all threads wait for the
-    slowest one.
+    The threads of an operation wait for each other. If other programs use some cores, all wait for the slowest thread.
     """
     most, a = torch.get_num_threads(), torch.randn(PROBE_SIDE, PROBE_SIDE)
     times = dict[int, float]()
@@ -202,8 +201,7 @@ def choose_threads() -> tuple[int, float]:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Returns the FLOPs per second of the fastest square matrix product on a device. The measurement takes about half a
-    second."""
+    """Returns the FLOPs per second of the fastest square matrix product on a device. It takes half a second."""
     rate = 0.0
     for side in SIDES:
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
