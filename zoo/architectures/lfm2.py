@@ -94,7 +94,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def _mixers(config, layers):
-    """Returns the type of each layer from `layer_types`, or else from `full_attn_idxs`. By default, all are attention."""
+    """Returns the type of each layer from `layer_types`, or else from `full_attn_idxs`. The default is attention."""
     config.get("layer_types")  # raises an error if the mixture's config lacks it
     indices = config.values.get("full_attn_idxs") or list(range(layers))
     if not isinstance(indices, list):

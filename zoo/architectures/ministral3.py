@@ -1,8 +1,7 @@
 """Ministral 3 (Mistral AI 2025), text part. New here: in every layer, rotated queries grow with the logarithm of their
 position, beyond the context that YaRN extends. YaRN has no gain.
 
-The sizes of 3B and 14B and the RoPE base of 14B are from memory; other fields are the reference's class defaults.
-"""
+The sizes of 3B and 14B and the RoPE base of 14B are from memory; other fields are the reference's class defaults."""
 
 from functools import partial
 

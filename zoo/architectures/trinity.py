@@ -2,8 +2,7 @@
 with a window use RoPE; every fourth layer has full attention and no positions (NoPE). Sigmoid scores with a correction
 bias choose experts, without groups.
 
-Trinity-Large's route_scale and context are from memory; its widths are published.
-"""
+Trinity-Large's route_scale and context are from memory; its widths are published."""
 
 from zoo.blocks import GLU, GQA, GroupedSigmoidTopK, Layer, MoE, NoPE, RMSNorm, RoPE, sandwich
 from zoo.costs import Full

@@ -17,10 +17,7 @@ MIN_INTERVAL = 0.2  # seconds between two updates of the bar
 
 def shown(rows: Iterable[Row], steps: int, flops_per_token: float, rate: float) -> Iterator[Row]:
     """Yields the rows of a run unchanged. Shows a progress bar on a terminal, and for each evaluation a line and a
-    sample.
-
-    MFU is relative to `rate`, the measured FLOPs per second of a matrix product.
-    """
+    sample. MFU is relative to `rate`, the measured FLOPs per second of a matrix product."""
     options = {"file": sys.stderr, "disable": None, "mininterval": MIN_INTERVAL, "dynamic_ncols": True}
     with tqdm(total=steps, bar_format=BAR, **options) as bar:
         for row in rows:

@@ -66,8 +66,7 @@ class Badges:
         return sorted((number for number, part in self.left.items() if part in names), reverse=True)
 
     def draw(self, canvas: Canvas, names: Sequence[str], x: float, y: float) -> None:
-        """Draws the call-out numbers of these parts side by side, the last one centred at (x, y). Removes them from
-        `left`."""
+        """Draws the call-out numbers of these parts side by side, the last at (x, y), and removes them from `left`."""
         for i, number in enumerate(self.about(names)):
             del self.left[number]
             draw_badge(canvas, number, x - i * 2.2 * BADGE, y)

@@ -178,11 +178,8 @@ class Fields:
         return value
 
     def object(self, name: str, defaults: dict[str, Any] | None = None) -> Fields:
-        """Returns the fields of a nested object, whose fields have these `defaults`. An absent, null or empty object is
-        its own default.
-
-        `finish` also checks the nested object.
-        """
+        """Returns the fields of a nested object, whose fields have these `defaults`. If it is absent, null or empty,
+        its own default in `self.defaults` is read. `finish` also checks the nested object."""
         self.read.add(name)
         if name not in self.inner:
             value = self.values.get(name)

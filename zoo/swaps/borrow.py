@@ -57,10 +57,7 @@ def introduced_by(kind: type[Spec]) -> Decoder | None:
 class WidthRatio:
     """Rules that scale a block from one published width to another. The number of heads and the widths of feed-forwards
     are multiplied by the ratio of the models' widths. Widths of heads, states and rotations do not change, nor do ranks
-    and windows that still fit.
-
-    It implements the methods of `Proportions` that blocks call in `resized`.
-    """
+    and windows that still fit. It implements the methods of `Proportions` that blocks call in `resized`."""
 
     full: Decoder
     dim: int

@@ -222,7 +222,7 @@ def _index_heads(indexer: Any, attn: Any, new: Fields, **sizes: int) -> Any:
 
 
 def _groups(block: Any, heads: int) -> int:
-    """Returns the largest number of groups, up to the block's, that divides `heads`. Several heads still share a group."""
+    """Returns the largest number of groups, up to the block's, that divides `heads`. Several heads still share one."""
     most = max(1, heads // 2) if block.groups < block.heads else heads
     return next(number for number in range(min(block.groups, most), 0, -1) if heads % number == 0)
 

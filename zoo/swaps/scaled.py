@@ -108,10 +108,8 @@ def scaled(
 
 def resolved(spec: Decoder, params: int = 200_000, *, match: Match = "params") -> Scaled:
     """Solves for the feed-forward width of a scaled spec again, after a swap. For "kv", it first solves for the width
-    of the KV heads.
-
-    If no single width comes within 1 %, the first layers are a step wider. Raises the errors of `scaled`.
-    """
+    of the KV heads. If no single width comes within 1 %, the first layers are a step wider. Raises the errors of
+    `scaled`."""
     target = _Target(params, match, spec.vocab, spec.context or 1, len(spec.layers))
     ready = target.with_cache(spec)
     if not target.affords(ready):

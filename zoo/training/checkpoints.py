@@ -145,11 +145,8 @@ def _remove_others(folder: Path) -> None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Creates the folder of a run, and locks it against other processes. The system removes the lock when the process
-    ends.
-
-    Raises UsageError if another process has the lock, NotAvailable if the folder cannot be created. On systems without
-    flock, nothing is locked.
-    """
+    ends. Raises UsageError if another process has the lock, NotAvailable if the folder cannot be created. On systems
+    without flock, nothing is locked."""
     with accessing(folder, "written"):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)

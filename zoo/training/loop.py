@@ -167,10 +167,8 @@ class Trainer:
 
     def rehearse(self, batch: Batch) -> None:
         """Makes a step that does not change the weights, so that kernels are chosen and compiled and the time can be
-        measured.
-
-        It must precede the first step, since it clears the optimiser's state. Raises the errors of `train_step`.
-        """
+        measured. It must precede the first step, since it clears the optimiser's state. Raises the errors of
+        `train_step`."""
         assert self.step == 0
         self._step(batch, 0.0, 0.0)
         self.optimizer.state.clear()

@@ -50,11 +50,8 @@ class Batch(NamedTuple):
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Returns the mean cross entropy, in nats, of targets (b, t) under logits (b, t, vocab). IGNORED targets do not
-    count.
-
-    It is computed in float32 or wider, and is NaN if no target is scored. Targets are not shifted: the target of a
-    position must be the id that its logits predict.
-    """
+    count. It is computed in float32 or wider, and is NaN if no target is scored. Targets are not shifted: the target of
+    a position must be the id that its logits predict."""
     return F.cross_entropy(upcast(logits.flatten(0, -2)), targets.flatten(), ignore_index=IGNORED)
 
 

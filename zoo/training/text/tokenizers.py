@@ -1,7 +1,5 @@
-"""Tokenizers for training: bytes, a BPE trained on the text, or the tokenizer.json of a released model.
-
-Every tokenizer is saved as a tokenizer.json, which `python -m weights.generate` reads.
-"""
+"""Tokenizers for training: bytes, a BPE trained on the text, or the tokenizer.json of a released model. Every tokenizer
+is saved as a tokenizer.json, which `python -m weights.generate` reads."""
 
 import hashlib
 import json
