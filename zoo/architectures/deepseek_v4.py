@@ -110,8 +110,8 @@ HASHED, SCORED = "hash_moe", "moe"
 
 def decoder(*, kinds, hashed, attn, ropes, compressors, k, scale, experts, hidden, clamp, iterations, eps, **rest):
     """Returns the decoder. For each layer, `kinds` holds the kind of attention, and `hashed` states whether token ids
-    choose the experts. `ropes` holds two encodings: for layers without and with a compressor. `compressors` is by kind.
-    """
+    choose the experts. `ropes` holds two encodings: for layers without and with a compressor. `compressors` maps kinds
+    to compressors."""
     norm, plain = RMSNorm(eps, scale_in_fp32=True), RMSNorm(eps, weight=False)
     glu = GLU(hidden, ClampedSwiGLU(1.0, clamp, plus_one=False))
     streams = replace(rest.pop("streams"), norm_eps=eps)

@@ -1,5 +1,5 @@
-"""Kimi Linear (Kimi Team 2025). New here: three layers of Kimi Delta Attention for each layer of latent attention. The
-former keeps a state of fixed size that decays by channel. The latter has no positions: the former gives the order."""
+"""Kimi Linear (Kimi Team 2025). New here: three layers of Kimi Delta Attention, with a fixed-size state that decays by
+channel, for each layer of latent attention without positions. The recurrent layers provide the order of tokens."""
 
 from zoo.architectures.deepseek_v3 import ATTENTION
 from zoo.blocks import GLU, MLA, GroupedSigmoidTopK, Layer, MoE, NoPE, RMSNorm, pre

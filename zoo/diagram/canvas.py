@@ -61,7 +61,7 @@ class FactClass(str):
 
 
 class Statement(NamedTuple):
-    """An element that states something about a model. If one of the range `inside` is marked, it is not."""
+    """An element that states something about a model. It is not marked if a statement in `inside` is."""
 
     element: Element
     place: str
@@ -246,7 +246,7 @@ class Canvas:
         return stated
 
     def add_statement(self, element: Element, place: str, text: str, inside: range) -> None:
-        """Records that an element states `text` at `place`. It is marked only if none in the range `inside` is."""
+        """Records that an element states `text` at `place`. It is not marked if a statement in `inside` is."""
         self.facts[place, text] = None
         self.statements.append(Statement(element, place, text, inside=inside))
 

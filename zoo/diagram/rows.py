@@ -142,7 +142,7 @@ class Rows:
         canvas.end_fragment(row)
 
     def _panel(self, spot: Spot, cost: Cost) -> float:
-        """Draws the blow-up beside a branch. If another frame has it, draws only costs. Returns the y below."""
+        """Draws the blow-up beside a branch. If it is in another frame, draws only costs. Returns the y below."""
         canvas, layout, left = self.canvas, self.layout, self.layout.panel
         if not self.blow_ups.is_blown_up(spot):
             if not self.blow_ups.with_costs:

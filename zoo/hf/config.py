@@ -223,7 +223,8 @@ class Config(Fields):
         return kind(**values)
 
     def _longrope_gain(self, given: Fields, original: int) -> float:
-        """Returns `attention_factor`, or else the usual gain for `factor`, or else for the ratio of the contexts."""
+        """Returns `attention_factor`, or else the usual gain for `factor`, or else the gain for the ratio of the
+        contexts."""
         gain = given.optional_number("attention_factor")
         if gain is not None:
             given.unused("factor")

@@ -92,7 +92,7 @@ def window_fields(spec: Decoder) -> ConfigFields:
 def rope_fields(
     spec: Decoder, unscaled: ConfigFields | None = None, mscale_all_dim: float | None = None
 ) -> ConfigFields:
-    """Returns `rope_theta` and `rope_scaling` of the layers without a window. `unscaled` stands for no scaling."""
+    """Returns `rope_theta` and `rope_scaling` of layers without a window. If there is no scaling, it is `unscaled`."""
     rope = first_rope(spec)
     if rope is None:
         return {}

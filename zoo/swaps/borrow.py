@@ -73,7 +73,7 @@ class WidthRatio:
         return max(1, round(width * self.dim / self.full.dim))
 
     def grouped_heads(self, attn: Any) -> Fields:
-        """Returns the heads and the KV heads. As many heads as before share a KV head; a single KV head stays one."""
+        """Returns the heads and the KV heads. As many heads as before share a KV head; a single KV head stays single."""
         if attn.kv_heads == 1:
             return {"heads": self.share(attn.heads)}
         kv_heads = self.share(attn.kv_heads)
@@ -94,7 +94,7 @@ class WidthRatio:
         }
 
     def state_space_heads(self, block: Any) -> Fields:
-        """Returns the heads and their groups. As many heads as before share B and C; a single group stays one."""
+        """Returns the heads and their groups. As many heads as before share B and C; a single group stays single."""
         if block.groups == 1:
             return {"heads": self.share(block.heads)}
         groups = self.share(block.groups)
@@ -118,7 +118,7 @@ class WidthRatio:
         return compressor
 
     def experts(self, moe: Any) -> Fields:
-        """Returns the router. A table of token ids is for this vocabulary. The number of experts stays."""
+        """Returns the router. A table of token ids is for this vocabulary. The number of experts is kept."""
         return {"router": moe.router.among(moe.experts, moe.experts, self.vocab)}
 
     def window(self, window: int) -> int:

@@ -120,7 +120,7 @@ def _apply_swap(spec: Decoder, text: str) -> tuple[Decoder, list[str]]:
 
 def _lent(call: BlockCall, lender: str, taker: Decoder) -> Spec:
     """Returns the first block of a kind in the model `lender`, scaled to the width of `taker`. If `lender` is a family,
-    its smallest size with such a block lends it. Raises UsageError if it is unknown or has none."""
+    its smallest size with such a block lends it. Raises UsageError if it is unknown or has no such block."""
     preset, size = published(lender)
     family = families().get(folded(lender))
     sizes = sorted(family.SIZES.values(), key=lambda each: each.params) if family else [size]
@@ -166,7 +166,8 @@ def _change(spec: Any, chosen: Callable[[Spec], bool], change: Callable[[Any], S
 
 
 def _blocks_of_kind(spec: Decoder, call: BlockCall, has_fields: bool) -> Callable[[Spec], bool]:
-    """Returns a predicate for every block of the kind. For an alias: the GQAs of that form, or if none, all."""
+    """Returns a predicate for every block of the kind. For an alias: the GQAs of that form, or every GQA if there is
+    none."""
     kind = call.kind
     if not any(isinstance(node, kind) for node in spec.walk()):
         present = sorted({type(node).__name__ for node in spec.walk()} & Spec.kinds.keys())

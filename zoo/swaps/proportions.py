@@ -159,7 +159,7 @@ class Proportions:
         return {"experts": experts, "router": router, **small}
 
     def window(self, window: int) -> int:
-        """Returns the window in tokens: the same share of the context as in the full model, at least an eighth."""
+        """Returns the window in tokens: its share of the context is as in the full model, at least 1/8."""
         share = window / (self.full.context or window * WINDOWS_IN_CONTEXT)
         return min(self.context, max(round(share * self.context), ceil(self.context / WINDOWS_IN_CONTEXT)))
 
@@ -191,7 +191,7 @@ class Proportions:
 def grouped_heads(held: Fields, full_dim: int, dim: int) -> Fields:
     """Returns heads, kv_heads and head_dim at width `dim`, in the ratios that they have at width `full_dim`.
 
-    A single KV head stays one. Several KV heads stay several if head_dim is then at least USUAL_HEAD_DIM. Among the
+    A single KV head stays single. Several KV heads stay several if head_dim is then at least USUAL_HEAD_DIM. Among the
     possible numbers of heads, the one with head_dim nearest to `head_width(dim)` is chosen. If heads * head_dim ==
     full_dim, then heads * head_dim == dim wherever `dim` can be divided so.
     """

@@ -82,7 +82,7 @@ def _evaluated(value: Any, kind: type[Spec], field: str, near: tuple[Spec, ...])
 
 
 def _construct(call: BlockCall, kind: type[Spec], values: Values) -> Spec:
-    """Returns the block with these fields and those that its alias sets. Its rotation fits its heads."""
+    """Returns the block with these fields and those that its alias sets. Its rotation fits the head width."""
     values = dict(values)
     _apply_alias(call, values)
     rope, width = values.get("rope"), values.get("rope_dim", values.get("head_dim"))
