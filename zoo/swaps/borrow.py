@@ -73,7 +73,7 @@ class WidthRatio:
         return max(1, round(width * self.dim / self.full.dim))
 
     def grouped_heads(self, attn: Any) -> Fields:
-        """Returns the heads and the KV heads. As many heads as before share a KV head; a single KV head stays single."""
+        """Returns the heads and the KV heads. As many heads as before share a KV head; a single one stays single."""
         if attn.kv_heads == 1:
             return {"heads": self.share(attn.heads)}
         kv_heads = self.share(attn.kv_heads)
