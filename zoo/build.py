@@ -50,10 +50,10 @@ def _dtype(text: str) -> torch.dtype:
 def main(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="A size, an architecture, or another model, as below (--list shows all)."),
+        typer.Argument(metavar="MODEL", help="A size, an architecture, or another model: see below (--list: all)."),
     ] = None,
     tiny: Annotated[
-        bool, typer.Option("--tiny", help="Use toy widths, with every kind of layer, and run the model.")
+        bool, typer.Option("--tiny", help="Use toy widths with every kind of layer, and run the model.")
     ] = False,
     params: Annotated[
         int | None,
@@ -75,24 +75,24 @@ def main(
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     svg: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Draw a diagram into FILE (.svg, .png, .pdf) without a run; - is stdout."),
+        typer.Option(metavar="FILE", help="Draw a diagram into FILE (.svg, .png, .pdf) and run nothing; - is stdout."),
     ] = None,
     theme: Annotated[Theme | None, typer.Option(help="Colours of the diagram. Default: light.")] = None,
     costs: Annotated[bool, typer.Option("--costs", help="Show the cost of each part in the diagram.")] = False,
-    list_: Annotated[bool, typer.Option("--list", help="Show the blocks of all architectures, and all sizes.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the blocks of each architecture, and all sizes.")] = False,
     import_: Imports = None,
     debug: Debug = False,
 ) -> None:
     """Show a model's blocks and costs; with --tiny or --params, run it too.
 
     With neither option, the model is built on the meta device, which allocates nothing. --params 200k scales the model
-    for comparison by training. All models then have equally many layers and parameters, their own proportions, a
-    vocabulary of bytes and a context of 256 tokens. After a swap, the model is scaled to the same number again.
+    so that training can compare it with others: they get the same number of layers and parameters, a vocabulary of
+    bytes and a context of 256 tokens, and keep their proportions. After a swap, the model is scaled again.
 
-    MODEL is one of these; the first that fits is taken. (1) FILE.py:NAME, a Decoder or a function that returns one;
-    the file is run. (2) A file: spec.json, config.json, .gguf; a folder with a spec.json or config.json, such as a run
-    of zoo.train. (3) A size, an architecture (its smallest size), a hub id of a size. (4) Another hub id, whose
-    config.json is downloaded. Write ./NAME for a folder named like an architecture.
+    MODEL can have these forms, tried in this order. (1) FILE.py:NAME, where NAME is a Decoder or a function that
+    returns one; the file is executed. (2) A spec.json, config.json or .gguf file, or a folder with a spec.json or
+    config.json, such as a run of zoo.train. (3) A size, the hub id of a size, or an architecture (its smallest size).
+    (4) Another hub id, whose config.json is downloaded. Write ./NAME for a folder with the name of an architecture.
 
     \b
     python -m zoo.build gemma3 --tiny

@@ -56,13 +56,13 @@ from zoo.training.run import (
 )
 from zoo.units import format_bytes, format_count, parse_count
 
-BYTES_PER_PARAMETER = 16  # weight, gradient and AdamW's two moments, in float32
+BYTES_PER_PARAMETER = 16  # weight, gradient and two moments of AdamW, all in float32
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 Flag = bool | None
 
 
 class Schedule(StrEnum):
-    """The shape of the learning rate after warm-up: half a cosine, or a constant rate that decays at the end (wsd)."""
+    """The learning rate after the warm-up: half a cosine, or constant with a linear decay at the end (wsd)."""
 
     cosine = "cosine"
     wsd = "wsd"
@@ -83,7 +83,7 @@ def main(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out with its options.")] = False,
     params: Annotated[
-        str | None, typer.Option(help="Parameters to scale to; 'published' keeps the size. Default: 1M.")
+        str | None, typer.Option(help="Number of parameters to scale to, or 'published' to keep the size. Default: 1M.")
     ] = None,
     tiny: Annotated[Flag, typer.Option("--tiny", help="Use toy widths instead of --params.")] = None,
     swap: Annotated[
@@ -92,21 +92,21 @@ def main(
     source: Annotated[
         str | None, typer.Option("--from", metavar="SOURCE", help="Released model or finished run to start from.")
     ] = None,
-    vocab: Annotated[int | None, typer.Option(min=1, help="Vocabulary size of a BPE to train. Default: bytes.")] = None,
+    vocab: Annotated[int | None, typer.Option(min=1, help="Vocabulary of a BPE to train. Default: bytes.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens per sequence. Default: 256.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences per step. Default: 8.")] = None,
     accumulate: Annotated[
-        int | None, typer.Option(min=1, help="Parts of the batch, computed one by one. Default: 1.")
+        int | None, typer.Option(min=1, help="Pieces into which each step is divided. Default: 1.")
     ] = None,
-    tokens: Annotated[str | None, typer.Option(help="Budget in tokens: 600k, 2M.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Budget in tokens, such as 600k or 2M.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Budget in minutes, instead of tokens. Default: 10.")] = None,
     lr: Annotated[
         float | None,
-        typer.Option(help="Peak learning rate. Default: 4e-3; published sizes 3e-4; with --from 1e-4."),
+        typer.Option(help="Peak learning rate. Default: 4e-3; 3e-4 for published sizes; 1e-4 with --from."),
     ] = None,
-    schedule: Annotated[Schedule | None, typer.Option(help="Shape of the learning rate. Default: cosine.")] = None,
+    schedule: Annotated[Schedule | None, typer.Option(help="Learning rate after the warm-up. Default: cosine.")] = None,
     warmup: Annotated[
-        float | None, typer.Option(min=0, help="Warm-up steps; below 1, a share of all steps. Default: 0.1.")
+        float | None, typer.Option(min=0, help="Warm-up steps; a value below 1 is a share of all steps. Default: 0.1.")
     ] = None,
     clip: Annotated[float | None, typer.Option(help="Maximum norm of the gradient. Default: 1.")] = None,
     weight_decay: Annotated[float | None, typer.Option(min=0, help="Weight decay of matrices. Default: 0.1.")] = None,
@@ -115,14 +115,14 @@ def main(
     ] = None,
     device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, mps; under torchrun cpu or cuda.")] = "cpu",
     autocast: Annotated[Flag, typer.Option("--autocast", help="Compute in bfloat16.")] = None,
-    compile: Annotated[Flag, typer.Option("--compile", help="Compile the model first.")] = None,
+    compile: Annotated[Flag, typer.Option("--compile", help="Compile the model with torch.compile.")] = None,
     checkpoint_activations: Annotated[
         Flag, typer.Option("--checkpoint-activations", help="Save memory: recompute layers in the backward pass.")
     ] = None,
     eval_every: Annotated[
-        int | None, typer.Option(min=1, help="Steps between two evaluations. Default: ten evaluations.")
+        int | None, typer.Option(min=1, help="Steps between evaluations. Default: ten evaluations in all.")
     ] = None,
-    sample: Annotated[str | None, typer.Option(metavar="PROMPT", help="Prompt of the samples.")] = None,
+    sample: Annotated[str | None, typer.Option(metavar="PROMPT", help="Prompt of generated samples.")] = None,
     import_: Imports = None,
     debug: Debug = False,
 ) -> None:
@@ -140,7 +140,7 @@ def main(
     began = perf_counter()
     logging.basicConfig(format="%(message)s")
     if not kernels.active().is_set:
-        kernels.use(kernels.PLAIN)  # a resumed run computes the same, even on another machine
+        kernels.use(kernels.PLAIN)  # a run computes the same after --resume, even on another machine
     if compile and processes.is_launched():
         raise UsageError("--compile is for one process: the layers of a sharded model have hooks and run uncompiled")
     if out is None:
@@ -150,7 +150,7 @@ def main(
     given |= {"text": str(text.absolute())} if text else {}
     given |= {"swap": tuple(swap)} if swap else {}
     if name is not None and (PYTHON in name or is_path(name)):
-        given["name"] = str(Path(name).absolute())  # so that the run can be resumed from any folder
+        given["name"] = str(Path(name).absolute())  # absolute, since --resume may run in another folder
     given |= {"tokens": _count("--tokens", tokens)} if tokens is not None else {}
     if params is not None and params != PUBLISHED:
         _count("--params", params)
@@ -180,24 +180,24 @@ class Session:
 
     @cached_property
     def rate(self) -> float:
-        """The FLOPs per second of a matrix product, over all processes."""
+        """The FLOPs per second of a matrix product, summed over all processes."""
         dtype = torch.bfloat16 if self.options.autocast else torch.float32
         return processes.ranks() * processes.from_first(lambda: matmul_rate(self.place, dtype))
 
     @property
     def flops_per_token(self) -> float:
-        """The FLOPs of training per token."""
+        """The FLOPs per token of training, including the backward pass."""
         return training_flops_per_token(self.spec, self.options.context)
 
     def require_time(self, spent: float, step: float | None = None) -> None:
-        """Raises UsageError if, after `spent` seconds, less of --minutes is left than one step takes. `step` is the
-        seconds of a step; by default they are estimated from the measured rate."""
+        """Raises UsageError if less of --minutes is left after `spent` seconds than a `step` takes. By default, the
+        seconds of a step follow from the measured rate."""
         least = step or self.options.batch * self.options.context * self.flops_per_token / self.rate
         if self.options.minutes is not None and 60 * self.options.minutes - spent < least:
             steps_within(60 * self.options.minutes - spent, least, least, self.options.eval_every)
 
     def build(self, fresh: bool = True) -> Model:
-        """Returns the model, set up by the options: with its initial weights if `fresh`, otherwise uninitialised."""
+        """Returns the model, set up by the options. It has its initial weights if `fresh`, else uninitialised ones."""
         options = self.options
         if processes.ranks() > 1:
             first = partial(self._fresh, torch.device("cpu")) if fresh else None
@@ -218,7 +218,7 @@ class Session:
 
     def save(self, out: Path, model: Model | None) -> None:
         """Saves the trained model and its tokenizer files, for `weights.load` and `weights.generate`. A process without
-        the model saves nothing."""
+        the model (None) saves nothing."""
         if model is None:
             return
         if self.opened is not None:
@@ -229,8 +229,8 @@ class Session:
 
 
 def _checkpoint(out: Path, resume: bool, given: dict[str, Any]) -> str | None:
-    """Returns the path of the last checkpoint of the run in a folder, or None for a new run. Raises UsageError if a run
-    exists and `resume` is not set, or if there is no run to resume."""
+    """Returns the path of the last checkpoint of the run in a folder, or None for a new run. Raises UsageError if the
+    folder holds a run but `resume` is not set, or if there is nothing to resume."""
     remove_leftovers(out / CHECKPOINTS)
     remove_leftovers(out, SAVED)
     last = last_checkpoint(out)
@@ -246,7 +246,7 @@ def _checkpoint(out: Path, resume: bool, given: dict[str, Any]) -> str | None:
 
 
 def _started(out: Path, session: Session, began: float) -> Run:
-    """Returns a new run, with the number of steps that its budget allows."""
+    """Returns a new run. Its number of steps follows from the budget."""
     options, spec = session.options, session.spec
     if _may_choose_threads(session.place):
         most = torch.get_num_threads()
@@ -257,7 +257,7 @@ def _started(out: Path, session: Session, began: float) -> Run:
     if session.opened and session.opened.text_path.is_file() and processes.rank() == 0:
         Text(session.opened.text_path).save(out)
     if session.opened and session.opened.text_path.is_file():
-        source = out  # where the tokenizer of the .gguf file now is
+        source = out  # this folder now has the tokenizer of the .gguf file
     session.require_time(perf_counter() - began)
     data = processes.from_first(lambda: Material.make(options, out, source).facts)
     material = Material.find(data, out, options)
@@ -282,7 +282,7 @@ def _started(out: Path, session: Session, began: float) -> Run:
 
 
 def _budget(options: Options, step: float, evaluation: float, spent: float) -> tuple[int, int]:
-    """Returns the number of steps of a run, and the number of steps between two evaluations."""
+    """Returns the number of steps of a run, and the number of steps between evaluations."""
     if options.minutes is not None:
         return steps_within(60 * options.minutes - spent, step, evaluation, options.eval_every)
     steps = ceil((options.tokens or 0) / (options.batch * options.context))
@@ -290,7 +290,7 @@ def _budget(options: Options, step: float, evaluation: float, spent: float) -> t
 
 
 def _resumed(out: Path, session: Session, last: Path, state: dict[str, Any], check_text: bool) -> Run:
-    """Returns the run in a folder, restored from its last checkpoint."""
+    """Returns the run in a folder, restored from the checkpoint `last`."""
     material = Material.find(state["data"], out, session.options, check_text)
     recorded = state.get("machine", {})
     if _may_choose_threads(session.place) and recorded.get("cpu") == machine()["cpu"]:
@@ -311,8 +311,8 @@ def _may_choose_threads(place: torch.device) -> bool:
 
 
 def _session(options: Options, place: torch.device) -> Session:
-    """Returns the session that the options ask for. Reports dropped features, and a model that no published config
-    describes."""
+    """Returns the session for these options. Reports dropped features, and a model that no published config can
+    describe."""
     opened = None
     if options.source is not None:
         opened = open_source(options.source)
@@ -360,11 +360,11 @@ def _train(training: Run, session: Session) -> None:
 
 
 def _figures(training: Run, session: Session, row: dict[str, Any], seconds_per_token: float) -> dict[str, str]:
-    """Returns the figures of the summary. `seconds_per_token` is the time at the measured arithmetic rate."""
+    """Returns the rows of the summary. `seconds_per_token` is the time of a token at the measured FLOPs per second."""
     config, data, out = training.trainer.config, training.material.facts, training.folder
     tokens = config.steps * config.tokens_per_step
     best = best_checkpoint(out / CHECKPOINTS)
-    assert best is not None  # the last step was evaluated
+    assert best is not None  # the last step is always evaluated
     lowest = read_state(best)["bits_per_byte"]
     speed = tokens / training.seconds if training.seconds else 0.0
     spec = session.spec

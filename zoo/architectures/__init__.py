@@ -1,4 +1,4 @@
-"""One file an architecture. The folder is scanned: a new file is in every table, test and command without an edit."""
+"""Holds one file per architecture. The folder is scanned, so all tables, tests and commands include a new file."""
 
 from functools import cache
 from importlib import import_module
@@ -11,7 +11,7 @@ from zoo.errors import unknown
 
 @cache
 def families() -> dict[str, ModuleType]:
-    """Returns the module of each family by name ("llama3", "olmo2", ...), in order of release, then by name."""
+    """Maps the name of each family ("llama3", "olmo2", ...) to its module, ordered by release, then by name."""
     names = sorted(info.name for info in iter_modules(__path__) if not info.name.startswith("_"))
     found = {name.replace("_", "-"): import_module(f"{__name__}.{name}") for name in names}
     return dict(sorted(found.items(), key=lambda family: released(family[1])))
@@ -33,13 +33,13 @@ def published(name: str) -> tuple[str, Any]:
 
 
 def is_known(name: str) -> bool:
-    """Whether a name is that of a preset, a family, or a preset's hub id."""
+    """Whether a name is the name of a preset, the name of a family, or the hub id of a preset."""
     return folded(name) in _by_name()
 
 
 @cache
 def _by_name() -> dict[str, tuple[str, Any]]:
-    """Maps each folded name of a preset to the preset and its size."""
+    """Maps each name of a preset, in the form that `folded` returns, to (preset, size)."""
     known: dict[str, tuple[str, Any]] = {}
     for module in families().values():
         known |= {folded(preset): (preset, size) for preset, size in module.SIZES.items()}
@@ -50,5 +50,5 @@ def _by_name() -> dict[str, tuple[str, Any]]:
 
 
 def folded(name: str) -> str:
-    """Returns a name in the form used for comparison: qwen2.5, Qwen2_5 and qwen2-5 are equal."""
+    """Returns a name in a form for comparison: qwen2.5, Qwen2_5 and qwen2-5 become equal."""
     return name.lower().replace("_", "-").replace(".", "-")

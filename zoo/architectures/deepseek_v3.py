@@ -1,5 +1,6 @@
-"""DeepSeek-V3 (DeepSeek-AI 2024). New here: multi-head latent attention; 256 experts in 8 groups, chosen by sigmoid
-with a correction bias, beside a shared one; three dense layers first. YaRN's gain is on the scores, not cos and sin."""
+"""DeepSeek-V3 (DeepSeek-AI 2024). New here: multi-head latent attention. A shared expert and 256 routed experts in 8
+groups, which sigmoid scores with a correction bias choose. The first three layers are dense. YaRN's gain is on the
+scores, not on cos and sin."""
 
 from functools import partial
 
@@ -20,7 +21,7 @@ from zoo.model.decoder import Decoder
 
 
 def split(attn):
-    """Returns the rows of a head before the rotary ones, the rotary ones, and those behind."""
+    """Returns the numbers of rows in a head: before the rotary rows, rotary, and after them."""
     return attn.nope_dim, attn.rope_dim, 0
 
 
@@ -44,7 +45,7 @@ def decoder(*, layers, dense, attn, hidden, moe, eps=1e-6, **rest):
 
 
 def attention(*, nope_dim, rope_dim, gain, kind=MLA, **rest):
-    norm = RMSNorm(1e-6)  # norms of the latents have a fixed eps, independent of the config's
+    norm = RMSNorm(1e-6)  # the norms of the latents do not use the eps of the config
     return kind(nope_dim=nope_dim, rope_dim=rope_dim, norm=norm, scale=score_scale(nope_dim, rope_dim, gain), **rest)
 
 
@@ -53,7 +54,7 @@ def score_scale(nope_dim, rope_dim, gain):
 
 
 REMOTE = Remote("deepseek", "DeepseekV3", publishers=("deepseek-ai", "moonshotai"))
-# kimi_k2 names the same computation.
+# Models of type kimi_k2 compute the same.
 KINDS = [ModelType(name, "DeepseekV3ForCausalLM", remote=REMOTE) for name in ("deepseek_v3", "kimi_k2")]
 WIDTHS = dict(num_key_value_heads=128, q_lora_rank=1536, max_position_embeddings=4096)
 EXPECTED = dict(hidden_act="silu", attention_bias=False, rope_interleave=True, moe_layer_freq=1)
@@ -72,7 +73,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def read_shape(config, router=GroupedSigmoidTopK):
-    """Returns the arguments of `decoder`, except those of the attention."""
+    """Returns the arguments of `decoder`, except `attn`."""
     shape = config.common() | config.integers(hidden="intermediate_size")
     config.expect(num_key_value_heads=shape.pop("heads"))
     dense = config.count("first_k_dense_replace", most=shape["layers"])
@@ -86,7 +87,7 @@ def read_attention(config):
 
 
 def to_hf(spec: Decoder, unscaled: ConfigFields | None = None) -> ConfigFields:
-    """`unscaled`: the `rope_scaling` of a model without one."""
+    """Returns the config of a spec. `unscaled` is the `rope_scaling` to write if the spec has no scaling."""
     config = common_fields(spec) | rope_fields(spec, unscaled, mscale_all_dim(first(spec, MLA)))
     config |= fields_of(spec, MLA, **ATTENTION) | fields_of(spec, MLA, heads="num_key_value_heads")
     config |= fields_of(spec, GLU, hidden="intermediate_size") | mixture_fields(spec, **EXPERTS)
@@ -95,7 +96,7 @@ def to_hf(spec: Decoder, unscaled: ConfigFields | None = None) -> ConfigFields:
 
 
 def mscale_all_dim(attn):
-    """Returns the mscale_all_dim (gain on the scores) from which `from_hf` computes this attention's scale."""
+    """Returns the mscale_all_dim (a gain on the scores) from which `from_hf` computes the scale of this attention."""
     factor = getattr(getattr(attn and attn.rope, "scaling", None), "factor", 1)
     if factor <= 1 or attn.scale is None:
         return None

@@ -1,8 +1,8 @@
-"""DeepSeek-V3.2 (DeepSeek-AI 2025), model_type deepseek_v32. New here: attention to the 2,048 earlier tokens that a
-small indexer chooses for each token. All else is DeepSeek-V3's.
+"""DeepSeek-V3.2 (DeepSeek-AI 2025), model_type deepseek_v32. New here: a small indexer chooses 2,048 earlier tokens for
+each token, and attention sees only these. Everything else is as in DeepSeek-V3.
 
-The released kernels multiply the indexer's queries and keys by a Hadamard matrix and score them in fp8. As in the
-reference, neither is here: the first changes no score, the second rounds.
+The released kernels multiply the indexer's queries and keys by a Hadamard matrix and score them in fp8. The reference
+and the zoo do neither: the multiplication does not change the scores, and fp8 only rounds them.
 """
 
 from functools import partial
@@ -15,7 +15,7 @@ from zoo.hf.config import About, Config, ModelType, Size, reads
 from zoo.hf.write_config import ConfigFields, fields_of
 from zoo.model.decoder import Decoder
 
-# The checkpoint rotates rows j and j + half of the indexer's heads, and rows 2j and 2j + 1 of attention's.
+# The checkpoint rotates rows j and j + half in the indexer's heads, but rows 2j and 2j + 1 in attention's heads.
 WEIGHTS = (
     *deepseek_v3.WEIGHTS,
     Rename("attn.block.indexer.q", "self_attn.indexer.wq_b"),
@@ -26,8 +26,8 @@ WEIGHTS = (
 
 
 def sparse_attention(index, **rest):
-    """Returns the attention. `index`: the heads, their width and the number of keys that they choose."""
-    indexer = Indexer(**index, norm=LayerNorm(1e-6))  # a fixed eps, independent of the config's
+    """Returns the attention. `index` holds the heads of the indexer, their width, and the number of chosen tokens."""
+    indexer = Indexer(**index, norm=LayerNorm(1e-6))  # not the eps of the config
     return attention(**rest, kind=SparseMLA, indexer=indexer)
 
 
@@ -45,7 +45,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def read_sparse(config):
-    """Returns the arguments of `decoder`."""
+    """Returns the arguments of `decoder`, including the attention."""
     shape = read_shape(config)
     config.expect(mlp_bias=False)
     config.unused("head_dim", "qk_head_dim")  # the reference computes both from the widths of the parts

@@ -1,11 +1,12 @@
-"""DeepSeek-V4 (DeepSeek-AI 2026), model_type deepseek_v4. New here: keys that are values, one for all heads, in a
-window of 128 tokens, and beyond it compressed, to one entry for 128 tokens or for four, of which an indexer chooses;
-four residual streams, mixed by hyper-connections; experts by token id in the first layers; a clamped SwiGLU.
+"""DeepSeek-V4 (DeepSeek-AI 2026), model_type deepseek_v4. New here: all heads share one vector per token as key and
+value. Attention sees a window of 128 tokens, and compressed entries for older tokens. An entry stands for 128 tokens,
+or for four; an indexer chooses among the latter. Hyper-connections mix four residual streams. In the first layers, the
+token id chooses the experts. SwiGLU is clamped.
 
-The configs of both sizes are public copies of the published files (trust: high); the months of release and the licence
-are from memory. The names of tensors are those that the reference renames when it reads released files, and no such
-file was seen. Released experts are packed in fp4, in a layout that is not known well enough to be read here. As in the
-reference, the indexer's Hadamard matrix and fp8 are left out, and multi-token prediction too.
+The configs of both sizes are public copies of the published files (trust: high). The release months and the licence are
+from memory. The names of tensors are those that the reference renames when it reads released files; no released file
+was inspected. Released experts are packed in fp4, in a layout that is not known well enough to read. As in the
+reference, multi-token prediction and the indexer's Hadamard matrix and fp8 are left out.
 """
 
 from dataclasses import replace
@@ -47,7 +48,7 @@ def _index_split(attn):
 
 
 def _compressor(module, name, widths):
-    """Yields the tensor mappings of a compressor whose entries have these `widths`."""
+    """Yields the tensor mappings of a compressor that makes entries of these `widths`."""
     yield from (PairedRows(f"{module}.{own}", f"{name}.{other}", widths) for own, other in POOLING.items())
     yield PairedRows(f"{module}.position_bias", f"{name}.ape", widths, axis=-1)
 
@@ -56,7 +57,7 @@ POOLING = dict(kv="wkv", gate="wgate", norm="norm")
 
 
 WEIGHTS = (
-    # The reference writes some of its own names before released ones.
+    # The reference writes some names of its own where released files have others.
     LayerPrefix("layers."),
     ReadAs("model.", ""),
     Rename("embed", "embed"),
@@ -73,7 +74,7 @@ WEIGHTS = (
         for prefix in ("hc_head_", "hc_head.hc_")
         for own, name in (("weight", "fn"), ("bias", "base"), ("scale", "scale"))
     ),
-    Rename("ffn.weights", "ffn_hc"),  # the reference's module name, which identifies the module's inputs
+    Rename("ffn.weights", "ffn_hc"),  # the reference's name of the module whose inputs these are
     Rename("attn.pre", "attn_norm"),
     Rename("ffn.pre", "ffn_norm"),
     Rename("attn.block.q.down", "attn.wq_a"),
@@ -103,13 +104,14 @@ WEIGHTS = (
     Skipped("mtp.*", "the multi-token prediction layer"),
 )
 SLIDING, CSA, HCA = "sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"
-KINDS = {0: SLIDING, 4: CSA, 128: HCA}  # by compress_ratios
+KINDS = {0: SLIDING, 4: CSA, 128: HCA}  # entry of compress_ratios -> kind of attention
 HASHED, SCORED = "hash_moe", "moe"
 
 
 def decoder(*, kinds, hashed, attn, ropes, compressors, k, scale, experts, hidden, clamp, iterations, eps, **rest):
-    """Returns the decoder. For each layer, `kinds` holds the kind of attention and `hashed` whether experts are chosen
-    by hash. `ropes`: one for layers with only a window, one for layers with a compressor. `compressors`: by kind."""
+    """Returns the decoder. For each layer, `kinds` holds the kind of attention, and `hashed` states whether token ids
+    choose the experts. `ropes` holds two encodings: for layers without and with a compressor. `compressors` maps kinds
+    to compressors."""
     norm, plain = RMSNorm(eps, scale_in_fp32=True), RMSNorm(eps, weight=False)
     glu = GLU(hidden, ClampedSwiGLU(1.0, clamp, plus_one=False))
     streams = replace(rest.pop("streams"), norm_eps=eps)
@@ -150,7 +152,7 @@ SHARE = 64 / 512  # rotated share of a head
 @reads("deepseek_v4", expected=EXPECTED, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
     config.neutral(router_jitter_noise=0.0)
-    config.unused("expert_dtype")  # only the storage of the experts
+    config.unused("expert_dtype")  # only describes how the experts are stored
     shape = config.common()
     layers = shape.pop("layers")
     del shape["heads"]
@@ -177,8 +179,8 @@ def from_hf(config: Config) -> Decoder:
 
 
 def read_rope_dim(config):
-    """Returns the number of rotated elements of a head: the share `partial_rotary_factor` of the head, or
-    `qk_rope_head_dim` if the former is absent."""
+    """Returns the number of rotated elements of a head: `qk_rope_head_dim` or, without it, a share of the head. This
+    share is `partial_rotary_factor` or, without that, 1/8. Raises MalformedError if the two fields disagree."""
     given = config.optional("qk_rope_head_dim") if "qk_rope_head_dim" in config.values else None
     share = config.values.get("partial_rotary_factor")
     by_share = int(config.integer("head_dim") * (SHARE if share is None else config.number("partial_rotary_factor")))
@@ -188,8 +190,8 @@ def read_rope_dim(config):
 
 
 def read_kinds(config, layers):
-    """Returns the kind of attention of each layer: from `layer_types`, or else from `compress_ratios`. The latter also
-    has entries for the multi-token prediction layers. Without both: two HCA layers, then CSA and HCA alternating."""
+    """Returns the kind of attention of each layer: from `layer_types`, or else from `compress_ratios`, whose additional
+    entries are for multi-token prediction. The default is two HCA layers, then HCA and CSA alternating."""
     ratios = config.values.get("compress_ratios")
     usual = [CSA if i >= 2 and i % 2 else HCA for i in range(layers)]
     if config.values.get("layer_types") is None and ratios is not None:
@@ -204,16 +206,16 @@ def read_kinds(config, layers):
 
 
 def read_hashed(config, layers):
-    """Returns, for each layer, whether its experts are chosen by token id: from `mlp_layer_types`, or else the first
-    `num_hash_layers`."""
+    """Returns, for each layer, whether token ids choose its experts: from `mlp_layer_types`, or else true for the first
+    `num_hash_layers` layers."""
     first = config.count("num_hash_layers", MAX_LAYERS)
     kinds = config.plan("mlp_layer_types", (HASHED, SCORED), [HASHED if i < first else SCORED for i in range(layers)])
     return [kind == HASHED for kind in kinds]
 
 
 def read_ropes(config, share):
-    """Returns the rotary encodings of layers with only a window, and of layers with a compressor. Only the latter have
-    YaRN, which changes no magnitude unless the newer form of the config sets it."""
+    """Returns the rotary encodings of layers with only a window, and of layers with a compressor. Only the latter use
+    YaRN. YaRN's gain is 1, unless the config has `attention_factor` or the newer `rope_parameters`."""
     found = []
     for kind, theta in (("main", "rope_theta"), ("compress", "compress_rope_theta")):
         rope = config.rope(kind, theta, scaled=kind == "compress", fraction=share)

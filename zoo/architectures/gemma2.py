@@ -1,8 +1,8 @@
-"""Gemma 2 (Gemma Team 2024). New here: every second layer sees a window of 4,096 tokens only, the first one included;
-attention scores and logits are capped by a tanh; norms before and after each branch multiply by 1 + w.
+"""Gemma 2 (Gemma Team 2024). New here: layers with a window of 4,096 tokens alternate with full attention, beginning
+with a window. A tanh caps attention scores and logits. The norms before and after each branch multiply by 1 + w.
 
-Trust: medium. The sizes, the caps and `query_pre_attn_scalar` are from public copies; that of the 9B was corrected on
-the hub from 224 to 256.
+Trust: medium. The sizes, the caps and `query_pre_attn_scalar` are from public copies. For the 9B model, the hub changed
+`query_pre_attn_scalar` from 224 to 256.
 """
 
 from zoo.blocks import GLU, GQA, GeGLU, Layer, RMSNorm, RoPE, sandwich
@@ -46,14 +46,14 @@ def to_hf(spec: Decoder) -> ConfigFields:
 
 
 def read_dense(config, **rope):
-    """Returns the arguments of `decoder` for attention and feed-forward. `rope` are options of `Config.rope`."""
+    """Returns the arguments of `decoder` for attention and feed-forward. `rope` is passed to `Config.rope`."""
     config.neutral(use_bidirectional_attention=False)
     scale = config.number("query_pre_attn_scalar") ** -0.5
     return config.dense(**rope) | {"window": config.integer("sliding_window"), "scale": scale}
 
 
 def windowed_fields(spec: Decoder) -> ConfigFields:
-    """Returns the fields that `read_dense` reads."""
+    """Returns the config fields that `read_dense` reads."""
     config = dense_fields(spec) | window_fields(spec)
     if (attn := first(spec, GQA)) and attn.scale:
         config["query_pre_attn_scalar"] = round(max(attn.scale, 1e-6) ** -2)  # an integer in every release

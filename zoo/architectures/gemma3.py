@@ -1,5 +1,5 @@
-"""Gemma 3 (Gemma Team 2025), text part. New here: five sliding-window layers to one that sees everything, each kind
-with its own RoPE base; sandwich norms that multiply by 1 + w; embeddings scaled by sqrt(dim); GeGLU."""
+"""Gemma 3 (Gemma Team 2025), text part. New here: five sliding-window layers for each layer with full attention, and a
+RoPE base per kind of layer. Sandwich norms multiply by 1 + w. Embeddings are scaled by sqrt(dim). The MLP is GeGLU."""
 
 from zoo.architectures.gemma2 import EXPECTED, read_dense, windowed_fields
 from zoo.architectures.gemma2 import WEIGHTS as WEIGHTS

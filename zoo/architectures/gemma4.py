@@ -1,11 +1,11 @@
-"""Gemma 4 (Google 2026), text part. New here: layers without a window have wider and fewer KV heads than those with
-one, values that are the raw keys, and positions in a quarter of the pairs; values are normalised; scores are not
-scaled; the output of each layer is multiplied by a stored number; logits are capped. 26B-A4B has a mixture of experts
-beside each MLP, routed by the residual stream. In E2B and E4B the last layers attend over the keys and values of
-earlier ones, and each layer has an embedding of its own.
+"""Gemma 4 (Google 2026), text part. New here: layers with full attention have fewer and wider KV heads than those with
+a window, use the raw keys as values, and rotate a quarter of the pairs. Values are normalised, and scores are not
+scaled. A learned scalar multiplies each layer's output. Logits are capped. In 26B-A4B, a mixture of experts runs beside
+each MLP, and the residual stream routes it. In E2B and E4B, the last layers reuse the keys and values of earlier
+layers, and every layer has its own embedding of the tokens.
 
-The configs of E2B, E4B, 26B-A4B and 31B are public copies of the published files (trust: high); the months of release
-are from memory. That of 12B is another library's defaults and not a copy (trust: low).
+The configs of E2B, E4B, 26B-A4B and 31B are public copies of the published files (trust: high). The release months are
+from memory. The config of 12B has another library's defaults and is not a copy (trust: low).
 """
 
 from functools import partial
@@ -70,9 +70,9 @@ WEIGHTS = (
 def decoder(
     *, dim, full_layers, heads, full, local, hidden, routed=None, sharing=0, shared_hidden=None, width, eps=1e-6, **rest
 ):
-    """Returns the decoder. `full_layers`: for each layer, whether it has full attention. `full` and `local`: fields of
-    attention without and with a window. The last `sharing` layers have no keys and values of their own, and
-    feed-forwards of `shared_hidden`. `width`: the width of per-layer inputs; 0: none."""
+    """Returns the decoder. `full_layers` states for each layer whether it has full attention. `full` and `local` are
+    fields of attention without and with a window. The last `sharing` layers reuse earlier keys and values, and their
+    feed-forwards have the width `shared_hidden`. `width` is the width of per-layer inputs; 0 means no such inputs."""
     norm = RMSNorm(eps, scale_in_fp32=True)
     own = partial(KVSource if sharing else GQA, v_norm=RMSNorm(eps, weight=False))
     inputs = olmo(norm, LayerInput(width, GeGLU())) if width else None
@@ -94,7 +94,7 @@ def mixture(hidden, experts, k, eps=1e-6):
 
 
 def every(period, layers):
-    """Returns, for each layer, whether it is the last of a `period`."""
+    """Returns, for each layer, whether its number (from 1) is a multiple of `period`."""
     return tuple(i % period == period - 1 for i in range(layers))
 
 
@@ -128,7 +128,7 @@ KINDS = (
 @reads(*KINDS, expected=EXPECTED, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
     if config.values.get("use_bidirectional_attention") == "vision":
-        config.unused("use_bidirectional_attention")  # only among image tokens
+        config.unused("use_bidirectional_attention")  # only applies between image tokens
     config.neutral(use_bidirectional_attention=None)
     shape = config.common() | config.integers(hidden="intermediate_size")
     full_layers = _full_layers(config, shape.pop("layers"))
@@ -156,8 +156,8 @@ def from_hf(config: Config) -> Decoder:
 
 
 def _full_layers(config: Config, layers: int) -> tuple[bool, ...]:
-    """Returns, for each layer, whether `layer_types` gives it full attention. The last layer always has it. Without the
-    field, one layer in six has it."""
+    """Returns, for each layer, whether it has full attention, according to `layer_types`. Without this field, every
+    sixth layer has it. The last layer always has it."""
     given = config.values.get("layer_types")
     if not isinstance(given, list) or len(given) != layers:
         return (*every(6, layers)[:-1], True)
@@ -165,8 +165,9 @@ def _full_layers(config: Config, layers: int) -> tuple[bool, ...]:
 
 
 def _full_heads(config: Config, full_layers: tuple[bool, ...]) -> dict[str, int | bool]:
-    """Returns the heads of layers with full attention. Published files have two fields for them. Files written by
-    transformers 5.24 have an object that holds, by layer, the differences from the other layers."""
+    """Returns the fields for heads of layers with full attention. Published files have two config fields for these
+    heads. Files that transformers 5.24 writes have an object that states, by layer, how layers differ from the others.
+    """
     is_raw = config.flag("attention_k_eq_v")
     names = {"head_dim": "global_head_dim", "kv_heads": "num_global_key_value_heads"}
     kv_heads = config.integer("num_key_value_heads")
@@ -211,7 +212,7 @@ def to_hf(spec: Decoder) -> ConfigFields:
 
 
 def _attention(spec: Decoder, is_full: bool) -> GQA | None:
-    """Returns the first full attention of a model (`is_full`), or its first windowed attention."""
+    """Returns the first attention without a window in a model (`is_full`), or the first with one."""
     found = (layer.mixer for layer in spec.layers if isinstance(layer.mixer, GQA))
     return next((attn for attn in found if (attn.reach.limit is None) is is_full), None)
 
@@ -224,7 +225,7 @@ def _rope_entry(attn: GQA) -> ConfigFields:
 
 
 def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the metadata of .gguf files that this architecture alone has: the layers that reuse earlier keys."""
+    """Returns the .gguf metadata that only this architecture has: the number of layers that reuse earlier keys."""
     return {"attention.shared_kv_layers": sum(bool(layer.takes()) for layer in spec.layers)}
 
 

@@ -1,9 +1,9 @@
-"""GLM-4.5 and GLM-4.5-Air (GLM Team 2025), model_type glm4_moe. New here: attention with many narrow heads, biases on
-queries, keys and values alone, and rotation of the first half of each head; DeepSeek-V3's routing in a single group.
-GLM-4.5 has QK-norm, Air has not.
+"""GLM-4.5 and GLM-4.5-Air (GLM Team 2025), model_type glm4_moe. New here: attention has many narrow heads, rotates the
+first half of each head, and has biases only on queries, keys and values. Routing is as in DeepSeek-V3, with a single
+group. GLM-4.5 has QK-norm; Air does not.
 
-Trust: medium for GLM-4.5, whose sizes are from a training script for the released checkpoint; eps and the router's
-flags of both are the reference's defaults, the context is from memory.
+Trust: medium. The sizes of GLM-4.5 are from a training script for the released checkpoint. For both models, eps and the
+flags of the router are the reference's defaults, and the context is from memory.
 """
 
 from functools import partial

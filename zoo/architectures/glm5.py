@@ -1,7 +1,6 @@
-"""GLM-5 and GLM-5.2 (GLM Team 2026), model_type glm_moe_dsa. New here: in GLM-5.2 three of four layers have no indexer;
-they attend to the tokens that the nearest earlier layer with an indexer chose. All else is DeepSeek-V3.2's, with fewer
-and wider heads, one group of experts and no stretched RoPE.
-"""
+"""GLM-5 and GLM-5.2 (GLM Team 2026), model_type glm_moe_dsa. New here: in GLM-5.2, three of four layers have no
+indexer. They attend to the tokens that the nearest earlier indexer chose. Everything else is as in DeepSeek-V3.2, but
+with fewer and wider heads, one group of experts, and no RoPE scaling."""
 
 from dataclasses import replace
 
@@ -19,14 +18,14 @@ def _index_split(attn):
     return 0, attn.rope_dim, attn.indexer.head_dim - attn.rope_dim
 
 
-# The checkpoint rotates neighbouring rows as a pair in the indexer as well.
+# The checkpoint rotates neighbouring rows as pairs, in the indexer too.
 PAIRED = dict(q="wq_b", k="wk", k_norm="k_norm")
 WEIGHTS = (
     *deepseek_v3.WEIGHTS,
     *(PairedRows(f"attn.block.indexer.{x}", f"self_attn.indexer.{y}", _index_split) for x, y in PAIRED.items()),
     Rename("attn.block.indexer.head_weights", "self_attn.indexer.weights_proj"),
 )
-FULL, SHARED = "full", "shared"  # layers with an indexer, and layers that reuse another layer's choice
+FULL, SHARED = "full", "shared"  # layers with an indexer, and layers that reuse an earlier layer's choice
 
 
 def decoder(*, indexers, **rest):
@@ -50,8 +49,8 @@ def from_hf(config: Config) -> Decoder:
 
 
 def read_indexers(config, layers):
-    """Returns the kind of each layer, from `indexer_types`. Without this field every layer is full, and the fields from
-    which the reference would derive it must have no effect."""
+    """Returns the kind of each layer from `indexer_types`. Without this field, every layer has an indexer. The
+    reference would then derive the kinds from other fields, so these must have their default values."""
     given = config.values.get("indexer_types")
     if given is None:
         config.expect(index_topk_freq=1, index_topk_pattern=None)
@@ -75,7 +74,7 @@ def _glm5(theta, **rest):
 
 
 _5 = _glm5(1e6, indexers=[FULL] * 78, context=202_752)
-# Three full layers, then a repeated group of three shared ones and a full one.
+# Three full layers, then repetitions of three shared layers and a full layer.
 _52 = _glm5(8e6, indexers=[FULL if i < 3 or i % 4 == 2 else SHARED for i in range(78)], context=1_048_576)
 ABOUT = About(
     "GLM-5 and GLM-5.2",

@@ -1,8 +1,8 @@
-"""GPT-2 (Radford et al. 2019), which everything later changes: LayerNorm with biases before each branch, learned
+"""GPT-2 (Radford et al. 2019), which all later models change: LayerNorm with biases before each branch, learned
 positions instead of RoPE, multi-head attention, a feed-forward of two matrices with GELU, biases everywhere.
 
-The reference stores matrices as (inputs, outputs), and those of queries, keys and values as one. The released files are
-of the model without its head, so that no name begins with "transformer.", and hold the causal masks.
+The reference stores matrices as (inputs, outputs), and a single matrix for queries, keys and values. The released files
+were written from the model without its head, so no name begins with "transformer.". They also contain the causal masks.
 """
 
 from zoo.blocks import GELU, GQA, MLP, Layer, LayerNorm, LearnedPositions, NoPE, pre
@@ -40,7 +40,7 @@ def decoder(*, dim, layers, heads, hidden=None, context=1024, vocab=50_257, eps=
 
 
 NAMES = dict(dim="n_embd", layers="n_layer", heads="n_head", context="n_positions", eps="layer_norm_epsilon")
-# Fields of another class with a second head, and of the first versions of the reference.
+# Fields of a class with a second head, and fields that only the first versions of the reference had.
 UNREAD = [f"summary_{name}" for name in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")]
 UNREAD += ["n_special", "output_past", "predict_special_tokens"]
 

@@ -1,5 +1,5 @@
-"""gpt-oss (OpenAI 2025). New here: attention sinks, biases everywhere, a window of 128 tokens in every other layer,
-experts with a clamped SwiGLU as wide as the model itself, and YaRN with unrounded ends."""
+"""gpt-oss (OpenAI 2025). New here: attention sinks, biases everywhere, and a window of 128 tokens in every other layer.
+Experts use a clamped SwiGLU and are as wide as the model. YaRN does not round the ends of its ramp."""
 
 from zoo.blocks import GLU, GQA, ClampedSwiGLU, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, YarnScaling, pre, yarn_gain
 from zoo.hf.checkpoint_layout import GATE_UP, Rearranged, Rename
@@ -14,7 +14,7 @@ WEIGHTS = (
     Rearranged(GATE_UP_BIAS, "mlp.experts.gate_up_proj_bias", "e (hidden gate_up) -> gate_up e hidden"),
     Rearranged("ffn.block.experts.down", "mlp.experts.down_proj", "e hidden dim -> e dim hidden"),
     Rename("ffn.block.experts.down_bias", "mlp.experts.down_proj_bias"),
-    # As released, in MXFP4: the tensors of codes are not transposed.
+    # The released files are in MXFP4, and their tensors of codes are not transposed.
     Rearranged(GATE_UP, "mlp.experts.gate_up_proj_blocks", "e (hidden gate_up) dim -> gate_up e hidden dim"),
     Rename("ffn.block.experts.down", "mlp.experts.down_proj_blocks"),
 )
@@ -51,7 +51,7 @@ def from_hf(config: Config) -> Decoder:
 def to_hf(spec: Decoder) -> ConfigFields:
     rope = first_rope(spec)
     config = dense_fields(spec) | window_fields(spec)
-    config |= rope_fields(spec, unscaled={"rope_type": "default"})  # a file without the field means the released YaRN
+    config |= rope_fields(spec, unscaled={"rope_type": "default"})  # without it, the reference uses the released YaRN
     config["initial_context_length"] = getattr(rope and rope.scaling, "original", None)
     for name in ("num_experts_per_tok", "experts_per_token"):
         config |= fields_of(spec, SoftmaxTopK, k=name)

@@ -1,8 +1,9 @@
-"""Granite 4.0 (IBM 2025), the hybrids. New here: Mamba-2 in nine layers of ten, attention without positions in the
-tenth; beside the experts a shared one, twice as wide, in every layer; multipliers of embeddings, scores, branches and
-logits.
+"""Granite 4.0 (IBM 2025), the hybrids. New here: nine of ten layers have Mamba-2; the tenth has attention without
+positions. Every layer has a shared expert, twice as wide as a routed one, beside the routed experts. Multipliers scale
+embeddings, scores, branches and logits.
 
-The multipliers are from memory of the published files; those of h-small's places of attention and heads of Mamba-2 too.
+The multipliers are from memory of the published files. For h-small, so are the positions of the attention layers and
+the heads of Mamba-2.
 """
 
 from functools import partial
@@ -33,8 +34,8 @@ WEIGHTS = (
 
 
 def decoder(*, mixers, mamba, attn, ffn, multiplier, eps=1e-5, **rest):
-    """Returns the decoder. `mixers`: "mamba" or "attention" for each layer. `multiplier`: scales the output of every
-    branch."""
+    """Returns the decoder. `mixers` holds "mamba" or "attention" for each layer. `multiplier` scales the output of
+    every branch."""
     norm = RMSNorm(eps)
     ffn = Branch(ffn, pre=norm, multiplier=multiplier)
     kinds = {"mamba": mamba, "attention": attn}
@@ -77,7 +78,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def _mamba(config, eps):
-    limit = config.values.get("time_step_limit", [0.0, inf])  # lower and upper bound of the time step
+    limit = config.values.get("time_step_limit", [0.0, inf])  # bounds of the time step
     if limit not in ([0.0, inf], [0.0, {"__float__": "Infinity"}]):
         raise config.error(f"time_step_limit={limit!r} is not supported, only [0.0, Infinity]")
     config.unused("time_step_limit")
@@ -101,7 +102,7 @@ def _positions(config):
 
 
 def _feed_forward(config):
-    """Returns routed experts beside a shared expert, or the shared one alone if there are no routed experts."""
+    """Returns routed experts beside a shared expert. If there are no routed experts, returns a plain feed-forward."""
     shared = GLU(config.integer("shared_intermediate_size"))
     if not (experts := config.count("num_local_experts")):
         config.unused("intermediate_size", "num_experts_per_tok")
@@ -127,7 +128,7 @@ def to_hf(spec: Decoder) -> ConfigFields:
 
 
 def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the metadata of .gguf files that this architecture alone has; `finetuned` false means that attention has
+    """Returns the .gguf metadata that only this architecture has. If `rope.scaling.finetuned` is false, attention has
     no positions."""
     branch = first(spec, Branch)
     return {"residual_scale": branch and branch.multiplier, "rope.scaling.finetuned": False}

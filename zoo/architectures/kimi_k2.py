@@ -1,9 +1,8 @@
-"""Kimi K2 (Kimi Team 2025) and Moonlight (Liu et al. 2025). New here: nothing but proportions. DeepSeek-V3's
-computation with fewer heads, experts in a single group (384 in Kimi K2) and one dense layer; Moonlight projects its
-queries at full rank.
+"""Kimi K2 (Kimi Team 2025) and Moonlight (Liu et al. 2025). New here: only sizes differ from DeepSeek-V3. There are
+fewer heads, a single group of experts (384 in Kimi K2) and one dense layer. Moonlight has no latent for its queries.
 
-They were released with DeepSeek-V3's code, in its layout, so their config.json is read and written there: Moonlight's
-with its model_type, Kimi K2's with kimi_k2, which the reference does not have.
+Both were released with DeepSeek-V3's code and in its layout, so deepseek_v3.py reads and writes their config.json.
+Moonlight's has the model_type deepseek_v3. Kimi K2's has kimi_k2, which the reference does not know.
 """
 
 from zoo.architectures.deepseek_v3 import WEIGHTS as WEIGHTS

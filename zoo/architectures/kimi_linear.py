@@ -1,5 +1,5 @@
-"""Kimi Linear (Kimi Team 2025). New here: three layers of Kimi Delta Attention, whose state decays by channel and does
-not grow, to one of latent attention, which has no positions: order comes from the recurrent layers."""
+"""Kimi Linear (Kimi Team 2025). New here: three layers of Kimi Delta Attention, with a fixed-size state that decays by
+channel, for each layer of latent attention without positions. The recurrent layers provide the order of tokens."""
 
 from zoo.architectures.deepseek_v3 import ATTENTION
 from zoo.blocks import GLU, MLA, GroupedSigmoidTopK, Layer, MoE, NoPE, RMSNorm, pre
@@ -14,7 +14,7 @@ STORED |= {"beta": "b_proj", "norm": "o_norm", "dt_bias": "dt_bias"}
 STORED |= {"q_conv": "q_conv1d", "k_conv": "k_conv1d", "v_conv": "v_conv1d"}
 STORED |= {"kv_down": "kv_a_proj_with_mqa", "kv_norm": "kv_a_layernorm", "kv_up": "kv_b_proj"}
 STORED |= {"q.down": "q_a_proj", "q.norm": "q_a_layernorm", "q.up": "q_b_proj"}
-MIXTURE = "block_sparse_moe."  # transformers writes the dense layer's tensors under this name too
+MIXTURE = "block_sparse_moe."  # transformers also uses this name for the dense layer
 WEIGHTS = (
     *(Rename(f"attn.block.{name}", f"self_attn.{stored}") for name, stored in STORED.items()),
     Rearranged("attn.block.A_log", "self_attn.A_log", "1 1 heads 1 -> heads"),
@@ -27,9 +27,9 @@ WEIGHTS = (
 
 
 def decoder(*, types, dense, linear, latent, hidden, moe, eps=1e-5, **rest):
-    """Returns the decoder. `types`: the mixer of each layer. The first `dense` layers have no experts."""
+    """Returns the decoder. `types` holds the type of each layer's mixer. The first `dense` layers have no experts."""
     norm = RMSNorm(eps)
-    latents = RMSNorm(1e-6)  # a fixed eps, independent of the config's
+    latents = RMSNorm(1e-6)  # not the eps of the config
     mixers = {"linear_attention": KDA(**linear, norm=norm), "full_attention": MLA(**latent, norm=latents, rope=NoPE())}
     ffns = [GLU(hidden) if i < dense else moe for i in range(len(types))]
     layers = tuple(Layer(pre(norm, mixers[name]), pre(norm, ffn)) for name, ffn in zip(types, ffns, strict=True))
@@ -37,7 +37,7 @@ def decoder(*, types, dense, linear, latent, hidden, moe, eps=1e-5, **rest):
 
 
 KIND = ModelType("kimi_linear", remote=Remote("kimi", "KimiLinear", publishers=("moonshotai",)))
-# The published field names, and the names that the reference writes.
+# Pairs of names of a field: as published, and as the reference writes it.
 CONTEXT = "model_max_length", "max_position_embeddings"
 EXPERTS, SHARED = ("num_experts", "num_local_experts"), ("num_shared_experts", "n_shared_experts")
 K, GROUPS = ("num_experts_per_token", "num_experts_per_tok"), ("num_expert_group", "n_group")
@@ -70,7 +70,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def _linear(config):
-    """Returns the sizes of the recurrent layers. `linear_attn_config` takes precedence over the fields beside it."""
+    """Returns the sizes of the recurrent layers. Fields in `linear_attn_config` override top-level fields."""
     inner, sizes = config.object("linear_attn_config"), {}
     for field, (name, beside) in LINEAR.items():
         sizes[field] = inner.integer(name) if name in inner.values else config.integer(beside)
@@ -80,7 +80,7 @@ def _linear(config):
 
 
 def _mixers(config, layers):
-    """Returns the type of each layer: from `layer_types`, or from two lists of layer numbers that count from 1."""
+    """Returns the type of each layer's mixer: from `layer_types`, or else from two lists of layer numbers (from 1)."""
     inner = config.object("linear_attn_config")
     inner.unused(*LISTS)
     full, recurrent = (inner.values.get(name) for name in LISTS)

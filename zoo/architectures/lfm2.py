@@ -1,7 +1,7 @@
-"""LFM2 (Liquid AI 2025), dense and mixture-of-experts. New here: in most layers a gated convolution over three tokens
-and no attention; the published width of the feed-forward is not its own but follows by a rule.
+"""LFM2 (Liquid AI 2025), dense and mixture-of-experts. New here: most layers have a gated convolution over three tokens
+instead of attention. In dense models, the feed-forward's width is computed from the published number by a rule.
 
-The mixture's config is from memory and the reference's defaults.
+The mixture's config is from memory and from the reference's defaults.
 """
 
 from functools import partial
@@ -42,8 +42,8 @@ WEIGHTS = (
 
 
 def decoder(*, mixers, dim, conv=3, heads, kv_heads, head_dim, hidden, moe=None, dense=0, eps=1e-5, rope, **rest):
-    """Returns the decoder. `mixers`: "conv" or "full_attention" for each layer. If there is a `moe`, all layers have it
-    except the first `dense`."""
+    """Returns the decoder. `mixers` holds "conv" or "full_attention" for each layer. With `moe`, all layers except the
+    first `dense` ones have experts."""
     norm = RMSNorm(eps)
     attn = GQA(heads, kv_heads, head_dim, rope=rope, qk_norm=norm)
     kinds = {"conv": ShortConv(dim, conv), "full_attention": attn}
@@ -59,8 +59,8 @@ def routed(k, scale=1.0):
 
 
 def adjusted(width, multiplier=1.0, multiple=256):
-    """Returns the feed-forward's width for a published `width`: two thirds of it times the multiplier, rounded up to a
-    multiple of `multiple`."""
+    """Returns the feed-forward's width for a published `width`: two thirds of it, times `multiplier`, rounded up to a
+    multiple of `multiple`. If `multiplier` is None, the two thirds are not rounded up."""
     width = 2 * width // 3
     return width if multiplier is None else -(-int(multiplier * width) // multiple) * multiple
 
@@ -76,7 +76,7 @@ EXPECTED: dict[str, Any] = dict(conv_bias=False, block_use_swiglu=True, use_pos_
 KINDS = ("conv", "full_attention")
 EXPERTS = dict(experts="num_experts", hidden="moe_intermediate_size")
 ROUTER = dict(k="num_experts_per_tok", scale="routed_scaling_factor")
-# Fields of the initialisation.
+# Fields for the initialisation of weights.
 UNUSED = "block_mlp_init_scale block_out_init_scale block_use_xavier_init conv_use_xavier_init".split()
 
 
@@ -94,8 +94,8 @@ def from_hf(config: Config) -> Decoder:
 
 
 def _mixers(config, layers):
-    """Returns `layer_types`. Without this field, the layers of `full_attn_idxs` have attention, or all layers."""
-    config.get("layer_types")  # the mixture's config must have it
+    """Returns the type of each layer from `layer_types`, or else from `full_attn_idxs`. The default is attention."""
+    config.get("layer_types")  # raises an error if the mixture's config lacks it
     indices = config.values.get("full_attn_idxs") or list(range(layers))
     if not isinstance(indices, list):
         raise config.error(f"full_attn_idxs must be a list, got {brief(indices)}")
@@ -106,7 +106,7 @@ def _mixers(config, layers):
 
 
 def _width(config):
-    given = config.values.get("block_ff_dim")  # an older name
+    given = config.values.get("block_ff_dim")  # older name of the field
     width = config.integer("intermediate_size" if given is None else "block_ff_dim")
     config.neutral(block_ff_dim=width, intermediate_size=width)
     if not config.flag("block_auto_adjust_ff_dim"):
@@ -129,7 +129,7 @@ def to_hf(spec: Decoder) -> ConfigFields:
         "conv" if isinstance(layer.mixer, ShortConv) else "full_attention" for layer in spec.layers
     ]
     hidden = next((layer.feed_forward.hidden for layer in spec.layers if isinstance(layer.feed_forward, GLU)), None)
-    if not first(spec, MoE):  # the rule takes two thirds of this width
+    if not first(spec, MoE):  # `adjusted` takes two thirds of the written width
         published = {"intermediate_size": -(-3 * hidden // 2), "block_multiple_of": gcd(hidden, 256)} if hidden else {}
         return config | RULE | published
     config |= {"model_type": "lfm2_moe", "num_dense_layers": layers_before_experts(spec)}

@@ -1,7 +1,5 @@
-"""Llama 3 (Grattafiori et al. 2024), the baseline: pre-norm, grouped-query attention, SwiGLU, RoPE.
-
-New in 3.1: RoPE stretched from 8k to 128k tokens by wavelength. New in 3.2: small sizes, head tied to the embedding.
-"""
+"""Llama 3 (Grattafiori et al. 2024), the baseline: pre-norm, grouped-query attention, SwiGLU, RoPE. New in 3.1: RoPE
+scaling by wavelength, from 8k to 128k tokens. New in 3.2: small sizes, with the head tied to the embedding."""
 
 from zoo.blocks import GLU, GQA, Layer, Llama3Scaling, RMSNorm, RoPE, pre
 from zoo.hf.config import About, Config, Size, reads

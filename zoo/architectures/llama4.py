@@ -1,7 +1,7 @@
-"""Llama 4 (Meta 2025), text part. New here: attention within chunks of 8,192 tokens in three layers of four; the fourth
-sees everything, has no positions, and queries that grow with the logarithm of their position. A token visits one expert
-beside a shared one, and its weight multiplies the expert's input. Scout normalises queries and keys by a norm without
-weights; Maverick does not, and has experts in every second layer only."""
+"""Llama 4 (Meta 2025), text part. New here: three of four layers attend within chunks of 8,192 tokens. The fourth has
+full attention without positions, and its queries grow with the logarithm of their position. A token visits one routed
+expert and a shared one; the router's weight multiplies the input of the routed expert. Scout normalises queries and
+keys by a norm without weights. Maverick does not, and has experts only in every second layer."""
 
 from zoo.architectures.smollm3 import position_fields, rotated
 from zoo.blocks import GLU, GQA, InputScaledTopK, Layer, Llama3Scaling, LogTemperature, MoE, NoPE, RMSNorm, RoPE, pre
@@ -24,8 +24,8 @@ WEIGHTS = (
 def decoder(
     *, layers, heads, kv_heads, head_dim, rope, chunk, qk_norm, temperature, moe, hidden, step, interval, eps, **rest
 ):
-    """Returns the decoder. One in `step` layers has experts, the others have a feed-forward of width `hidden`. One in
-    `interval` layers has full attention."""
+    """Returns the decoder. Every `step`-th layer has experts; the others have a feed-forward of width `hidden`. Every
+    `interval`-th layer has full attention."""
     norm, unit = RMSNorm(eps), RMSNorm(eps, weight=False) if qk_norm else None
     local = GQA(heads, kv_heads, head_dim, rope=rope, chunk=chunk, qk_norm=unit)
     everywhere = GQA(heads, kv_heads, head_dim, rope=NoPE(), temperature=temperature)
@@ -70,7 +70,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def _temperature(config):
-    """Returns the temperature, if it is on. The switch is a flag; in older files, a number other than 0."""
+    """Returns the scaling of queries by position; None if off. The switch is a flag or, in older files, a number."""
     switch, scale, step = "attn_temperature_tuning", config.number("attn_scale"), config.integer("floor_scale")
     tuned = config.flag(switch) if isinstance(config.get(switch), bool) else config.integer(switch) > 0
     return LogTemperature(scale, step, from_one=True) if tuned else None

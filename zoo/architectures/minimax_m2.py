@@ -1,9 +1,9 @@
-"""MiniMax-M2 (MiniMax 2025). New here: full attention again after MiniMax-01's linear one; QK-norm over the whole
-projection together with rotation of the first half of each head; 256 experts chosen by sigmoid with a correction bias,
-without groups and without a shared expert.
+"""MiniMax-M2 (MiniMax 2025). New here: full attention again, after the linear attention of MiniMax-01. QK-norm over the
+whole projection, with rotation of the first half of each head. Sigmoid scores with a correction bias choose among 256
+experts, without groups and without a shared expert.
 
-The reference divides the chosen weights by their sum alone; the 1e-20 that is added to it here changes none of them.
-Trust: medium. The config is that of M2.5, of the same shape; `quantization_config` and `auto_map` are from memory.
+The reference divides the chosen weights by their sum. The zoo adds 1e-20 to the sum, which changes no weight. Trust:
+medium. The config is that of M2.5, which has the same shape; `quantization_config` and `auto_map` are from memory.
 """
 
 from zoo.architectures import mixtral
@@ -29,7 +29,7 @@ EXPERTS = dict(num_local_experts=256, num_experts_per_tok=8)
 OTHERS = dict(rms_norm_eps=1e-6, rope_theta=5e6, tie_word_embeddings=False)
 EXPECTED = dict(hidden_act="silu", use_qk_norm=True, qk_norm_type="per_layer")
 EXPECTED |= dict(use_routing_bias=True, scoring_func="sigmoid", shared_intermediate_size=0)
-# Draft layers for multi-token prediction, which are not in the files, and a shared expert, which does not exist.
+# Fields of draft layers, which the files do not contain, and of a shared expert, which the model does not have.
 UNREAD = "use_mtp", "mtp_transformer_layers", "num_mtp_modules", "shared_moe_mode", "mlp_intermediate_size"
 
 
@@ -39,7 +39,7 @@ def from_hf(config: Config) -> Decoder:
     config.unused(*UNREAD)
     head_dim, rotated = config.head_dim(), config.optional("rotary_dim")
     shape = config.dense(fraction=rotated / head_dim if rotated else 1.0)
-    if rotated:  # the reference writes the share too: the number must agree with it
+    if rotated:  # the reference also writes the rotated share, which must agree
         config.expect(rotary_dim=shape["rope"].rotated(head_dim))
     config.agrees("attn_type_list", [1] * shape["layers"])  # 0 is linear attention
     return decoder(**shape, **config.integers(experts="num_local_experts", k="num_experts_per_tok"))

@@ -1,7 +1,7 @@
-"""Ministral 3 (Mistral AI 2025), text part. New here: queries that grow with the logarithm of their position, in every
-layer and after rotation, from the context on that YaRN stretches; YaRN without a gain.
+"""Ministral 3 (Mistral AI 2025), text part. New here: in every layer, rotated queries grow with the logarithm of their
+position, beyond the context that YaRN extends. YaRN has no gain.
 
-The sizes of 3B and 14B and the latter's RoPE base are from memory; other fields are the reference's class defaults."""
+The sizes of 3B and 14B and the RoPE base of 14B are from memory; other fields are the reference's class defaults."""
 
 from functools import partial
 
@@ -26,13 +26,13 @@ def from_hf(config: Config) -> Decoder:
 def to_hf(spec: Decoder) -> ConfigFields:
     scaling = getattr(first_rope(spec), "scaling", None)
     without_gain = 1.0 if isinstance(scaling, YarnScaling) and scaling.gain == 1 else None
-    # A file without the field uses the released YaRN.
+    # Without this field, the reference would use the released YaRN.
     config = mistral3.to_hf(spec) | rope_fields(spec, {"rope_type": "default"}, without_gain)
     return config | {"rope_scaling": (config.get("rope_scaling") or {}) | temperature_fields(spec)}
 
 
 def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the metadata of .gguf files that this architecture alone has: a multiplier that undoes YaRN's gain."""
+    """Returns the .gguf metadata that only this architecture has: a multiplier that cancels YaRN's gain."""
     return {"rope.scaling.yarn_log_multiplier": 1.0} if first(spec, LogTemperature) else {}
 
 

@@ -1,5 +1,5 @@
-"""Mistral Small 3.1 (Mistral AI 2025), text part. New here: nothing but proportions. Heads narrower than dim / heads,
-few wide layers for latency, a RoPE base of 1e9 for 128k tokens, and no sliding window any more."""
+"""Mistral Small 3.1 (Mistral AI 2025), text part. New here: only sizes differ. Heads are narrower than dim / heads. A
+few wide layers reduce latency. A RoPE base of 1e9 serves 128k tokens. There is no sliding window any more."""
 
 from zoo.blocks import GLU, GQA, Layer, RMSNorm, RoPE, pre
 from zoo.hf.config import About, Config, ModelType, Size, reads

@@ -1,9 +1,11 @@
-"""Mistral Small 4 (Mistral AI 2026), text part. Attention is DeepSeek-V3's, with plain keys and latents half as wide.
-New here: probabilities route tokens where DeepSeek-V3 has sigmoids and a correction, every layer has experts, and
-queries grow with the logarithm of their position.
+"""Mistral Small 4 (Mistral AI 2026), text part. Attention is as in DeepSeek-V3, with plain keys and latents that are
+half as wide. New here: softmax probabilities route tokens, instead of DeepSeek-V3's sigmoid scores and correction.
+Every layer has experts. Queries grow with the logarithm of their position.
 
-Every field is a class default of the reference, which names this model; its files were not seen. How they store experts
-is not known either: they are written as the reference writes them, all of a layer in one tensor."""
+Every field is a class default of the reference, which names this model; no released file was inspected. How released
+files store experts is not known either. They are written as the reference writes them: all experts of a layer in one
+tensor.
+"""
 
 from zoo.architectures import deepseek_v3
 from zoo.architectures.deepseek_v3 import ROUTER, attention, decoder, read_attention, read_shape
@@ -37,7 +39,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def to_hf(spec: Decoder) -> ConfigFields:
-    # A file without the field uses the released YaRN. Its frequencies are for the rotary part of a head.
+    # Without this field, the reference would use the released YaRN. Its frequencies are for the rotary part of a head.
     config, attn = deepseek_v3.to_hf(spec, unscaled={"rope_type": "default"}), first(spec, MLA)
     share = {PARTIAL: attn.rope_dim / (attn.nope_dim + attn.rope_dim)} if attn else {}
     config["rope_scaling"] = (config.get("rope_scaling") or {}) | temperature_fields(spec) | share

@@ -1,5 +1,5 @@
-"""Mixtral (Jiang et al. 2024). New here: every feed-forward block is eight experts, each as wide as a dense one, of
-which a token visits two, their weights a softmax over the two chosen logits (section 2.1)."""
+"""Mixtral (Jiang et al. 2024). New here: every feed-forward block has eight experts, each as wide as a dense block. A
+token visits two experts, whose weights are a softmax over the two chosen logits (section 2.1)."""
 
 from zoo.blocks import GLU, GQA, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, pre
 from zoo.hf.checkpoint_layout import NUMBERED, Rename, Stacked

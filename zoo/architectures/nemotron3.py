@@ -1,8 +1,9 @@
-"""Nemotron 3 (NVIDIA 2025). New here: layers of one branch each, Mamba-2, attention without positions, or experts; the
-experts are two matrices with squared ReLU between, which in Super and Ultra work in a latent narrower than the model.
+"""Nemotron 3 (NVIDIA 2025). New here: each layer has a single branch: Mamba-2, attention without positions, or experts.
+An expert is two matrices with squared ReLU between them. In Super and Ultra, experts work in a latent that is narrower
+than the model.
 
-The reference lengthens Mamba-2's time steps to `time_step_min`, in passes of several tokens only. It reads neither
-`time_step_limit` nor `rope_theta`, which the published files hold.
+The reference clamps Mamba-2's time steps to at least `time_step_min`, but only in passes of several tokens. It ignores
+`time_step_limit` and `rope_theta`, which the published files contain.
 """
 
 from reprlib import repr as brief
@@ -36,8 +37,8 @@ WEIGHTS = (
 
 
 def decoder(*, pattern, mamba, attn, moe, mlp=None, eps=1e-5, **rest):
-    """Returns the decoder. `pattern`: a letter for each layer: M for Mamba-2, * for attention, E for experts, - for an
-    MLP."""
+    """Returns the decoder. `pattern` has a letter for each layer: M for Mamba-2, * for attention, E for experts, - for
+    an MLP."""
     norm = RMSNorm(eps, scale_in_fp32=True)
 
     def layer(letter):
@@ -70,7 +71,7 @@ MAMBA = dict(heads="mamba_num_heads", head_dim="mamba_head_dim", groups="n_group
 MAMBA |= dict(conv="conv_kernel", eps="layer_norm_epsilon")
 HEADS: dict[str, Any] = dict(heads="num_attention_heads", head_dim="head_dim")
 ROUTER = dict(k="num_experts_per_tok", groups="n_group", keep="topk_group", scale="routed_scaling_factor")
-# Fields of kernels, initialisation and multi-token prediction, and of features that attention does not have.
+# Fields for kernels, initialisation and multi-token prediction, and for features that this attention does not have.
 UNUSED = (
     "chunk_size expand time_step_floor time_step_limit time_step_max use_mamba_kernels moe_shared_expert_overlap "
     "rescale_prenorm_residual mtp_hybrid_override_pattern mtp_layers_block_type num_logits_to_keep rope_theta"
@@ -97,7 +98,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def _pattern(config):
-    """Returns a letter for each layer. Newer files list the kinds by name, and these take precedence."""
+    """Returns a letter for each layer. A list of names (newer files) takes precedence over a string of letters."""
     listed = config.get("layers_block_type") is not None
     name, known = ("layers_block_type", KINDS) if listed else ("hybrid_override_pattern", LETTERS)
     given = config.get(name)
@@ -129,7 +130,7 @@ def to_hf(spec: Decoder) -> ConfigFields:
 
 
 def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the metadata of .gguf files of this architecture: attention has no positions."""
+    """Returns the .gguf metadata that is specific to this architecture: attention has no positions."""
     return {"rope.scaling.finetuned": False}
 
 

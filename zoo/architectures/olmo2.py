@@ -1,5 +1,5 @@
-"""OLMo 2 (OLMo et al. 2025). New here: norms stand after attention and feed-forward, inside the residual branch
-(x + norm(f(x)), section 3.1), and QK-norm runs over the whole projection rather than each head."""
+"""OLMo 2 (OLMo et al. 2025). New here: norms follow attention and feed-forward, inside the residual branch (x +
+norm(f(x)), section 3.1). QK-norm runs over the whole projection instead of each head."""
 
 from zoo.blocks import GLU, GQA, Layer, RMSNorm, RoPE, olmo
 from zoo.hf.config import About, Config, Size, reads

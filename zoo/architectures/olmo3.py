@@ -1,5 +1,5 @@
-"""OLMo 3 (Team OLMo 2025). New here: OLMo 2's placement of norms with a window of 4,096 tokens in three layers of four;
-YaRN stretches the layers that see everything, and no others."""
+"""OLMo 3 (Team OLMo 2025). New here: three of four layers have a window of 4,096 tokens; norms are placed as in OLMo 2.
+YaRN scales RoPE only in the layers with full attention."""
 
 from zoo.blocks import GLU, GQA, Layer, RMSNorm, RoPE, YarnScaling, olmo, yarn_gain
 from zoo.hf.config import About, Config, Size, reads
@@ -36,14 +36,14 @@ def to_hf(spec: Decoder) -> ConfigFields:
         return config
     if full.theta == THETA and local == RoPE(THETA):
         return config | {"rope_scaling": _rope_entry(full) if full.scaling else None}
-    # Versions of the reference disagree on the base of windowed layers if rope_theta differs from the released one.
+    # If rope_theta is not the released one, versions of the reference disagree on the base of windowed layers.
     by_kind = {"full_attention": _rope_entry(full, float(full.theta))}
     by_kind["sliding_attention"] = _rope_entry(local, float(local.theta))
     return config | {"rope_theta": None, "rope_scaling": None, "rope_parameters": by_kind}
 
 
 def _rope_entry(rope: RoPE, theta: float | None = None) -> ConfigFields:
-    """Returns a rotary encoding as an object of a config: its scaling, always with YaRN's gain, and any `theta`."""
+    """Returns a rotary encoding as an object of a config. It states the scaling, YaRN's gain, and any `theta`."""
     scaling = scaling_fields(rope.scaling) if rope.scaling else None
     entry = scaling or {"rope_type": "default"}
     if isinstance(rope.scaling, YarnScaling):

@@ -1,6 +1,5 @@
-"""Phi-4 (Abdin et al. 2024) and Phi-4-mini (Abouelenin et al. 2025). New here: LongRoPE in Phi-4-mini, a factor for
-each rotary frequency, and how the weights are stored: queries, keys and values in one matrix, gate and up in another.
-"""
+"""Phi-4 (Abdin et al. 2024) and Phi-4-mini (Abouelenin et al. 2025). New here: Phi-4-mini has LongRoPE, with a factor
+for each rotary frequency. One matrix stores queries, keys and values; another stores gate and up."""
 
 from zoo.architectures import mistral3
 from zoo.architectures.mistral3 import decoder
@@ -27,11 +26,11 @@ def from_hf(config: Config) -> Decoder:
     rope = shape["rope"]
     if rope.scaling is None:
         config.unused(ORIGINAL)
-    elif not isinstance(rope.scaling, LongRoPE):  # the reference has no other scaling here
+    elif not isinstance(rope.scaling, LongRoPE):  # the reference supports no other scaling here
         raise config.error(f"{rope.scaling.describe()} as the scaling of RoPE is not supported, only LongRoPE")
-    elif (original := config.integer(ORIGINAL)) != rope.scaling.original:  # the reference reads the former
+    elif (original := config.integer(ORIGINAL)) != rope.scaling.original:  # the reference reads the top-level field
         raise config.error(f"{ORIGINAL} is {original}, but {rope.scaling.original} in the scaling of RoPE")
-    if window and window >= shape["context"]:  # it hides no token of the context, so it counts as no window
+    if window and window >= shape["context"]:  # a window that hides no token of the context is no window
         window = None
     return decoder(**shape, window=window)
 
@@ -47,14 +46,14 @@ def to_hf(spec: Decoder) -> ConfigFields:
 
 
 def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the metadata of .gguf files that this architecture alone has: the context before its stretching, also
-    where it is not stretched."""
+    """Returns the .gguf metadata that only this architecture has: the context before scaling, which is the whole
+    context if there is no scaling."""
     scaling = first(spec, LongRoPE)
     return {"rope.scaling.original_context_length": scaling.original if scaling else spec.context}
 
 
 def _usual_gain(context: int | None, original: int) -> float | None:
-    """Returns the gain that follows from the two context lengths; None if they define none."""
+    """Returns the gain that follows from the model's context and the original one; None if it is not defined."""
     return longrope_gain(context / original, original) if context and original > 1 else None
 
 

@@ -1,4 +1,4 @@
-"""Qwen2.5 (Yang et al. 2024). New here: biases on queries, keys and values, and none on the output or anywhere else."""
+"""Qwen2.5 (Yang et al. 2024). New here: queries, keys and values have biases; the output and other matrices do not."""
 
 from zoo.blocks import GLU, GQA, Layer, RMSNorm, RoPE, pre
 from zoo.hf.config import About, Config, Size, reads

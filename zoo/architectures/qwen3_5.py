@@ -1,8 +1,8 @@
-"""Qwen3.5 (Qwen Team 2026), text part, dense and mixture-of-experts. New here: Qwen3-Next's layers in dense models; the
-projections of Gated DeltaNet are stored one by one.
+"""Qwen3.5 (Qwen Team 2026), text part, dense and mixture-of-experts. New here: dense models have the layers of
+Qwen3-Next, and the projections of Gated DeltaNet are stored separately.
 
-The released models also see images: each token has three positions. For text they are equal, so that their interleaved
-rotation is the usual one. The configs of 0.8B to 9B are put together from public copies of sizes and the 27B file.
+The released models also see images, so each token has three positions. For text the three are equal, and the
+interleaved rotation is then the usual one. The configs of 0.8B to 9B combine public copies of sizes with the 27B file.
 """
 
 from functools import partial
@@ -44,10 +44,10 @@ KINDS = (
 
 @reads(*KINDS, expected=EXPECTED, **DEFAULTS)
 def from_hf(config: Config) -> Decoder:
-    # Fields of computations that the reference always does, and of multi-token prediction layers.
+    # Fields for computations that the reference always does, and for multi-token prediction layers.
     config.neutral(attn_output_gate=True, output_gate_type="swish", mamba_ssm_dtype="float32", mlp_only_layers=[])
     config.unused("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings")
-    # The pairs of a head that each of the three positions rotates.
+    # The number of pairs in a head that each of the three positions rotates.
     config.rope_fields.unused("mrope_section", "mrope_interleaved")
     shape = read_mixers(config)
     if config.model_type in ("qwen3_5_moe_text", "qwen3_5_moe"):
@@ -64,8 +64,8 @@ def to_hf(spec: Decoder) -> ConfigFields:
 
 
 def gguf_fields(spec: Decoder) -> ConfigFields:
-    """Returns the metadata of .gguf files that this architecture alone has. The pairs that each of the three positions
-    rotates may be any: for text, the positions are equal."""
+    """Returns the .gguf metadata that only this architecture has: how many pairs each of the three positions rotates.
+    For text the positions are equal, so any numbers would do."""
     return {"rope.dimension_sections": ...}
 
 

@@ -1,6 +1,6 @@
-"""Qwen3-Next (Qwen Team 2025). New here: three layers of Gated DeltaNet, whose state does not grow, to one of attention
-with a gate on its output, which rotates a quarter of each head; norms that multiply by 1 + w; 512 experts beside a
-shared one with a gate of its own."""
+"""Qwen3-Next (Qwen Team 2025). New here: three layers of Gated DeltaNet, with a state of fixed size, for each layer of
+attention. Attention has a gate on its output and rotates a quarter of each head. Norms multiply by 1 + w. There are 512
+experts and a shared expert, which has its own gate."""
 
 from zoo.blocks import GLU, GQA, Gated, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, pre
 from zoo.blocks.delta_rule import GatedDeltaNet
@@ -14,7 +14,7 @@ def _query_and_gate(attn):
     return (attn.heads * attn.head_dim,), (attn.heads * attn.value_dim,)
 
 
-# Layout that Qwen3.5 stores in the same way.
+# The part of the layout that Qwen3.5 shares.
 SHARED_WEIGHTS = (
     PackedRows(("attn.block.q", "attn.block.gate"), "self_attn.q_proj", "heads", _query_and_gate, mixer=GQA),
     *(Rename(f"attn.block.{name}", f"linear_attn.{name}") for name in ("A_log", "dt_bias", "norm")),
@@ -43,7 +43,7 @@ WEIGHTS = (
 
 
 def decoder(*, types, heads, kv_heads, head_dim, rope, linear, ffn, eps=1e-6, **rest):
-    """Returns the decoder. `types`: the mixer of each layer. `linear`: the sizes of Gated DeltaNet."""
+    """Returns the decoder. `types` holds the type of each layer's mixer, and `linear` the sizes of Gated DeltaNet."""
     norm = RMSNorm(eps, unit_offset=True, scale_in_fp32=True)
     mixers = {
         "linear_attention": GatedDeltaNet(**linear, norm=RMSNorm(eps)),
@@ -58,7 +58,7 @@ def mixture(hidden, shared, experts, k, renormalise=True):
 
 
 def pattern(layers, interval=4):
-    """Returns the layer types with full attention in every layer whose number is a multiple of `interval`."""
+    """Returns the type of each layer's mixer. Every `interval`-th layer has full attention."""
     return ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(layers)]
 
 
@@ -73,7 +73,7 @@ DEFAULTS |= dict(linear_value_head_dim=128, linear_conv_kernel_dim=4, full_atten
 
 
 def read_mixers(config):
-    """Returns the arguments of `decoder` for the mixers and their pattern."""
+    """Returns those arguments of `decoder` that describe the mixers and their pattern."""
     shape = config.common()
     default = pattern(shape.pop("layers"), config.integer("full_attention_interval"))
     types = config.plan("layer_types", ("linear_attention", "full_attention"), default)
@@ -105,7 +105,7 @@ def to_hf(spec: Decoder) -> ConfigFields:
 
 
 def expert_fields(spec: Decoder) -> ConfigFields:
-    """Returns the config fields of the mixture of experts."""
+    """Returns the config fields for the mixture of experts."""
     experts = fields_of(spec, MoE, experts="num_experts") | fields_of(spec, GLU, hidden="moe_intermediate_size")
     shared = next((part.width for part in spec.walk() if isinstance(part, Gated)), None)
     config = experts | fields_of(spec, SoftmaxTopK, **ROUTER)

@@ -39,7 +39,7 @@ def position_fields(spec: Decoder) -> ConfigFields:
 
 
 def rotated(spec):
-    """Returns, for each layer, 1 if it has positions and 0 if it has none."""
+    """Returns, for each layer, 1 if it has position encoding and 0 if it does not."""
     return [int(first(layer, NoPE) is None) for layer in spec.layers]
 
 

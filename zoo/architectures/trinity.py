@@ -1,6 +1,6 @@
-"""Trinity (Arcee AI 2025), model_type afmoe. New here: attention's output is gated element by element; rotation in the
-layers with a window alone, while every fourth layer sees everything and has no positions (NoPE); and sigmoid routing
-with a correction bias but without groups.
+"""Trinity (Arcee AI 2025), model_type afmoe. New here: a gate multiplies each element of attention's output. Layers
+with a window use RoPE; every fourth layer has full attention and no positions (NoPE). Sigmoid scores with a correction
+bias choose experts, without groups.
 
 Trinity-Large's route_scale and context are from memory; its widths are published."""
 
@@ -30,7 +30,7 @@ WEIGHTS = (
 def decoder(
     *, layers, dense, heads, kv_heads, head_dim=128, hidden, moe, window, everywhere, rope=RoPE(1e4), eps=1e-5, **rest
 ):
-    """Returns the decoder. `everywhere`: the layers without a window."""
+    """Returns the decoder. `everywhere` holds the indices of the layers without a window."""
     norm = RMSNorm(eps, scale_in_fp32=True)
 
     def layer(i):
@@ -48,7 +48,7 @@ MOE = dict(num_experts=64, num_experts_per_tok=6, num_shared_experts=2, route_sc
 EXPERTS = dict(experts="num_experts", hidden="moe_intermediate_size", shared="num_shared_experts")
 ROUTER = dict(k="num_experts_per_tok", scale="route_scale")
 OTHERS = dict(rms_norm_eps=1e-5, rope_theta=1e4, tie_word_embeddings=False, mup_enabled=False)
-# The reference always has one group of all experts, chosen by sigmoid, with weights divided by their sum.
+# The reference always has a single group of experts, sigmoid scores, and weights divided by their sum.
 ROUTING = dict(
     score_func="sigmoid", route_norm=True, n_group=1, topk_group=1, num_expert_groups=1, num_limited_groups=1
 )
@@ -57,7 +57,7 @@ ROUTING = dict(
 @reads(KIND, expected=dict(hidden_act="silu", attention_bias=False), **WIDTHS, **LAYERS, **MOE, **OTHERS)
 def from_hf(config: Config) -> Decoder:
     config.neutral(**ROUTING)
-    config.unused("use_grouped_mm", "load_balance_coeff")  # the choice of kernel, and a coefficient for training
+    config.unused("use_grouped_mm", "load_balance_coeff")  # a choice of kernels, and a coefficient for training
     shape = config.dense() | config.integers(window="sliding_window")
     shape["everywhere"] = _everywhere(config, shape["layers"])
     shape["dense"] = config.count("num_dense_layers", most=shape["layers"])
@@ -67,7 +67,7 @@ def from_hf(config: Config) -> Decoder:
 
 
 def _everywhere(config, layers):
-    """Returns the layers without a window: from `layer_types`, or else one in every `global_attn_every_n_layers`."""
+    """Returns the indices of layers without a window: from `layer_types`, or else by `global_attn_every_n_layers`."""
     interval, given = config.integer("global_attn_every_n_layers"), config.values.get("layer_types")
     if isinstance(given, list):
         return [i for i, kind in enumerate(given) if kind == Full.layer_type]

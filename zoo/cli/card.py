@@ -1,4 +1,4 @@
-"""The card of a model (layers, blocks, costs), the report of python -m zoo.build, and the figure that it draws."""
+"""The output of python -m zoo.build: the card of a model (layers, blocks, costs), the report, and the diagram."""
 
 import re
 import sys
@@ -36,9 +36,9 @@ Rows = dict[str, list[str]]  # label -> paragraphs
 def swapped_specs(
     model: Decoder, tiny: bool, swaps: Sequence[str], params: int | None = None
 ) -> tuple[Decoder, Decoder, list[str]]:
-    """Returns a model, the same model with all swaps made, and the names of the features that the swaps drop.
+    """Returns a model's spec before and after all swaps, and the names of the features that the swaps drop.
 
-    With `tiny` both specs have toy widths. With `params` both are scaled to that number of parameters.
+    With `tiny`, both specs have toy widths. With `params`, both are scaled to this number of parameters.
     """
     original = toy(model) if tiny else model if params is None else scaled(model, params).spec
     where = "toy widths of --tiny" if tiny else "widths of --params" if params else ""
@@ -61,8 +61,8 @@ def build_report(
     seed: int,
     params: int | None = None,
 ) -> Facts:
-    """Returns the card of a model, at toy widths or scaled to `params`, and the checks of the built model. On the meta
-    device only the parameters are checked."""
+    """Returns the card of a model, which may have toy widths or be scaled to `params`, and the checks of the built
+    model. On the meta device, only the number of parameters is checked."""
     original, spec, dropped = swapped_specs(found.spec, tiny, swaps, params)
     size, runs = found.size, device.type != "meta"
     if runs:
@@ -99,10 +99,10 @@ def figure(
     theme: diagram.Theme = "light",
     costs: bool = False,
 ) -> tuple[str, list[str]]:
-    """Returns a model's figure as SVG, and the features that swaps dropped.
+    """Returns the diagram of a model as SVG, and the features that swaps dropped.
 
-    Numbered sentences list what is new in a preset, compared with its ancestor. For a swapped model they list the
-    swaps' changes, and the figure marks the differences.
+    For a preset, numbered sentences list the differences from its ancestor. For a swapped model, they list the changes
+    by the swaps, and the diagram marks them.
     """
     original, drawn, dropped = swapped_specs(found.spec, tiny, list(swaps), params)
     name = f"{found.title} at toy widths" if tiny else found.title
@@ -138,8 +138,8 @@ def origin(preset: str) -> Facts:
 
 
 def card(spec: Decoder, dtype: torch.dtype, published_active: tuple[int, str] | None = None) -> Facts:
-    """Returns a model's layers, blocks and costs. Bytes are those of one sequence's cache in `dtype`.
-    `published_active` is the publisher's count of active parameters and the rule by which it differs from the zoo's."""
+    """Returns a model's layers, blocks and costs. Cache bytes are those of one sequence in `dtype`. `published_active`
+    holds the publisher's number of active parameters, and how the publisher's counting rule differs from the zoo's."""
     names = dict(zip(dict.fromkeys(spec.layers), labels(spec.layers), strict=True))
     counts = Counter(spec.layers)
     fixed, per_token = spec.kv_growth(dtype)
@@ -184,7 +184,7 @@ def _blocks(layer: Layer) -> Facts:
 
 
 def report_text(report: Facts) -> str:
-    """Formats a report in 80 columns: name, swaps, the card or both cards, and the checks of the built model."""
+    """Formats a report in 80 columns: name, swaps, the card (two cards after a swap), and the checks of the model."""
     name = f"{report['model']} at toy widths" if report["tiny"] else report["model"]
     where = f"  ({report['hub']})" if report["hub"] else ""
     name = f"{name}, scaled: {report['budget']}" if report["budget"] else f"{name}{where}"
@@ -204,7 +204,7 @@ def report_text(report: Facts) -> str:
 
 
 def _spaced(swap: str) -> str:
-    """Returns a swap with a space after each comma, where a line may break."""
+    """Returns a swap with a space after each comma, so that lines can break there."""
     return re.sub(r",\s*", ", ", swap)
 
 
@@ -213,7 +213,7 @@ def _one_column(rows: Rows) -> list[str]:
 
 
 def _two_columns(original: Facts, swapped: Facts) -> list[str]:
-    """Formats both cards side by side, with a star at the rows that differ."""
+    """Formats both cards side by side. A star marks the rows that differ."""
     column = (WIDTH - LABEL_WIDTH - 2) // 2
     before, after = _card_rows(original), _card_rows(swapped)
     for label, key, where in (
@@ -222,7 +222,7 @@ def _two_columns(original: Facts, swapped: Facts) -> list[str]:
         ("FLOPs", "flops_per_token_4k", ""),
     ):
         if original[key] != swapped[key]:
-            change = swapped[key] / original[key] - 1  # below 0.1%, with the digit that it needs: never 0.0%
+            change = swapped[key] / original[key] - 1  # small changes get more digits, never 0.0%
             after[label].append((f"{change:+.1%}" if abs(change) >= 0.001 else f"{100 * change:+.1g}%") + where)
     lines = _row("", [["original"], ["swapped"]], column)
     for label, old in before.items():
@@ -232,7 +232,7 @@ def _two_columns(original: Facts, swapped: Facts) -> list[str]:
 
 
 def _row(label: str, cells: Sequence[Sequence[str]], column: int) -> list[str]:
-    """Formats a label with its cells beside it. Each cell is a list of paragraphs, wrapped to `column` characters."""
+    """Formats a label, and its cells to the right. A cell is a list of paragraphs, wrapped to `column` characters."""
     wrapped = partial(wrap, width=column, subsequent_indent="  ", break_on_hyphens=False)
     rows = zip_longest([label], *(chain.from_iterable(map(wrapped, cell)) for cell in cells), fillvalue="")
     return [f"{row[0]:{LABEL_WIDTH}}{'  '.join(line.ljust(column) for line in row[1:])}".rstrip() for row in rows]
@@ -274,7 +274,7 @@ def _origin_rows(origin: Facts) -> Rows:
 
 
 def _by_kind(card: Facts, key: str) -> list[str]:
-    """Returns one description per kind of layer, without duplicates; each has a label if there are several kinds."""
+    """Returns the distinct descriptions of all kinds of layers. Each one has a label if there are several kinds."""
     found: dict[str, list[str]] = {}
     for kind in card["kinds"]:
         found.setdefault(kind[key], []).append(f"[{kind['label']}]")

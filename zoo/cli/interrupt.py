@@ -1,8 +1,8 @@
-"""Handles Ctrl-C while a command starts or ends: one line and exit code 130, as while it runs.
+"""Handles Ctrl-C while a command starts or ends: it prints one line and exits with code 130, as while the command runs.
 
-`python -m zoo.build` imports torch for seconds before the first line of the command runs, and no `try` can be around
-that. So each package imports this module before anything else. It sets a handler for SIGINT only where the process is
-one of these commands: other programs that import the zoo keep their own handler.
+`python -m zoo.build` imports torch for seconds before the first line of the command runs, and no `try` can enclose
+these imports. So each package imports this module first. It sets a handler for SIGINT only if the process runs one of
+these commands. Other programs that import the zoo keep their own handlers.
 """
 
 import os
@@ -17,23 +17,22 @@ EXIT_CODE = 130
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while a command runs. After a plain KeyboardInterrupt in exec(text), which dataclasses call, Python kills
-    itself by the signal at its end, even if the exception was caught."""
+    """Ctrl-C while a command runs. This is a subclass because of a plain KeyboardInterrupt in exec(text), which
+    dataclasses call: Python then kills itself by the signal when it ends, even if the exception was caught."""
 
 
 def command() -> str:
-    """Returns the module that `python -m MODULE` is about to run, while its package is imported; "" at any other
-    time."""
-    if sys.argv[:1] != ["-m"]:  # Python sets it while it looks for the module, and then puts the file's path there
+    """Returns the module of a `python -m MODULE` command while its package is imported; "" at any other time."""
+    if sys.argv[:1] != ["-m"]:  # Python sets "-m" while it searches for the module, and later the path of the file
         return ""
-    word = sys.orig_argv[-len(sys.argv)]  # the arguments after the module are the last of both lists
+    word = sys.orig_argv[-len(sys.argv)]  # both lists end with the same arguments
     return word.partition("m")[2] if word.startswith("-") else word  # -mzoo.build is one word
 
 
 def exit_now(number: int, frame: FrameType | None) -> None:
-    """Prints that the command was interrupted, and ends the process: some imports would swallow an exception."""
+    """Prints that the command was interrupted, and ends the process. Some imports would suppress an exception."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):  # a closed pipe, or a write that the signal interrupted
+        with suppress(Exception):  # closed pipes, and writes that the signal interrupted
             stream.flush()
     os.write(2, b"error: interrupted\n")
     os._exit(EXIT_CODE)
@@ -45,7 +44,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Makes Ctrl-C raise KeyboardInterrupt within the block, even if `exit_now` is its handler outside."""
+    """Makes Ctrl-C raise KeyboardInterrupt within the block if its handler is `exit_now`, and restores it."""
     before = signal.getsignal(signal.SIGINT)
     if before is exit_now:
         signal.signal(signal.SIGINT, _raise)
@@ -56,6 +55,6 @@ def raised() -> Iterator[None]:
             signal.signal(signal.SIGINT, exit_now)
 
 
-# Only Python's own handler is replaced: whoever started the process may have told it to ignore interrupts.
+# Only Python's own handler is replaced: the parent process may have asked to ignore interrupts.
 if command().partition(".")[0] in PACKAGES and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, exit_now)

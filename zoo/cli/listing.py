@@ -1,5 +1,5 @@
-"""The registry as a table: blocks and their options against the architectures that use them. The table comes from
-walking the specs: a new architecture is a new column, a new block or option a new row."""
+"""The registry as a table: blocks and their options, and the architectures that use them. The table is computed from
+the specs: a new architecture adds a column, a new block or option adds a row."""
 
 from collections.abc import Iterable, Iterator
 from textwrap import wrap
@@ -17,7 +17,7 @@ ROLES |= {"norm": "norm", "placement": "norm placement", "model": "model"}
 
 
 class RegistryEntry(NamedTuple):
-    """A block, or an option of the blocks of a role."""
+    """A block, or an option that blocks of a role can have."""
 
     role: str
     block: str
@@ -25,8 +25,8 @@ class RegistryEntry(NamedTuple):
 
 
 def block_rows() -> list[dict[str, Any]]:
-    """Returns a row for each block and option: its role, block, option, and the architectures with a size that uses
-    it."""
+    """Returns a row for each block and option: its role, its name, whether it is an option, and the architectures that
+    use it in at least one size."""
     used = {
         name: dict.fromkeys(e for size in family.SIZES.values() for e in _used(size.spec))
         for name, family in families().items()
@@ -45,8 +45,8 @@ def published_sizes() -> dict[str, list[str]]:
 
 
 def listing_text() -> str:
-    """Formats the table in 80 columns, each architecture's name above its own column, then the names of all sizes.
-    Columns that do not fit continue in a further table below."""
+    """Formats the table in 80 columns, with an architecture per column, and then the names of all sizes. Columns that
+    do not fit are put into further tables below."""
     rows = block_rows()
     cells = [f"  {'+ ' * row['option']}{row['block']}" for row in rows]
     width = max(map(len, cells)) + 2
@@ -69,13 +69,13 @@ def listing_text() -> str:
 
 
 def used_names(spec: Spec) -> set[str]:
-    """Returns the table's names for the blocks and options of a spec: "MLA", "SWA", "sinks", "QK-norm per head", ..."""
+    """Returns the names that the table has for the blocks and options in a spec: "MLA", "SWA", "sinks", ..."""
     return {entry.block for entry in _used(spec)}
 
 
 def _panels(names: Iterable[str], width: int) -> list[list[str]]:
-    """Divides the names, in order, into tables that fit the width. A column has two characters; a name extends to the
-    right above the next columns."""
+    """Divides the names, in order, among tables that fit the width. A column is two characters wide. Each name stands
+    above its column and extends to the right, above the next columns."""
     panels: list[list[str]] = [[]]
     for name in names:
         if panels[-1] and 2 * len(panels[-1]) + len(name) > width:
@@ -85,7 +85,7 @@ def _panels(names: Iterable[str], width: int) -> list[list[str]]:
 
 
 def _registered() -> Iterator[RegistryEntry]:
-    """Yields every block of the registry, used or not."""
+    """Yields every block in the registry, even if no architecture uses it."""
     for name, kind in Spec.kinds.items():
         names = (name, *vars(kind).get("aliases", ()))
         yield from (RegistryEntry(kind.role, each) for each in names if kind.role)
@@ -93,14 +93,14 @@ def _registered() -> Iterator[RegistryEntry]:
 
 
 def _used(spec: Spec) -> Iterator[RegistryEntry]:
-    """Yields the blocks and options of a spec and of everything in it."""
+    """Yields the blocks and options of a spec and of all its parts."""
     names, role = spec.names(), spec.role
     encodes_positions = isinstance(spec, Decoder) and spec.positions is not None
     if isinstance(spec, Placement):
         names, role = [spec.placement], "placement"
     yield from (RegistryEntry(role, name) for name in names if role)
     for key, fact in options(spec).items():
-        has_row = key == "window" or getattr(fact.value, "role", "") == key  # of its own
+        has_row = key == "window" or getattr(fact.value, "role", "") == key  # the block has its own row
         if not has_row:
             yield RegistryEntry(role or "model", fact.name, option=True)
     for child in dict.fromkeys(child for _, child in spec.children()):

@@ -1,6 +1,6 @@
-"""Runs a command line: exit codes, one-line errors, interrupts, closed pipes, and several processes.
+"""Runs a command line: exit codes, one-line errors, interrupts, closed pipes, and parallel processes.
 
-Data goes to stdout or a file, everything else to stderr. Exit codes: 0 done, 1 a check failed, 2 usage, 3 not
+Data goes to stdout or a file, everything else to stderr. Exit codes: 0 success, 1 a check failed, 2 usage error, 3 not
 available, 4 malformed input, 130 interrupted.
 """
 
@@ -33,7 +33,7 @@ Imports = Annotated[
         "--import",
         metavar="MODULE",
         callback=lambda names: import_modules(names or ()),
-        help="Module with blocks of your own to import (repeatable).",
+        help="Module to import that defines your own blocks (repeatable).",
     ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Write to this file instead of the terminal.")]
@@ -43,33 +43,33 @@ TensorParallel = Annotated[
 ExpertParallel = Annotated[
     int, typer.Option("--ep", min=1, help="1, or the same as --tp: each process then holds whole experts.")
 ]
-# click's UsageError (an unknown option, a missing argument, a bad value), whether typer imports click or contains it.
+# click's UsageError (unknown option, missing argument, bad value). Some releases of typer contain their own click.
 _BadCall: type[Exception] = typer.BadParameter.__bases__[0]
 
 
 def run(app: typer.Typer, prog: str, args: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command line and exits with its code; an error is one line on stderr, of one process if there are several.
+    """Runs a command line and exits with its code. An error is one line on stderr, which a single process prints.
 
-    A character that the terminal's encoding cannot show, such as × in ASCII, is printed as a question mark. Help and
-    errors call the command `prog`, or as it was typed: the command `zoo` sets `typed_as` in the main module.
+    A character that the terminal's encoding lacks, such as × in ASCII, is printed as a question mark. Help and errors
+    call the command `prog`, unless the main module has another name in `typed_as`, as the command `zoo` does.
     """
     prog = getattr(sys.modules.get("__main__"), "typed_as", prog)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a program's replacement of a stream may lack it
+        if hasattr(stream, "reconfigure"):  # a replaced stream may lack this method
             stream.reconfigure(errors="replace")
     sys.exit(exit_code(app, prog, sys.argv[1:] if args is None else args))
 
 
 def exit_code(app: typer.Typer, prog: str, args: Sequence[str]) -> int:
-    """Runs a command line and returns its exit code: 0, an integer that its function returned, or the error's."""
+    """Runs a command line. Returns its exit code: that of the error, an integer that the command returned, or 0."""
     command = typer.main.get_command(app)
     try:
-        # Not command.main(), which swallows interrupts and closed pipes, differently in each release of typer.
+        # command.main() would suppress interrupts and closed pipes, in different ways in each release of typer.
         with raised(), command.make_context(prog, list(args)) as context:
             code = command.invoke(context)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except typer.Exit as stop:  # --help, for one
+    except typer.Exit as stop:  # such as --help
         return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", EXIT_CODE, args)
@@ -78,10 +78,10 @@ def exit_code(app: typer.Typer, prog: str, args: Sequence[str]) -> int:
         return _fail(f"{message[:1].lower()}{message[1:].rstrip('.')} (see {prog} --help)", 2, args)
     except ZooError as error:
         return _fail(str(error), error.exit_code, args, getattr(error, "__notes__", ()))
-    except BrokenPipeError:  # the reader, such as `head`, has ended
+    except BrokenPipeError:  # the program that reads the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # a bug: still one line, and how to see more
+    except Exception as error:  # a bug: print one line that says how to see more
         return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", 1, args)
 
 
@@ -95,8 +95,8 @@ def _fail(message: str, code: int, args: Sequence[str], notes: Sequence[str] = (
 
 
 def import_modules(names: Iterable[str]) -> None:
-    """Imports modules that define blocks (`--import`); the working directory is searched first. Raises NotAvailable for
-    a module that is not there."""
+    """Imports modules that define blocks (`--import`), first from the working directory. Raises NotAvailable for a
+    module that does not exist, UsageError for one that fails."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     for name in names:
@@ -109,7 +109,7 @@ def import_modules(names: Iterable[str]) -> None:
 
 
 def emit(text: str, out: Path | None = None) -> None:
-    """Writes text to stdout or to the file `out`, which is written as a whole or not at all."""
+    """Writes text to stdout or to the file `out`. An interrupted write leaves no partial file."""
     if out is None:
         print(text)
     else:
@@ -118,10 +118,10 @@ def emit(text: str, out: Path | None = None) -> None:
 
 @contextmanager
 def tensor_parallel(device: str, tp: int, command: str) -> Iterator[tuple[torch.device, Group | None]]:
-    """Yields the device of this process, and the group of all processes that torchrun started; None for a single
-    process.
+    """Yields the device of this process, and the group of all processes that torchrun started; the group is None for a
+    single process.
 
-    Raises UsageError where `tp` is not the number of processes that run `command`, and as `processes.joined` does.
+    Raises UsageError if `tp` is not the number of processes that run `command`, and the errors of `processes.joined`.
     """
     launched = processes.launched()
     if tp != launched:
@@ -138,7 +138,7 @@ def tensor_parallel(device: str, tp: int, command: str) -> Iterator[tuple[torch.
 
 @contextmanager
 def quiet_unless_first() -> Iterator[None]:
-    """Silences every process but the first, so that the output appears once."""
+    """Silences all processes except the first, so that the output appears once."""
     if processes.rank() == 0:
         yield
         return

@@ -30,8 +30,8 @@ class Format(StrEnum):
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: the key of its value in a row, its header, and the function that formats a value. A plain
-    table wraps the column at `width` characters; None: no wrapping."""
+    """A column of a table: the key of its values in the rows, its header, and the function that formats a value. Plain
+    tables wrap the column at `width` characters, unless that is None."""
 
     key: str
     header: str
@@ -42,8 +42,8 @@ class Column:
 def render(
     rows: Sequence[Row], columns: Sequence[Column], format: Format = Format.table, about: Row | None = None
 ) -> str:
-    """Formats rows as text. Tables show the `columns`; csv holds their raw values; json and jsonl hold the rows as they
-    are, with `schema_version`, the machine and the facts `about` the rows."""
+    """Formats rows as text. Tables show the `columns`; csv has the raw values of the columns. json and jsonl have the
+    complete rows, with `schema_version`, the machine and facts `about` the rows."""
     if format is Format.json:
         return document({**(about or {}), "rows": rows})
     if format is Format.jsonl:
@@ -62,7 +62,7 @@ def render(
 
 
 def _alignment(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
-    """Returns the alignment of each column: numbers are on the right."""
+    """Returns the alignment of each column. Numbers are aligned to the right."""
 
     def is_number(value: Any) -> bool:
         return isinstance(value, int | float | None) and not isinstance(value, bool)
@@ -71,12 +71,12 @@ def _alignment(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column], plain: bool) -> str:
-    """Formats a plain or a Markdown table. Headers, which may have several lines in a plain table, are passed as the
-    first row, since tabulate pads its own headers by two."""
+    """Formats a plain or a Markdown table. The headers are passed as the first row, since tabulate would pad its own
+    headers by two. In a plain table they may have several lines."""
 
     def cell(value: Any, column: Column) -> str:
         shown = "" if value is None else column.show(value)
-        # Not tabulate's maxcolwidths, which breaks deepseek-v3-671b anywhere instead of at a hyphen.
+        # tabulate's maxcolwidths would break deepseek-v3-671b anywhere; this breaks it at a hyphen.
         return fill(shown, column.width) if column.width and plain else shown
 
     headers = [column.header for column in columns]
@@ -87,7 +87,7 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], plain: bool) -> str:
         colalign=_alignment(rows, columns),
         disable_numparse=True,
     ).split("\n")
-    body = lines[height:-1] if plain else lines[height:]  # a plain table without a header ends in a rule
+    body = lines[height:-1] if plain else lines[height:]  # tabulate ends a plain table without a header by a rule
     return "\n".join([*lines[:height], rule, *body])
 
 

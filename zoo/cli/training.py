@@ -1,4 +1,4 @@
-"""Shows training: a bar and lines on stderr while it runs, a table on stdout at the end."""
+"""Shows the progress of training: a bar and lines on stderr during training, a table on stdout at the end."""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,10 +16,8 @@ MIN_INTERVAL = 0.2  # seconds between two updates of the bar
 
 
 def shown(rows: Iterable[Row], steps: int, flops_per_token: float, rate: float) -> Iterator[Row]:
-    """Yields the rows of a run unchanged. Shows a bar if stderr is a terminal, and a line and a sample per evaluation.
-
-    MFU is relative to `rate`, the measured FLOPs per second of a matrix product.
-    """
+    """Yields the rows of a run unchanged. Shows a progress bar on a terminal, and for each evaluation a line and a
+    sample. MFU is relative to `rate`, the measured FLOPs per second of a matrix product."""
     options = {"file": sys.stderr, "disable": None, "mininterval": MIN_INTERVAL, "dynamic_ncols": True}
     with tqdm(total=steps, bar_format=BAR, **options) as bar:
         for row in rows:
@@ -34,13 +32,13 @@ def shown(rows: Iterable[Row], steps: int, flops_per_token: float, rate: float) 
 
 
 def evaluation_line(row: Row, steps: int, flops_per_token: float, rate: float) -> str:
-    """Formats an evaluation in one line of less than 80 characters."""
+    """Formats an evaluation as one line of less than 80 characters."""
     trained = f", {_figures(row, flops_per_token, rate)}" if "loss" in row else ""
     return f"step {row['step']} of {steps}: {row['bits_per_byte']:.3f} bits/byte held out{trained}"
 
 
 def summary(facts: Mapping[str, str]) -> str:
-    """Formats the facts of a run as a table."""
+    """Formats the summary of a run as a table."""
     return tabulate(facts.items(), tablefmt="plain", disable_numparse=True)
 
 
@@ -52,13 +50,13 @@ def minutes(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Returns text that a model wrote, without characters that control a terminal."""
+    """Returns text that a model generated, with a replacement for each character that controls a terminal."""
     return "".join(each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def mfu(row: Row, flops_per_token: float, rate: float) -> float:
-    """Returns the share of the measured arithmetic rate that a step used. It is at most 1: a rate that was measured
-    while other programs ran can be lower than that of a step."""
+    """Returns the model FLOPs utilisation of a step, relative to the measured `rate`. It is limited to 1, since `rate`
+    is too low if other programs ran during its measurement."""
     return min(1.0, float(row["tokens_per_second"]) * flops_per_token / rate)
 
 

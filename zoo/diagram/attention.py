@@ -1,5 +1,5 @@
-"""Drawings of the inside of attention, in the order of computation: queries, keys and values, their norms and rotation,
-the contents of the cache, the visible tokens, the output."""
+"""Draws the inside of attention in the order of computation: queries, keys and values; their norms and rotation; the
+contents of the cache; the visible tokens; the output."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from zoo.diagram.canvas import LINE, SMALL, typeset, wrap_text
 from zoo.diagram.region import BADGE, MASK, PAD, Bar, Lanes, Region, chips, heads, kind, mask, output, title
 from zoo.registry import Mixer, stated
 
-OF_SCORES = ("reach", "sinks", "cap")  # parts whose call-outs stand at the softmax
+OF_SCORES = ("reach", "sinks", "cap")  # parts whose call-out numbers are drawn at the softmax
 
 
 def grouped_query_attention(block: GQA, region: Region) -> float:
@@ -22,12 +22,12 @@ def grouped_query_attention(block: GQA, region: Region) -> float:
     without_box = {key: text for key, text in said.items() if text and key not in ("kind", "heads")}
 
     def taken(*keys: str) -> list[str]:
-        """Returns the texts of those facts that the block states, and records that they have a box."""
+        """Returns the texts of these facts, as far as the block states them, and marks them as drawn."""
         return [without_box.pop(key) for key in keys if key in without_box]
 
     own = _heads_of_columns(lanes, block)
     taken("keys_as_values", "window", "chunk", "reach", "scale")
-    normed = 1 if "k" in own else 0  # the last column that is normed and rotated
+    normed = 1 if "k" in own else 0  # last column with norm and rotation
     norms = [Bar(0, normed, text, "chip-norm", "norm") for text in taken("qk_norm")]
     norms += [Bar(2, 2, text, "chip-norm", "v norm") for text in taken("v_norm")]
     if norms:
@@ -47,7 +47,7 @@ def grouped_query_attention(block: GQA, region: Region) -> float:
 
 
 def _heads_of_columns(lanes: Lanes, block: GQA) -> set[str]:
-    """Draws the heads of queries, keys and values. Returns those of q, k and v that the block projects itself."""
+    """Draws the heads of queries, keys and values. Returns the letters (q, k, v) of the projections that exist."""
     region = lanes.region
     own = {"q", "k", "v"} & {name for name, part in block.parts(region.dim).items() if part}
     for column, (letter, label) in enumerate({"q": "queries", "k": "keys", "v": "values"}.items()):
@@ -92,8 +92,7 @@ def latent_attention(block: MLA, region: Region) -> float:
 
 
 def compressed_attention(block: CompressedAttention, region: Region) -> float:
-    """Draws queries, the one key that is also the value, and the entries that stand for several tokens. Returns the y
-    below them."""
+    """Draws queries, the single key that is also the value, and the compressed entries. Returns the y below them."""
     y = title(
         region,
         kind(block) if block.compressor else "MQA",

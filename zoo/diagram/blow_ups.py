@@ -1,5 +1,5 @@
-"""The layout of a drawing on a page and on a phone, and its blow-ups: a blow-up holds the inside of its block,
-or the differences from another block that is drawn in full."""
+"""The layouts of a diagram, wide for a page and narrow for a phone, and its blow-ups. A blow-up shows the inside of a
+block, or only how the block differs from another that is drawn in full."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -14,21 +14,21 @@ from zoo.diagram.parts import Costs
 from zoo.diagram.region import MASK, Badges, Region, chips, kind, mask, title
 from zoo.registry import Block, Mixer
 
-GAP, BAR, TABLE, PLUS = 12.0, 21.0, 28.0, 7.5  # gap between boxes, height of a norm and of a table, radius of a sum
-TAP, PANEL_TOP = 14.0, 5.0  # y of the start of a branch and of a blow-up, in a row
-REPEATED = ("reach",)  # facts that repeat another fact
-MAX_CHANGES = 5  # most differences for a block to be drawn by its differences from another
+GAP, BAR, TABLE, PLUS = 12.0, 21.0, 28.0, 7.5  # gap between boxes, heights of a norm and a table, radius of a plus
+TAP, PANEL_TOP = 14.0, 5.0  # y within a row at which its branch and its blow-up start
+REPEATED = ("reach",)  # facts that another fact already states
+MAX_CHANGES = 5  # a block with more differences from another is drawn in full
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Horizontal places: the frame of a layer, the residual stream, the blocks on a branch, the blow-ups."""
+    """The x positions in a diagram: the frame of a layer, the residual stream, the blocks on a branch, the blow-ups."""
 
     width: float
-    left: float  # of the whole drawing
+    left: float  # left edge of the whole drawing
     frame_end: float
     stream: float
-    rail: float  # of a branch
+    rail: float  # line of a branch, which leaves the stream
     block: float
     block_end: float
     panel: float
@@ -36,12 +36,12 @@ class Layout:
 
     @property
     def narrow(self) -> bool:
-        """Whether blow-ups stand below their blocks."""
+        """Whether blow-ups are drawn inside their blocks, since there is no room beside them."""
         return self.panel < self.frame_end
 
     @property
     def inner_width(self) -> float:
-        """The width of a block's inside: in its blow-up, or in its box if blow-ups stand below."""
+        """The width for the inside of a block: that of a blow-up, or of the block's box in a narrow layout."""
         return (self.block_end - self.block if self.narrow else self.panel_end - self.panel) - 24
 
 
@@ -52,8 +52,8 @@ LAYOUTS = {
 
 
 class Kind(NamedTuple):
-    """Equal layers of a model: a label that tells them from others ("" if there are no others), their number, and
-    their look."""
+    """A set of equal layers of a model: a label that distinguishes it from other sets ("" if there are none), the
+    number of layers, and their look in the strip (zoo.diagram.looks)."""
 
     layer: Layer
     label: str
@@ -62,7 +62,7 @@ class Kind(NamedTuple):
 
 
 class Spot(NamedTuple):
-    """A branch of the kind of layer at `position`, which `layers` layers have."""
+    """A branch in the `position`-th kind of layer. `layers` is the number of layers of this kind."""
 
     position: int
     role: str
@@ -71,20 +71,20 @@ class Spot(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """The form of a block's blow-up: in full, or by its differences from a block that is drawn in full."""
+    """The place and form of a block's blow-up. It shows the block in full, or its differences from the block `like`."""
 
-    position: int  # of the kind of layer where the block is drawn in full
-    like: Block | None = None  # another block that differs only slightly
+    position: int  # index of the kind of layer that shows the blow-up
+    like: Block | None = None  # a similar block, which is drawn in full
 
 
-Places = dict[tuple[str, Block], Drawn]  # by a branch's role and its block
+Places = dict[tuple[str, Block], Drawn]  # (role of a branch, its block) -> blow-up
 
 
 @dataclass
 class BlowUps:
-    """The blow-ups of one drawing. `badges` are the numbers of call-outs about blocks that most layers have and about
-    parts that occur once. `elsewhere` are the numbers about the inside of other blocks. `where` sets the place of each
-    block's blow-up; if it is empty, they are computed."""
+    """The blow-ups of a diagram. `badges` are call-out numbers for the most frequent block of each role and for parts
+    that occur once. `elsewhere` are call-out numbers for the inside of other blocks. `where` maps each block to its
+    blow-up; if it is empty, it is computed."""
 
     canvas: Canvas
     layout: Layout
@@ -94,7 +94,7 @@ class BlowUps:
     elsewhere: Badges
     with_costs: bool
     where: Places = field(default_factory=dict)
-    inner = range(0)  # indices of the statements in the last blow-up
+    inner = range(0)  # indices of the last blow-up's statements in Canvas.statements
 
     def __post_init__(self) -> None:
         self.spec = self.costs.spec
@@ -102,8 +102,8 @@ class BlowUps:
         self.where = self.where or {key: drawn for role in roles for key, drawn in self._places(role)}
 
     def _places(self, role: str) -> Iterator[tuple[tuple[str, Block], Drawn]]:
-        """Yields the place of each blow-up of a role: the kind of layer to which most layers with this block belong. A
-        block that hardly differs from a block of more layers refers to it."""
+        """Yields the blow-up of each block of a role. It is drawn in the kind of layer with the most layers that have
+        the block. A block that differs little from a more frequent block is drawn by its differences."""
         counts: dict[Block, list[int]] = {}
         for position, each in enumerate(self.kinds):
             branch = dict(each.layer.branches()).get(role)
@@ -118,8 +118,8 @@ class BlowUps:
             yield (role, block), Drawn(position, like)
 
     def _changes(self, role: str, block: Block, other: Block) -> list[tuple[str, str]]:
-        """Returns the statements, as (text, fact), in which a blow-up of `block` differs from one of `other`; none if
-        there are more than MAX_CHANGES."""
+        """Returns the statements, as (text, fact), that differ between the blow-ups of `block` and `other`. Returns
+        none if there are more than MAX_CHANGES, or if the blocks are of different kinds."""
         if type(block) is not type(other):
             return []
         here, there = (self._stated(role, each) for each in (block, other))
@@ -131,18 +131,18 @@ class BlowUps:
         return changes if len(changes) <= MAX_CHANGES else []
 
     def _stated(self, role: str, block: Block) -> list[tuple[str, str]]:
-        """Returns the statements of a block's blow-up as (place, text), in order."""
+        """Returns the statements (place, text) in the blow-up of a block, in order."""
         scratch = Canvas(0, "", "")
         inside(block, Region(scratch, 0, 0, self.layout.inner_width, self.spec.dim, role))
         return list(scratch.facts)
 
     def is_blown_up(self, spot: Spot) -> bool:
-        """Whether a branch's block is blown up in this kind of layer."""
+        """Whether the blow-up of a branch's block is drawn in this kind of layer."""
         return self.where[spot.role, spot.branch.block].position == spot.position
 
     def contents(self, x: float, y: float, spot: Spot) -> float:
-        """Draws the contents of a blow-up: the inside of its block or its differences from another, and its costs.
-        Returns the y below them."""
+        """Draws the contents of a blow-up: the inside of its block, or the block's differences from another, and then
+        its costs. Returns the y below them."""
         role, block = spot.role, spot.branch.block
         canvas, drawn, first = self.canvas, self.where[role, block], len(self.canvas.statements)
         canvas.facts[f"{role}.block", repr(block)] = None
@@ -156,12 +156,12 @@ class BlowUps:
         return self.costs.cells(canvas, x, bottom + 13, region.width, self.costs.of(block, spot.layers))
 
     def _variant(self, region: Region, role: str, block: Block, drawn: Drawn) -> float:
-        """Draws a block by its differences from a block that is drawn in full. Returns the y below it."""
+        """Draws the differences of a block from another block that is drawn in full. Returns the y below them."""
         assert drawn.like is not None
         other = self.where[role, drawn.like].position
         changes = self._changes(role, block, drawn.like)
         scratch = dict.fromkeys(self._stated(role, block))
-        for place, text in scratch:  # as if it were drawn in full
+        for place, text in scratch:  # a comparison of diagrams sees the same facts as in a full drawing
             self.canvas.facts[place, text] = None
         reach = block.cache_spec().reach if isinstance(block, Mixer) else None
         indent = MASK + 12 if reach else 0.0
@@ -173,6 +173,6 @@ class BlowUps:
         return max(chips(at.at(y), changes), region.y + (MASK if reach else 0))
 
     def is_main(self, spot: Spot) -> bool:
-        """Whether this kind of layer holds the blow-up of the role's most frequent block."""
+        """Whether the blow-up of the role's most frequent block is drawn in this kind of layer."""
         first = next(drawn for (role, _), drawn in self.where.items() if role == spot.role)
         return first.position == spot.position

@@ -1,4 +1,4 @@
-"""The whole diagram: title, figures, the layers across the depth, a token's path through the model, and call-outs."""
+"""Draws the whole diagram: title, key figures, a strip of all layers, a token's path through the model, call-outs."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -23,8 +23,8 @@ from zoo.swaps.differences import Difference
 from zoo.units import dtype_name, format_bytes, format_count
 
 Shown = Literal["here", "above", "below"]
-SHOWN: dict[Shown, int] = {"here": 0, "above": -1, "below": 1}  # place of a block's blow-up, relative to its branch
-STRIP, STRIP_ABOVE, STRIP_BELOW = 22.0, 10.0, 8.0  # height of the strip of layers, and the room around it
+SHOWN: dict[Shown, int] = {"here": 0, "above": -1, "below": 1}  # frame with the blow-up, relative to the branch
+STRIP, STRIP_ABOVE, STRIP_BELOW = 22.0, 10.0, 8.0  # height of the strip of layers, space above and below it
 Callout = tuple[str | None, str]  # the part that the call-out is about, and its sentence
 
 
@@ -57,20 +57,21 @@ def svg(
 ) -> str:
     """Returns a diagram of a model as an SVG document, drawn from its spec.
 
-    `theme`: "light" and "dark" have literal colours, for files; "auto" has a style sheet whose variables a page can
-    set, and follows the reader's system. `layout`: 760 units wide with blocks blown up beside the path, or 360 with
-    everything in one column. `costs` adds the costs of each part. FLOPs are those of one token that sees `context`
-    tokens, including itself; the cache is that of one sequence of this length in `dtype`.
+    `theme`: "light" and "dark" write literal colours, for files. "auto" writes a style sheet that follows the colour
+    scheme of the reader's system and has variables that a page can set. `layout`: "wide" is 760 units wide, with
+    blow-ups beside the path; "narrow" is 360 units wide, with everything in one column. `costs` adds the costs of each
+    part. FLOPs are those of one token that sees `context` tokens, including itself; the cache is that of one sequence
+    of this length in `dtype`.
 
-    `callouts` are numbered and listed below the figure, under the `heading`, which may stand alone. Each is a sentence
-    and the part that it is about, or None: layers, embedding, positions, head, norm, attn, ffn, inputs, streams. A part
-    can also be inside a block: attn.rope, attn.qk_norm, attn.reach, attn.indexer, attn.state, ffn.act, ffn.router, ...
-    A number stands at the inner part if that is drawn, else at the block. A call-out about a part that the model does
-    not have is still listed.
+    `callouts` are numbered sentences listed below the diagram, under the `heading` (which is also drawn without
+    call-outs). Each call-out is a part, which may be None, and a sentence about it. Parts are layers, embedding,
+    positions, head, norm, attn, ffn, inputs, streams. A part can also be inside a block: attn.rope, attn.qk_norm,
+    attn.reach, attn.indexer, attn.state, ffn.act, ffn.router, ... The number is drawn at the inner part, or at the
+    block if the inner part is not drawn. A call-out about a part that the model lacks is still listed.
 
-    Elements that the model `against` does not have in the same place have the class "differs", or "resized" if only
-    their number differs. Every id begins with `prefix`, so that several diagrams can stand in one page. Raises
-    UsageError for a context below 1.
+    Elements that the diagram of the model `against` does not have get the class "differs", or "resized" if only a
+    number differs. Every id begins with `prefix`, so that one page can hold several diagrams. Raises UsageError for a
+    context below 1.
     """
     options = Options(context, dtype, layout, costs, subtitle, heading, tuple(callouts))
     canvas = _draw(spec, title, options, compared=against is not None)
@@ -87,9 +88,9 @@ def marked_elements(
     layout: Literal["wide", "narrow"] = "wide",
     subtitle: str = "",
 ) -> list[tuple[list[int], list[int]]]:
-    """Returns, for each of the others, the elements of `svg(spec, title)` that `svg(spec, title, against=other)` marks,
-    for a page that compares many models. Each pair holds the elements that differ and those that are resized: indices
-    in the order of the document, without its root and its style sheet."""
+    """Returns which elements `svg(spec, title, against=other)` would mark, for each of the `others`. Each pair lists
+    the elements that differ and those that are resized, as indices into the elements of `svg(spec, title)` in document
+    order. The root and the style sheet are not counted. A page can thus compare many models with one drawing."""
     options = Options(layout=layout, subtitle=subtitle)
     canvas = _draw(spec, title, options)
     canvas.finish()
@@ -107,7 +108,7 @@ def marked_elements(
 
 
 def callouts(differences: Iterable[Difference]) -> list[Callout]:
-    """Returns differences of structure as call-outs."""
+    """Returns differences in structure as call-outs."""
     return [
         (".".join(filter(None, (found.part, found.detail))), found.sentence[:1].upper() + found.sentence[1:])
         for found in differences
@@ -116,7 +117,7 @@ def callouts(differences: Iterable[Difference]) -> list[Callout]:
 
 @lru_cache(maxsize=256)  # a page compares every model with every other
 def _facts(spec: Decoder, context: int, dtype: torch.dtype, layout: Literal["wide", "narrow"]) -> Facts:
-    """Returns the facts that a model's diagram states."""
+    """Returns the facts that the diagram of a model states."""
     return Facts(_draw(spec, "", Options(context, dtype, layout)).facts)
 
 
@@ -126,11 +127,12 @@ def fragments(
     layout: Literal["wide", "narrow"] = "wide",
     where: Places | None = None,
 ) -> list[Fragment]:
-    """Returns parts of a drawing, for a page that assembles many drawings from parts that they share: a swap of
-    attention leaves the parts of the feed-forward as they were.
+    """Returns the parts that `draw` draws, for a page that assembles many diagrams from shared parts. A swap of
+    attention, for example, does not change the drawing of the feed-forward.
 
-    They are the parts that `svg` stacks, with two differences: a tooltip describes one layer, and every block is drawn
-    in full, or `where` it says. A page draws the strip of layers itself, from each layer's look (zoo.diagram.looks).
+    The parts are those of `svg`, with two differences. Tooltips describe a single layer. Every block is drawn in full
+    in its own branch, unless `where` says otherwise. The page draws the strip of layers itself, from the look of each
+    layer (zoo.diagram.looks).
     """
     options = Options(layout=layout)
     canvas, costs = Canvas(LAYOUTS[layout].width, "", ""), Costs(spec, options.context, options.dtype)
@@ -141,23 +143,23 @@ def fragments(
 def branch_fragment(
     spec: Decoder, role: str, branch: Placement, shown: Shown = "here", layout: Literal["wide", "narrow"] = "wide"
 ) -> Fragment:
-    """Returns a branch. Its block is blown up in it ("here"), or a note refers to a frame above or below."""
+    """Returns a branch as a fragment. It contains the blow-up of its block ("here"), or a note that refers to it."""
     where = {(role, branch.block): Drawn(SHOWN[shown])}
     return fragments(spec, lambda rows: rows.branch(0, role, branch, 1), layout, where)[0]
 
 
 def _draw(spec: Decoder, title: str, options: Options, compared: bool = False) -> Canvas:
-    """Returns the drawing. The number of a call-out stands at the inner part of a block, or at the block if that part
-    is not drawn. `compared` adds a note on the meaning of the marks."""
+    """Returns the drawing. The number of a call-out is drawn at the inner part of a block, or at the block if the inner
+    part is not drawn. With `compared`, a note explains the marks."""
     if options.context < 1:
         raise UsageError(f"context={options.context} is below 1")
     anchors = {number: (anchor or "").split(".") for number, (anchor, _) in enumerate(options.callouts, 1)}
     main, others = {number: path[-1] for number, path in anchors.items()}, dict[int, str]()
     canvas, left = _draw_with(spec, title, options, compared, main, others)
-    if left:  # not inside the blocks that most layers have
+    if left:  # the most frequent blocks lack some of the inner parts: try the other blocks
         main, others = ({n: part for n, part in main.items() if (n in left) is away} for away in (False, True))
         canvas, left = _draw_with(spec, title, options, compared, main, others)
-    if left:  # inside none
+    if left:  # no block draws these inner parts: draw the numbers at the blocks
         main, others = main | {n: anchors[n][0] for n in left}, {n: others[n] for n in others if n not in left}
         canvas, _ = _draw_with(spec, title, options, compared, main, others)
     return canvas
@@ -166,10 +168,10 @@ def _draw(spec: Decoder, title: str, options: Options, compared: bool = False) -
 def _draw_with(
     spec: Decoder, title: str, options: Options, compared: bool, main: dict[int, str], others: dict[int, str]
 ) -> tuple[Canvas, set[int]]:
-    """Returns the drawing with the call-out numbers beside their parts, and the numbers that found no place.
+    """Returns the drawing with call-out numbers at their parts, and the numbers whose parts are not drawn.
 
-    `main` and `others` map numbers to the names of parts: `main` for the blocks that most layers have, `others` for the
-    remaining blocks.
+    `main` and `others` map numbers to the names of parts: `main` for the most frequent block of each role and for parts
+    that occur once, `others` for the inside of other blocks.
     """
     title = _printable(title)
     counts = Counter(spec.layers)
@@ -200,7 +202,7 @@ def _printable(text: str) -> str:
 
 
 def _draw_title(canvas: Canvas, layout: Layout, title: str, subtitle: str) -> float:
-    """Draws the title, large if it fits one line, and a line below it. Returns the last baseline."""
+    """Draws the title, in a large font if it fits in one line, and the subtitle below it. Returns the last baseline."""
     width = layout.panel_end - layout.left
     size = next((size for size in (21.0, 17.0) if text_width(title, size, bold=True) <= width), 13.0)
     y = 16.0 + size
@@ -245,8 +247,7 @@ def _tokens(number: int) -> str:
 
 
 def _draw_layers(canvas: Canvas, layout: Layout, spec: Decoder, pattern: str, badges: Badges) -> float:
-    """Draws a strip of all layers from the first to the last, its legend, and the pattern in text. Returns the y below
-    them."""
+    """Draws a strip of all layers in order, its legend, and the layer pattern as text. Returns the y below them."""
     width, y = layout.panel_end - layout.left, STRIP_ABOVE
     draw_strip(canvas, spec, layout.left, y, width, STRIP)
     badges.draw(canvas, ("layers",), layout.panel_end - 4, y)
@@ -256,12 +257,12 @@ def _draw_layers(canvas: Canvas, layout: Layout, spec: Decoder, pattern: str, ba
 
 
 def folded(names: Sequence[str]) -> str:
-    """Formats the names of all layers as a pattern: 5 × [window 1,024] + 1 × [full]."""
+    """Formats the names of all layers as a pattern: "5 × [window 1,024] + 1 × [full]"."""
     return typeset(fold(names).replace(" x ", " × "))
 
 
 def before_layers(rows: Rows) -> None:
-    """Draws a token's path up to the layers: embedding, positions, per-layer inputs."""
+    """Draws a token's path before the layers: embedding, positions, per-layer inputs."""
     spec, params = rows.spec, rows.spec.param_breakdown()
     scale = f", × {spec.embed_scale:.4g}" if spec.embed_scale != 1 else ""
     inputs = spec.per_layer.param_breakdown(spec.dim, spec.vocab, len(spec.layers)) if spec.per_layer else {}
@@ -269,7 +270,7 @@ def before_layers(rows: Rows) -> None:
     tables = params["embedding"] - inputs.get("embedding", 0) - positions
     rows.ends("token ids", down=True)
     text = f"{spec.vocab:,} × {spec.dim:,}{scale}"
-    rows.table("Embedding", text, Cost(1, tables, tables), "embedding")  # rows are looked up: no FLOPs
+    rows.table("Embedding", text, Cost(1, tables, tables), "embedding")  # lookups take no FLOPs
     if spec.positions:
         rows.table("Positions", spec.positions.describe(), Cost(1, positions, positions), "positions")
     if spec.per_layer:
@@ -279,7 +280,7 @@ def before_layers(rows: Rows) -> None:
 
 
 def after_layers(rows: Rows) -> None:
-    """Draws a token's path after the last layer: residual streams, norm, head."""
+    """Draws a token's path after the layers: the end of the residual streams, norm, head."""
     spec, params = rows.spec, rows.spec.param_breakdown()["head"]
     if spec.streams:
         total = sum(spec.streams.param_breakdown(spec.dim).values())
@@ -293,7 +294,7 @@ def after_layers(rows: Rows) -> None:
 
 
 def _draw_callouts(canvas: Canvas, layout: Layout, options: Options) -> float:
-    """Draws the numbered sentences, in two columns if there is room. Returns the y below them."""
+    """Draws the numbered sentences, in two columns if they fit. Returns the y below them."""
     columns = 1 if layout.narrow or len(options.callouts) < 4 else 2
     width = (layout.panel_end - layout.left - 24 * (columns - 1)) / columns
     canvas.path(f"M{layout.left} 6H{layout.panel_end}", "rule")
@@ -315,7 +316,7 @@ def _draw_callouts(canvas: Canvas, layout: Layout, options: Options) -> float:
 
 
 def _draw_notes(canvas: Canvas, layout: Layout, options: Options, compared: bool) -> float:
-    """Draws notes on the meaning of the costs and of the marks. Returns the y below them."""
+    """Draws notes that explain the costs and the marks. Returns the y below them."""
     notes = []
     if options.costs:
         notes.append(
@@ -329,7 +330,7 @@ def _draw_notes(canvas: Canvas, layout: Layout, options: Options, compared: bool
 
 
 def _description(spec: Decoder, names: dict[Layer, str], pattern: str, options: Options) -> str:
-    """Returns the diagram as text."""
+    """Returns a description of the diagram for readers who cannot see it."""
     parts = [f"{len(spec.layers):,} layers: {pattern}."]
     parts.append(f"Embedding {spec.vocab:,} by {spec.dim:,}, {'tied to the head' if spec.tied else 'and a head'}.")
     if spec.per_layer:

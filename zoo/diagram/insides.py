@@ -1,5 +1,5 @@
-"""Drawings of the inside of a block. `inside` has a function for each known kind. For another kind it draws the name,
-the description and the states."""
+"""Draws the inside of a block. `inside` has a function for each known kind. Any other kind is drawn as its name, its
+description and, for a mixer, its states."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ from zoo.diagram.canvas import LINE, SMALL, typeset, wrap_text
 from zoo.diagram.region import ARROW, Bar, Lanes, Region, chips, example_choice, experts, heads, kind, output, title
 from zoo.registry import Mixer, Spec, stated
 
-FUNNEL = 24.0  # height of a linear map between two widths
+FUNNEL = 24.0  # height of the funnel that stands for a linear map
 STATES_SIDE_BY_SIDE = 2
 
 
@@ -46,7 +46,7 @@ def _described(region: Region, block: Spec) -> float:
 
 @inside.register
 def _(block: Mixer, region: Region) -> float:
-    """Draws a mixer without a picture of its own: its description, and a box for each state that it keeps."""
+    """Draws the description of a mixer that has no drawing of its own, and a box for each state that it keeps."""
     y = _described(region, block)
     states = block.cache_spec().state
     for i in range(0, len(states), STATES_SIDE_BY_SIDE):
@@ -81,7 +81,7 @@ def _(block: GLU | MLP, region: Region) -> float:
 
 
 def _funnels(block: GLU | MLP, region: Region) -> float:
-    """Draws the linear maps as funnels, with their widths to scale, and the activation between them."""
+    """Draws the linear maps as funnels with widths to scale, and the activation between them."""
     names = ("gate", "up") if isinstance(block, GLU) else ("up",)
     lanes = Lanes(region, (1,) * len(names))
     for column, name in enumerate(names):
@@ -94,7 +94,7 @@ def _funnels(block: GLU | MLP, region: Region) -> float:
 
 
 def _funnel(lanes: Lanes, top: float, first: int, last: int, text: str, ratio: float) -> None:
-    """Draws a linear map over some columns. Its upper edge is `ratio` times as wide as its lower edge."""
+    """Draws a linear map as a funnel over some columns. Its upper edge is `ratio` times as wide as its lower edge."""
     x, width = lanes.span(first, last)
     lanes.reserve(first, last, top)
     middle, upper, lower = x + width / 2, width / 2 * min(ratio, 1.0), width / 2 * min(1 / ratio, 1.0)
@@ -128,7 +128,7 @@ def _(block: MoE, region: Region) -> float:
 
 
 def _experts(lanes: Lanes, block: MoE) -> float:
-    """Draws a square for each expert, and one for the shared expert in a separate column. Returns the y below them."""
+    """Draws a square for each routed expert, and the shared expert in its own column. Returns the y below them."""
     region, top = lanes.region, lanes.y + ARROW + 2
     (x, width), canvas = lanes.columns[0], region.canvas
     grid = replace(region, x=x, y=top, width=width)
@@ -146,7 +146,7 @@ def _experts(lanes: Lanes, block: MoE) -> float:
 
 
 def _expert_widths(block: MoE, dim: int) -> list[tuple[str, str]]:
-    """Returns descriptions of an expert, and of the shared expert if it differs, each as (text, fact)."""
+    """Returns (text, fact) for the width of a routed expert, and for that of the shared expert if it differs."""
     inner = block.latent or dim
     lines = [(f"each expert: {_kind(block.expert)}, {_widths(block.expert, inner)}", "expert")]
     shared = block.shared
@@ -156,7 +156,7 @@ def _expert_widths(block: MoE, dim: int) -> list[tuple[str, str]]:
 
 
 def _kind(block: Spec) -> str:
-    """Returns the kind that a block states, without its sizes: gated SwiGLU, MLP with squared ReLU."""
+    """Returns the kind of a block, without sizes: "gated SwiGLU", "MLP with squared ReLU"."""
     return typeset(str(stated(block)["kind"]))
 
 
@@ -166,12 +166,12 @@ def _widths(block: FeedForward, dim: int) -> str:
 
 # Mixers that keep a state.
 
-Column = tuple[str, int, str]  # label, number of heads (0: none), their class
+Column = tuple[str, int, str]  # label, number of heads, their CSS class; for 0 heads, a text instead of the class
 
 
 @inside.register
 def _(block: GatedDeltaNet | KDA, region: Region) -> float:
-    """Draws queries, keys, values, and a token's update of the state."""
+    """Draws queries, keys and values, and the update of the state by a token."""
     if isinstance(block, KDA):
         key_heads, value_heads, widths = block.heads, block.heads, f"each {block.head_dim:,} wide"
         decay, gate, state = "by channel", "sigmoid", (block.heads, block.head_dim, block.head_dim)
@@ -193,7 +193,7 @@ def _(block: GatedDeltaNet | KDA, region: Region) -> float:
 
 @inside.register
 def _(block: Mamba2, region: Region) -> float:
-    """Draws a token's input (x), write (B) and read (C) vectors of the state, and its time step."""
+    """Draws the vectors that a token has for the state (input x, write B, read C), and its time step."""
     groups = (f"in {block.groups:,} groups", "groups") if block.groups > 1 else ("B and C shared by all", "groups")
     widths = f"each {block.head_dim:,} wide"
     y = title(region, _kind(block), (f"{block.heads:,} heads", "heads"), (widths, "widths"), groups)
@@ -220,7 +220,7 @@ def _(block: ShortConv, region: Region) -> float:
 
 
 def _columns(region: Region, columns: Sequence[Column], shares: Sequence[float]) -> Lanes:
-    """Draws a label for each column, and below it a box for each head, or words."""
+    """Draws a label for each column and, below it, a box for each head or a text."""
     lanes = Lanes(region, shares)
     for i, (label, number, what) in enumerate(columns):
         x, width = lanes.columns[i]

@@ -1,8 +1,8 @@
-"""Colours of the diagrams in a light and a dark theme, as variables for a page or as literal attributes for a file.
+"""Colours of the diagrams in a light and a dark theme, as CSS variables for a page or as literal attributes for a file.
 
-A page restyles its diagrams by setting the variables --zoo-ink and so on of `.zoo-diagram`, so that they follow its
-reader's colour scheme. A file has no style sheet at all: programs that draw SVG support presentation attributes, and
-often neither variables nor selectors.
+A page can set the variables of `.zoo-diagram`, such as --zoo-ink, so that its diagrams follow its own colour scheme. A
+file has no style sheet: all programs that draw SVG support presentation attributes, but many support neither variables
+nor selectors.
 """
 
 import re
@@ -15,7 +15,7 @@ from zoo.costs import Chunk, Full, Reach, Window
 Theme = Literal["auto", "light", "dark"]
 
 FONT = 'system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","Noto Sans","Liberation Sans",Arial,sans-serif'
-# For files: fonts of the usual systems. None is wider than DejaVu Sans, whose widths are used to measure text.
+# For files: common system fonts. None is wider than DejaVu Sans, with whose widths text is measured.
 FILE_FONT = "Helvetica, Arial, Liberation Sans, DejaVu Sans, sans-serif"
 
 # name -> (light, dark)
@@ -42,7 +42,7 @@ PALETTE = {
     "rope-edge": ("#8a57c4", "#b78ae8"),
     "window": ("#d9f1f1", "#0f3033"),
     "window-edge": ("#0d878c", "#3fbcc0"),
-    # A layer's attention and its feed-forward: one colour for each, in every picture.
+    # The looks of layers: a colour has the same meaning in every diagram.
     "reach-full": Full.colours,
     "reach-nope": ("#a9bbd8", "#4b5f83"),
     "reach-window": Window.colours,
@@ -56,7 +56,7 @@ PALETTE = {
     "resized": ("#7d4a63", "#d9aabf"),
 }
 
-# class -> declarations; @name is a colour of the palette
+# CSS class -> declarations; @name stands for a colour of the palette
 RULES = {
     "paper": "fill:@paper",
     "card": "fill:@card;stroke:@edge",
@@ -100,7 +100,7 @@ RULES = {
     "flops": "fill:@attn-edge",
     "none": "fill:@paper;stroke:@edge",
 }
-# Marks of differences from another model: strong for structure, weak for another number in the same place.
+# Marks of differences from another model: strong for structure, weak if only a number differs.
 MARKS = {
     ("text", "differs"): "fill:@differs;text-decoration:underline",
     ("rect", "differs"): "stroke:@differs;stroke-width:2",
@@ -110,24 +110,24 @@ _COLOUR = re.compile(r"@([\w-]+)")
 
 
 def palette() -> dict[str, tuple[str, str]]:
-    """Returns {name of a colour: (light, dark)}: PALETTE, and the colours of kinds of Reach added later."""
+    """Maps the name of each colour to (light, dark). It adds colours for new kinds of Reach to PALETTE."""
     return PALETTE | {f"reach-{kind.name}": kind.colours for kind in Reach.kinds.values()}
 
 
 def rules() -> dict[str, str]:
-    """Returns {style class: CSS declarations}: RULES, and a fill for each look of a layer (zoo.diagram.looks)."""
+    """Maps each CSS class to its declarations: RULES, and a fill for each look of a layer (zoo.diagram.looks)."""
     looks = (name for name in palette() if name.startswith(("reach-", "ffn-")) and name != "ffn-edge")
     return RULES | {name: f"fill:@{name}" for name in looks}
 
 
 def colours(dark: bool = False) -> str:
-    """Returns CSS declarations of the light or the dark theme's variables, for a page whose reader chooses one."""
+    """Returns the CSS variables of the light or the dark theme, for a page whose reader chooses a theme."""
     return ";".join(f"--zoo-{name}:{pair[dark]}" for name, pair in palette().items())
 
 
 def css() -> str:
-    """Returns the style sheet, the same for every diagram. Declarations have the light colour, and again the variable,
-    for programs that support style sheets and no variables."""
+    """Returns the style sheet, which is the same for all diagrams. Each colour is declared twice: as the literal light
+    colour, for programs without CSS variables, and as a variable."""
     selectors = {f".{name}": rule for name, rule in rules().items()}
     selectors |= {f"{tag}.{mark}": rule for (tag, mark), rule in MARKS.items()}
     dark = f"@media(prefers-color-scheme:dark){{:where(.zoo-diagram){{{colours(dark=True)}}}}}"
@@ -142,7 +142,7 @@ def css() -> str:
 
 @cache
 def attributes(tag: str, css_classes: str, dark: bool) -> dict[str, str]:
-    """Returns the style of an element of these classes, as presentation attributes with literal colours."""
+    """Returns the style of an element with these CSS classes, as presentation attributes with literal colours."""
     known, classes = rules(), css_classes.split()
     found = [known[name] for name in classes if name in known]
     found += [MARKS[tag, name] for name in classes if (tag, name) in MARKS]

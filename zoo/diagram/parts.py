@@ -1,4 +1,4 @@
-"""Total costs of parts of a model, as exact figures for tooltips and as cells with bars."""
+"""The costs of parts of a model, as text for tooltips and as cells with bars."""
 
 from fractions import Fraction
 from functools import cached_property
@@ -12,7 +12,7 @@ from zoo.model.decoder import Decoder
 from zoo.registry import Block, Mixer
 from zoo.units import format_bytes, format_count
 
-CELL = 26.0  # height of a figure and its bar
+CELL = 26.0  # height of a number and its bar
 
 
 class Cost(NamedTuple):
@@ -21,16 +21,16 @@ class Cost(NamedTuple):
     layers: int
     params: int
     active: int  # parameters
-    kv: int = 0  # bytes per token in reach
-    limit: int | None = None  # tokens in reach, None: all
-    entries: Fraction = Fraction()  # bytes per token of entries for several tokens, kept for all of them
-    state: int = 0  # bytes, for any context
+    kv: int = 0  # cache bytes per visible token
+    limit: int | None = None  # maximum of visible tokens; None: no limit
+    entries: Fraction = Fraction()  # bytes of compressed entries per token of the whole context
+    state: int = 0  # bytes, the same for every context
     flops: int = 0
-    scores: int = 0  # the part of the FLOPs that grows with the context
+    scores: int = 0  # FLOPs that grow with the context; part of `flops`
 
 
 def tooltip(name: str, cost: Cost, layers: int = 0) -> str:
-    """Returns the exact figures of a part that occurs in `layers` layers, or outside of layers (0)."""
+    """Returns the exact costs of a part as text. The part occurs in `layers` layers, or outside the layers (0)."""
     kept = f", {cost.kv:,} bytes of cache a token" if cost.kv else ""
     kept += f", {whole(cost.entries):,} bytes of entries a token" if cost.entries else ""
     kept += f", {cost.state:,} bytes of state" if cost.state else ""
@@ -39,20 +39,20 @@ def tooltip(name: str, cost: Cost, layers: int = 0) -> str:
 
 
 class Costs:
-    """The costs of a model's parts. KV caches hold one sequence of `context` tokens in `dtype`. FLOPs are those of one
-    new token that sees `context` tokens, including itself."""
+    """The costs of a model's parts. The KV cache holds one sequence of `context` tokens in `dtype`. FLOPs are those of
+    one new token that sees `context` tokens, including itself."""
 
     def __init__(self, spec: Decoder, context: int, dtype: torch.dtype) -> None:
         self.spec, self.context, self.dtype = spec, context, dtype
 
     @cached_property
     def totals(self) -> tuple[int, int, int]:
-        """The model's parameters, bytes of cache, and FLOPs for one new token."""
+        """The model's parameters, the bytes of its cache, and the FLOPs for one new token."""
         cache = self.spec.kv_bytes(self.context, dtype=self.dtype)
         return self.spec.params(), cache, self.spec.flops(self.context - 1, 1)
 
     def of(self, block: Block, layers: int) -> Cost:
-        """Returns the total cost of a block, a branch or a whole layer over `layers` layers."""
+        """Returns the total cost of a block, a branch or a layer that occurs in `layers` layers."""
         dim, past = self.spec.dim, self.context - 1
         cache = next((part.cache_spec() for part in block.walk() if isinstance(part, Mixer)), None)
         parts = block.flop_breakdown(dim, past, 1)
@@ -69,13 +69,13 @@ class Costs:
         )
 
     def cells(self, canvas: Canvas, x: float, y: float, width: float, cost: Cost, detailed: bool = True) -> float:
-        """Draws three cells side by side: parameters, KV cache, FLOPs. Bars show their shares of the model's totals,
-        with details below. Returns the y below them."""
+        """Draws three cells side by side: parameters, KV cache, FLOPs. A bar shows the share of the model's total. With
+        `detailed`, details follow below. Returns the y below the cells."""
         kept = cost.state + cost.kv * (self.context if cost.limit is None else min(cost.limit, self.context))
         kept += round(cost.entries * self.context)
         params, cache, flops = self.totals
         scores = [f"scores {_percent(cost.scores / flops)}"] if cost.scores else []
-        cells = (  # class of the bar, its share, figure, label, details
+        cells = (  # CSS class of the bar, its share, number, label, details
             ("params", cost.params / params, format_count(cost.params), "parameters", _param_details(cost)),
             ("kv", kept / (cache or 1), _cache_figure(cost), _cache_unit(cost), _cache_details(cost)),
             ("flops", cost.flops / flops, _percent(cost.flops / flops), "of FLOPs", scores),

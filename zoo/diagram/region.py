@@ -1,5 +1,5 @@
-"""The region in which the inside of a block is drawn, and its shapes: stages one below the other in columns, masks,
-boxes of heads, grids of experts, chips. Each shape fills its `Region` from the top and returns the y below it."""
+"""The region in which the inside of a block is drawn, and its shapes: stages of computation in columns, masks, boxes
+for heads, grids of experts, chips. Each shape starts at the top of its `Region` and returns the y below it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from zoo.diagram.canvas import LINE, SMALL, Canvas, text_width, wrap_text
 from zoo.registry import Spec
 
 BIG = 13.5  # font size of names
-PAD = 5.0  # room above and below the lines in a box
-ARROW = 9.0  # between two stages
+PAD = 5.0  # sum of the space above and below the text in a box
+ARROW = 9.0  # length of the arrow between two stages
 MASK = 38.0  # side of a mask
-MAX_HEADS, MAX_EXPERTS = 64, 512  # most that are drawn one by one; larger numbers are only written
+MAX_HEADS, MAX_EXPERTS = 64, 512  # above these numbers, heads become one bar and experts are not drawn
 
 
 @dataclass(frozen=True)
 class Region:
-    """The region of a block's inside: from (x, y) down, `width` wide, in a model of width `dim`. `place` is the prefix
-    of all places stated here, for Canvas.facts. `badges` are numbers to show beside parts, by part name."""
+    """The region for the inside of a block: `width` wide, from (x, y) downwards, in a model of width `dim`. `place` is
+    the prefix of all places in it (see Canvas.facts). `badges` holds the call-out numbers to draw, by part."""
 
     canvas: Canvas
     x: float
@@ -36,37 +36,37 @@ class Region:
     badges: Badges | None = None
 
     def at(self, y: float) -> Region:
-        """Returns this region from `y` on."""
+        """Returns this region with its top at `y`."""
         return replace(self, y=y)
 
     def line(self, text: str, fact: str, size: float = SMALL, css_class: str = "ink", left: float = 0) -> float:
-        """Draws a line of text with its baseline at y. It states a `fact`, unless that is empty. Returns its width."""
+        """Draws a line of text on the baseline y. It states `fact`, unless that is empty. Returns its width."""
         place = fact and f"{self.place}.{fact}"
         return self.canvas.text(self.x + left, self.y, text, size, self.width - left, css_class, place=place)
 
     def badges_width(self, names: Sequence[str]) -> float:
-        """Returns the width of the numbers of call-outs about these parts."""
+        """Returns the width that the call-out numbers of these parts take."""
         numbers = self.badges.about(names) if self.badges else []
         return len(numbers) * 2.2 * BADGE + 3 if numbers else 0.0
 
     def badge(self, names: Sequence[str], x: float, y: float) -> None:
-        """Draws the numbers of call-outs about these parts, the last around (x, y)."""
+        """Draws the call-out numbers of these parts side by side, the last one centred at (x, y)."""
         if self.badges:
             self.badges.draw(self.canvas, names, x, y)
 
 
 @dataclass(frozen=True)
 class Badges:
-    """Numbers of call-outs that have not been drawn yet, each with the name of its part."""
+    """The call-out numbers that have not been drawn yet (`left`), each with the name of its part."""
 
     left: dict[int, str]
 
     def about(self, names: Sequence[str]) -> list[int]:
-        """Returns the numbers about some parts, the largest first."""
+        """Returns the call-out numbers of these parts, the largest first."""
         return sorted((number for number, part in self.left.items() if part in names), reverse=True)
 
     def draw(self, canvas: Canvas, names: Sequence[str], x: float, y: float) -> None:
-        """Draws the numbers of some parts in circles side by side, the last around (x, y), each number once."""
+        """Draws the call-out numbers of these parts side by side, the last at (x, y), and removes them from `left`."""
         for i, number in enumerate(self.about(names)):
             del self.left[number]
             draw_badge(canvas, number, x - i * 2.2 * BADGE, y)
@@ -76,7 +76,7 @@ BADGE = 8.5  # radius
 
 
 def draw_badge(canvas: Canvas, number: int, x: float, y: float) -> None:
-    """Draws a number in a circle around (x, y)."""
+    """Draws a number in a circle centred at (x, y)."""
     canvas.circle(x, y, BADGE, "badge")
     canvas.text(x, y + 4.1, str(number), SMALL, 2 * BADGE, "badge-text", "middle")
 
@@ -92,8 +92,8 @@ class Bar(NamedTuple):
 
 
 class Lanes:
-    """Stages of a computation, one below the other, in columns side by side. A column's output goes down to the next
-    box that covers the column."""
+    """Columns side by side, in which the stages of a computation are drawn from top to bottom. An arrow leads from each
+    box to the next box that covers the same column."""
 
     def __init__(self, region: Region, shares: Sequence[float], gap: float = 10.0) -> None:
         self.region = region
@@ -103,16 +103,16 @@ class Lanes:
         for share in shares:
             self.columns.append((x, share / sum(shares) * usable))
             x += self.columns[-1][1] + gap
-        self.starts: list[float | None] = [None] * len(shares)  # y at which each column's last box ends
+        self.starts: list[float | None] = [None] * len(shares)  # y below the last box of each column
         self.y = region.y
 
     def span(self, first: int, last: int) -> tuple[float, float]:
-        """Returns the left edge and the width of some columns."""
+        """Returns the left edge of columns `first` to `last` and their total width."""
         x, (right, width) = self.columns[first][0], self.columns[last]
         return x, right + width - x
 
     def reserve(self, first: int, last: int, top: float) -> None:
-        """Draws arrows from the last boxes of some columns down to `top`."""
+        """Draws arrows from the last boxes in columns `first` to `last` down to `top`."""
         columns = zip(self.columns[first : last + 1], self.starts[first : last + 1], strict=True)
         arrows = [(x + width / 2, start) for (x, width), start in columns if start is not None and start < top]
         if arrows:
@@ -121,8 +121,8 @@ class Lanes:
             self.region.canvas.path("".join(f"M{x} {top}l-3 -5h6z" for x, _ in arrows), "tip")
 
     def stage(self, *bars: Bar, badges: Sequence[str] = ()) -> None:
-        """Draws boxes side by side, below all earlier boxes that lead to them. `badges`: names of the parts that the
-        first box stands for."""
+        """Draws boxes side by side, below all earlier boxes in their columns. `badges` names the parts whose call-out
+        numbers are drawn in the first box."""
         following = [start for bar in bars for start in self.starts[bar.first : bar.last + 1] if start is not None]
         top = max([*following, self.y - ARROW]) + ARROW if following else self.y
         for bar in bars:
@@ -139,7 +139,7 @@ class Lanes:
                 self.region.badge(badges, x + width - BADGE - 3, top + height / 2)
 
     def box(self, first: int, last: int, height: float) -> tuple[float, float]:
-        """Draws an empty box across some columns, below their earlier boxes. Returns its left edge and its top."""
+        """Draws an empty box over columns `first` to `last`, below earlier boxes. Returns its left edge and its top."""
         starts = [start for start in self.starts[first : last + 1] if start is not None]
         top = max(starts) + ARROW if starts else self.y
         self.reserve(first, last, top)
@@ -149,13 +149,13 @@ class Lanes:
         return x, top
 
     def taken(self, first: int, last: int, bottom: float) -> None:
-        """Records that some columns have been drawn down to `bottom`."""
+        """Records that columns `first` to `last` are occupied down to `bottom`."""
         self.starts[first : last + 1] = [bottom] * (last + 1 - first)
         self.y = max(self.y, bottom)
 
 
 def draw_lines(region: Region, x: float, top: float, width: float, lines: Sequence[str], fact: str, text: str) -> None:
-    """Draws the lines of a text in the middle of a box. They are marked together, as the whole `text`."""
+    """Draws lines of text in the middle of a box. They are marked together, since they state the whole `text`."""
     place = f"{region.place}.{fact}"
     css_class = region.canvas.with_fact("ink", place, text)
     for i, line in enumerate(lines):
@@ -164,8 +164,7 @@ def draw_lines(region: Region, x: float, top: float, width: float, lines: Sequen
 
 
 def title(region: Region, name: str, *details: tuple[str, str], fact: str = "kind") -> float:
-    """Draws a block's name followed by its details, each a (text, fact), in as many lines as they need. Returns the y
-    below them."""
+    """Draws a block's name, then its details (text, fact), in as many lines as needed. Returns the y below them."""
     y = region.y + BIG - 2
     left = region.at(y).line(name, fact, BIG, "strong") + 10
     for text, detail in details:
@@ -183,7 +182,7 @@ def title(region: Region, name: str, *details: tuple[str, str], fact: str = "kin
 
 
 def mask(region: Region, reach: Reach) -> None:
-    """Draws the tokens (columns) that each token (row) sees. A limited reach is drawn with a limit of three tokens."""
+    """Draws which tokens (columns) each token (row) sees. A limited reach is drawn as if limited to three tokens."""
     canvas, cells = region.canvas, 8
     side = (MASK - 2) / cells
     css_class = canvas.with_fact("unseen", f"{region.place}.reach", reach.describe())
@@ -200,8 +199,8 @@ def mask(region: Region, reach: Reach) -> None:
 
 
 def heads(region: Region, number: int, groups: int, css_class: str) -> float:
-    """Draws a box for each head, in groups that share one key and value; above MAX_HEADS heads, a single bar. Returns
-    the y below them."""
+    """Draws a box for each head. Heads that share a key and value form a group. More than MAX_HEADS heads become a
+    single bar. Returns the y below them."""
     height = 11.0
     if number > MAX_HEADS:
         region.canvas.dashes(region.x, region.y, height, (region.width, 1.0), 1, css_class)
@@ -218,7 +217,7 @@ def heads(region: Region, number: int, groups: int, css_class: str) -> float:
 
 
 def experts(region: Region, number: int, groups: int, chosen: Iterable[int]) -> float:
-    """Draws a square for each expert, one group below another, with the chosen experts filled. Returns the y below."""
+    """Draws a square for each expert, with groups one below another. Fills the `chosen` ones. Returns the y below."""
     if number > MAX_EXPERTS:
         return region.y
     size = number // groups
@@ -234,7 +233,7 @@ def experts(region: Region, number: int, groups: int, chosen: Iterable[int]) -> 
         return left + column * pitch, region.y + group * (height + gap) + row * pitch
 
     for first in range(0, number, size):
-        for start in range(first, first + size, columns):  # a row; the last one of a group may be shorter
+        for start in range(first, first + size, columns):  # a row; the last row of a group can be shorter
             width = min(columns, first + size - start)
             region.canvas.dashes(*corner(start), side, (side, pitch - side), width, "experts")
     region.canvas.boxes([(*corner(expert), side, side) for expert in sorted(chosen)], "chosen")
@@ -242,14 +241,14 @@ def experts(region: Region, number: int, groups: int, chosen: Iterable[int]) -> 
 
 
 def example_choice(router: Router, number: int) -> tuple[int, list[int]]:
-    """Returns an example of a router's choice: the number of its groups, and k experts that it can choose together."""
+    """Returns an example of a router's choice: the number of groups, and k experts that it could choose together."""
     groups, keep = getattr(router, "groups", 1), getattr(router, "keep", 1)
     size, kept = number // groups, _spread(keep, groups)
     return groups, [kept[i // size] * size + i % size for i in _spread(router.k, keep * size)]
 
 
 def _spread(k: int, number: int) -> list[int]:
-    """Returns k different integers below `number`, by a stride near the golden ratio so that they show no pattern."""
+    """Returns k different integers below `number`. Their stride is near the golden ratio, so that they look random."""
     stride = round(number * 0.618)
     while gcd(stride, number) != 1:
         stride += 1
@@ -257,8 +256,8 @@ def _spread(k: int, number: int) -> list[int]:
 
 
 def chips(region: Region, texts: Sequence[tuple[str, str]]) -> float:
-    """Draws short texts, each a (text, fact), in rounded boxes side by side, in as many lines as they need. Returns the
-    y below them."""
+    """Draws short texts (text, fact) in rounded boxes side by side, in as many lines as needed. Returns the y below
+    them."""
     x, y = region.x, region.y
     for text, fact in texts:
         lines = wrap_text(text, region.width - 14)
@@ -279,6 +278,6 @@ def kind(block: Spec) -> str:
 
 
 def output(lanes: Lanes, last: int, inner: int) -> float:
-    """Draws the output map of a block, over the columns up to `last`. Returns the y below it."""
+    """Draws the output projection of a block over columns 0 to `last`. Returns the y below it."""
     lanes.stage(Bar(0, last, f"output {inner:,} → {lanes.region.dim:,}", "inner", "output"))
     return lanes.y

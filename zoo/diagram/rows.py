@@ -1,6 +1,6 @@
-"""A token's path through a model, in rows from the top: tables and norms on the residual stream, and for each kind of
-layer a frame with its branches. A branch leaves the stream, passes its norms and its block, and is added back. Its
-block is blown up beside it, or inside its box if the page is narrow."""
+"""Draws a token's path through a model in rows, from top to bottom: tables and norms on the residual stream, and a
+frame with branches for each kind of layer. A branch leaves the stream, passes its norms and its block, and is added
+back. The blow-up of the block is beside it, or inside its box in a narrow layout."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -20,8 +20,8 @@ BRANCH_NAMES = {"attn": "attention", "ffn": "feed-forward", "inputs": "per-layer
 
 
 class Piece(NamedTuple):
-    """A box of a branch: its height (0: not known before it is drawn), and a function that draws it from a given y and
-    returns the y below."""
+    """A box on a branch: its height (0 if only drawing reveals it), and a function that draws the box from a given y
+    and returns the y below it."""
 
     height: float
     draw: Callable[[float], float]
@@ -29,7 +29,7 @@ class Piece(NamedTuple):
 
 
 class Rows:
-    """The rows of one drawing."""
+    """Draws the rows of one diagram."""
 
     def __init__(self, blow_ups: BlowUps) -> None:
         self.blow_ups, self.canvas, self.layout = blow_ups, blow_ups.canvas, blow_ups.layout
@@ -38,7 +38,7 @@ class Rows:
     # Rows on the residual stream.
 
     def ends(self, text: str, down: bool) -> None:
-        """Draws the input token ids or the output logits."""
+        """Draws the start of the path (token ids, `down`) or its end (logits)."""
         canvas, x = self.canvas, self.layout.stream
         canvas.path(f"M{x} 22V34" if down else f"M{x} 0V11", "residual")
         if not down:
@@ -47,7 +47,7 @@ class Rows:
         canvas.end_fragment(34 if down else 40)
 
     def table(self, name: str, text: str, cost: Cost, anchor: str) -> None:
-        """Draws the embedding or the head, a box on the stream."""
+        """Draws the embedding or the head as a box on the stream."""
         canvas, left, right, baseline = self.canvas, self.layout.left + 10, self.layout.frame_end - 6, GAP + 18.3
         with canvas.group(tooltip(name, cost)):
             self._on_stream(TABLE, canvas.with_fact("table", name, text))
@@ -58,7 +58,7 @@ class Rows:
         canvas.end_fragment(bottom)
 
     def norm(self, norm: Norm, place: str) -> None:
-        """Draws a norm on the stream."""
+        """Draws a norm as a bar on the stream."""
         with self.canvas.group(tooltip(norm.describe(), self.costs.of(norm, 1))):
             self._on_stream(BAR, self.canvas.with_fact("norm", place, type(norm).__name__))
             norm_name(self.canvas, self.layout.left, GAP, norm, place)
@@ -70,7 +70,7 @@ class Rows:
         self.canvas.rect(layout.left, GAP, layout.frame_end - layout.left, height, css_class, 5)
 
     def _beside(self, cost: Cost, top: float, bottom: float) -> float:
-        """Draws the costs of a part on the stream, beside it or below. Returns the y below both."""
+        """Draws the costs of a part on the stream: beside it, or below it in a narrow layout. Returns the y below."""
         if not self.blow_ups.with_costs:
             return bottom
         layout = self.layout
@@ -85,7 +85,7 @@ class Rows:
     # Layers.
 
     def pattern(self, looks: Iterable[Look], pattern: str) -> None:
-        """Draws the legend of the strip of layers, and their pattern in text, if there is one."""
+        """Draws the legend of the strip of layers, and the layer pattern as text if there is one."""
         left, right = self.layout.left, self.layout.panel_end
         self.canvas.end_fragment(draw_pattern(self.canvas, looks, pattern, left, 0, right - left))
 
@@ -98,7 +98,7 @@ class Rows:
         self.bottom(each.layer.output_scale, each.layers)
 
     def top(self, layers: int, name: str, look: Look) -> None:
-        """Draws the top of a frame: its number of layers, a label that tells them from others, and their look."""
+        """Draws the top of a frame: the number of its layers, their label, and their look."""
         canvas, layout = self.canvas, self.layout
         left, right, top = layout.left, layout.frame_end, GAP
         x = layout.stream + 18
@@ -113,7 +113,7 @@ class Rows:
         canvas.end_fragment(bottom)
 
     def bottom(self, scale: LayerScale | None, layers: int) -> None:
-        """Draws the bottom of a frame, with the scale of each layer's output."""
+        """Draws the bottom of a frame, with the scale of the layers' output if they have one."""
         canvas, layout = self.canvas, self.layout
         left, right, y = layout.left, layout.frame_end, 24.0 if scale else 6.0
         canvas.path(f"M{left} -1V{y}q0 8 8 8H{right - 8}q8 0 8 -8V-1", "card")
@@ -124,7 +124,7 @@ class Rows:
         canvas.end_fragment(y + 8)
 
     def branch(self, position: int, role: str, branch: Placement, layers: int) -> None:
-        """Draws a branch of a frame and its block's blow-up."""
+        """Draws a branch in a frame, and the blow-up of its block."""
         spot = Spot(position, role, branch, layers)
         canvas, layout, cost = self.canvas, self.layout, self.costs.of(branch.block, layers)
         back = canvas.rect(layout.left, 0, layout.frame_end - layout.left, 0, "frame")
@@ -142,7 +142,7 @@ class Rows:
         canvas.end_fragment(row)
 
     def _panel(self, spot: Spot, cost: Cost) -> float:
-        """Draws the blow-up beside a branch, or only costs if the block is blown up elsewhere. Returns the y below."""
+        """Draws the blow-up beside a branch. If it is in another frame, draws only costs. Returns the y below."""
         canvas, layout, left = self.canvas, self.layout, self.layout.panel
         if not self.blow_ups.is_blown_up(spot):
             if not self.blow_ups.with_costs:
@@ -154,8 +154,8 @@ class Rows:
         return bottom + 10
 
     def _flow(self, spot: Spot, least: float) -> tuple[float, tuple[float, float]]:
-        """Draws a branch from the stream and back, at least `least` units high. Returns the y below it, and the top and
-        bottom of its block."""
+        """Draws a branch from the stream through its boxes and back, at least `least` units high. Returns the y below
+        it, and the top and bottom of its block."""
         canvas, stream, rail = self.canvas, self.layout.stream, self.layout.rail
         pieces = list(self._pieces(spot))
         post = spot.branch.norm if isinstance(spot.branch, PostNorm) else None
@@ -200,7 +200,7 @@ class Rows:
         return y + BAR
 
     def _mixing(self, spot: Spot, branch: HyperBranch) -> Piece:
-        """Returns the box of hyper-connections: the streams that a branch reads and mixes."""
+        """Returns the box of hyper-connections, which names the streams that a branch reads and mixes."""
         dim, layers, left = self.spec.dim, spot.layers, self.layout.block
         params = layers * sum(branch.mixing_params(dim).values())
         cost = Cost(layers, params, params, flops=layers * branch.mixing_flops(dim, 1))
@@ -223,7 +223,7 @@ class Rows:
         self.canvas.rect(left, y, self.layout.block_end - left, tall, css_class, 4)
 
     def _block(self, spot: Spot) -> Piece:
-        """Returns the block as a box, with its summary and a blow-up beside it, or with its inside."""
+        """Returns the box of the block. It contains a summary, or in a narrow layout the inside of the block."""
         canvas, layout, block = self.canvas, self.layout, spot.branch.block
         name, here = branch_name(spot.role, block).capitalize(), self.blow_ups.is_blown_up(spot)
         width, is_inside = layout.block_end - layout.block - 20, layout.narrow and here
@@ -234,7 +234,7 @@ class Rows:
             box = canvas.rect(layout.block, y, layout.block_end - layout.block, height, spot.role, 7)
             x, bottom = layout.block + 10, y + height
             if is_inside:
-                x += 2  # the same distance from the edge as in a blow-up
+                x += 2  # the inside has the same margin as in a blow-up
                 canvas.text(x, y + 17, name, SMALL, width - 2, "faint")
                 bottom = self.blow_ups.contents(x, y + 24, spot) + 10
                 stretch(box, bottom)
@@ -244,7 +244,7 @@ class Rows:
                 if not here:
                     is_below = self.blow_ups.where[spot.role, block].position > spot.position
                     canvas.text(x, end, "drawn below" if is_below else "drawn above", SMALL, width, "faint")
-            if here:  # the blocks may differ in a field that is not drawn
+            if here:  # two blocks can differ in a field that is not drawn
                 canvas.add_statement(box, f"{spot.role}.block", repr(block), self.blow_ups.inner)
             self._anchor(spot.role, y, spot)
             return bottom
@@ -257,7 +257,7 @@ class Rows:
 
 
 def summary(block: Block) -> str:
-    """Returns a summary of a block in a few words."""
+    """Returns a few words about a block."""
     if isinstance(block, Mixer):
         cache = block.cache_spec()
         limited = bool(cache.entries) or not cache.reach.is_full
@@ -271,14 +271,14 @@ def summary(block: Block) -> str:
 
 
 def branch_name(role: str, block: Block) -> str:
-    """Returns the printed name of a branch. A mixer that only keeps a state is not attention."""
+    """Returns the printed name of a branch. A mixer that keeps only a state is a "token mixer", not "attention"."""
     if isinstance(block, Mixer) and not block.cache_spec().per_token and not block.takes():
         return "token mixer"
     return BRANCH_NAMES[role]
 
 
 def norm_name(canvas: Canvas, left: float, top: float, norm: Norm, place: str) -> None:
-    """Draws the name in a norm's bar. The tooltip describes the multiplication by the weight, and differences in it are
-    marked weakly."""
+    """Draws the name of a norm in its bar. The fact also states how the norm multiplies by its weight; differences in
+    that are marked weakly."""
     css_class = canvas.with_fact("ink", f"{place}.fields", norm.describe(), weak=True)
     canvas.text(left + 10, top + 14.5, type(norm).__name__, SMALL, 160, css_class)

@@ -1,1 +1,1 @@
-"""Published configs and checkpoints: reading config.json strictly, writing it, and the names and layouts of tensors."""
+"""Published configs and checkpoints: reads and writes config.json, and maps the names and layouts of tensors."""

@@ -1,6 +1,7 @@
-"""Published sizes, and the reader of a published config.json: strict, in the older and the newer spelling.
+"""Describes published models, and reads a published config.json strictly, in its older and its newer spelling.
 
-Every field is read by the architecture, or has no effect on a forward pass (zoo/hf/fields.py), or is an error.
+Every field is read by the architecture or has no effect on a forward pass (zoo/hf/fields.py). Any other field is an
+error.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ from zoo.units import parse_month
 
 @dataclass(frozen=True)
 class About:
-    """The publisher's facts about an architecture that no tensor proves; licences may differ between versions.
+    """Facts from the publisher of an architecture, which no tensor can confirm. Licences may differ between versions.
 
     `title`: the family's name as its publisher spells it. `source`: the authors and the year. `came_from`: the family
-    of the zoo that it builds on or, if the zoo lacks that one, the nearest earlier family. `report`: the address
-    of the paper or, without a paper, of the announcement. `left_out`: parts of the released model that are not built.
+    that it builds on or, if the zoo lacks that family, the nearest earlier one. `report`: the URL of the paper or, if
+    there is no paper, of the announcement. `left_out`: parts of the released model that the zoo does not build.
     """
 
     title: str
@@ -54,9 +55,9 @@ class About:
 class Size:
     """A released model: its hub id, its published number of parameters (text part, tied weights once) and its spec.
 
-    `active`: the published active parameters and the counting rule, where the publisher's rule differs from the zoo's.
-    `released`: the month in which the weights were published: "2024-07". `stated_context`: the context in tokens
-    that the publisher states, if the config has another number. `note`: uncertainties about this size.
+    `active`: the published number of active parameters and its counting rule, if this rule differs from the zoo's.
+    `released`: the month in which the weights were published: "2024-07". `stated_context`: the context that the
+    publisher states, in tokens, if the config states another. `note`: what is uncertain about this size.
     """
 
     hub: str
@@ -71,12 +72,12 @@ class Size:
         parse_month(self.released)
 
 
-# The zoo's name of a quantity -> its usual name in config.json. An architecture may have others.
+# The zoo's name of a quantity -> its usual name in config.json. Some architectures use other names.
 COMMON = dict(vocab="vocab_size", dim="hidden_size", layers="num_hidden_layers", heads="num_attention_heads")
 COMMON |= dict(context="max_position_embeddings")
 EPS = "rms_norm_eps"
-MAX_LAYERS = 1_000  # a spec holds every layer: a damaged number would fill the memory
-# rope_type -> the scaling and the published names of its fields. A gain follows from several: see `_gain`.
+MAX_LAYERS = 1_000  # a spec holds every layer, so a corrupt number could fill the memory
+# rope_type -> the kind of scaling and the published names of its fields. Several fields define a gain: see `_gain`.
 ORIGINAL, PARTIAL = "original_max_position_embeddings", "partial_rotary_factor"
 YARN = dict(factor="factor", original=ORIGINAL, fast="beta_fast", slow="beta_slow", truncate="truncate")
 SCALINGS: dict[str, tuple[type[Scaling], dict[str, str]]] = {
@@ -97,12 +98,12 @@ class Config(Fields):
 
     @property
     def model_type(self) -> Any:
-        """The field that names the published code for this config."""
+        """The model_type, which names the published code for this config."""
         return self.values.get("model_type")
 
     def common(self, eps: str = EPS, **names: str) -> dict[str, Any]:
-        """Returns the arguments that every architecture's `decoder` takes. `eps` and `names` are published names that
-        differ from the usual ones: common(dim="n_embd")."""
+        """Returns the arguments that every architecture's `decoder` takes. `eps` and `names` are published names, for
+        fields that are not under their usual names: common(dim="n_embd")."""
         most = {"layers": MAX_LAYERS}
         integers = (COMMON | names).items()
         return {field: self.integer(name, most.get(field, MAX_INTEGER)) for field, name in integers} | {
@@ -111,22 +112,22 @@ class Config(Fields):
         }
 
     def dense(self, heads_divide: bool = True, **rope: Any) -> dict[str, Any]:
-        """Returns `common`, and the arguments for grouped-query attention with a dense feed-forward. `heads_divide` is
-        for `head_dim`; `rope` are options of the method `rope`."""
+        """Returns the arguments in `common` and those for grouped-query attention with a dense feed-forward.
+        `heads_divide` is passed to `head_dim`, and `rope` to the method `rope`."""
         kv_heads = self.optional("num_key_value_heads") or self.integer("num_attention_heads")
         shape = self.common() | {"kv_heads": kv_heads, "hidden": self.integer("intermediate_size")}
         return shape | {"head_dim": self.head_dim(heads_divide), "rope": self.rope(**rope)}
 
     def mixture(self, router: Router, experts: str, hidden: str, shared: str | None = None) -> MoE:
-        """Returns a mixture of experts. The arguments are published names: of the number of experts, of their width,
-        and of how many times as wide the shared expert is."""
+        """Returns a mixture of experts. `experts`, `hidden` and `shared` are published names of fields: the number of
+        experts, their width, and the ratio of the shared expert's width to it."""
         expert = GLU(self.integer(hidden))
         beside = GLU(self.integer(shared) * expert.hidden) if shared else None
         return MoE(self.integer(experts), expert, router, shared=beside)
 
     def head_dim(self, heads_divide: bool = True) -> int:
-        """Returns the width of a head; hidden_size / num_attention_heads where the field is null, which must be whole
-        if `heads_divide`."""
+        """Returns the width of a head. If the field is null, this is hidden_size / num_attention_heads; with
+        `heads_divide`, raises MalformedError if that is not a whole number."""
         given = self.optional("head_dim")
         dim, heads = self.integer("hidden_size"), self.integer("num_attention_heads")
         if given is None and heads_divide and dim % heads:
@@ -141,12 +142,12 @@ class Config(Fields):
         fraction: float | None = None,
         synonyms: Mapping[str, str] = MappingProxyType({}),
     ) -> RoPE:
-        """Returns the rotary encoding; with a `kind`, the encoding of that kind of layer.
+        """Returns the rotary encoding of the model, or of one `kind` of layer.
 
-        Newer files hold `rope_parameters`, by kind of layer or for all layers. Older files hold the base under the name
-        `theta`, and `rope_scaling`, which applies to `scaled` layers only. A field of the other spelling must be null
-        or agree. `fraction` is the share of a head's width that is rotated where the file does not state one; None: all
-        of it. `synonyms` maps other names of a rope_type to the usual one.
+        Newer files hold `rope_parameters`, per kind of layer or for all layers. Older files hold the base under the
+        name `theta`, and `rope_scaling`, which has an effect only if `scaled` is true. Fields of the other spelling
+        must be null or agree. `fraction` is the default for the rotated share of a head's width; with None, the whole
+        head must rotate. `synonyms` maps other names of a rope_type to the usual one.
         """
         given = self.rope_fields
         if self._newer and kind is not None:
@@ -161,8 +162,8 @@ class Config(Fields):
         return RoPE(base, self._scaling(given, synonyms), share)
 
     def _fraction(self, given: Fields, default: float) -> float:
-        """Returns the rotated share of a head's width: from the `given` rope fields, from beside them, or the
-        default."""
+        """Returns the rotated share of a head's width: from the `given` rope fields, else from the config's own field,
+        else the default."""
         inside, outside = given.values.get(PARTIAL), self.values.get(PARTIAL)
         if inside is None:
             return default if outside is None else self.number(PARTIAL)
@@ -171,15 +172,15 @@ class Config(Fields):
         return given.number(PARTIAL)
 
     def rope_field(self, name: str) -> float | None:
-        """Returns a number from rope_parameters or rope_scaling; None where it is absent."""
+        """Returns a number from rope_parameters or rope_scaling; None if the field is absent."""
         given = self.rope_fields
         return None if given.values.get(name) is None else given.number(name)
 
     def temperature(self) -> LogTemperature | None:
-        """Returns the scaling of queries by their position, from `llama_4_scaling_beta` beside the scaling (Ministral
-        3).
+        """Returns the scaling of queries by position, from `llama_4_scaling_beta` in the rope fields (Ministral 3).
 
-        The original context is the scaling's own; the copy beside it is not read.
+        Its original context is that of the rope scaling. The copy in `max_position_embeddings` of the rope fields is
+        not used.
         """
         beta = self.rope_field("llama_4_scaling_beta")
         self.rope_field("max_position_embeddings")
@@ -191,9 +192,9 @@ class Config(Fields):
 
     @property
     def rope_fields(self) -> Fields:
-        """The object with the scaling of positions. If it lacks the original context, the one beside it is
-        used, or else the model's own context, as in the reference."""
-        plain = self.values.get("rope_parameters") == {} and not self.values.get("rope_scaling")  # no default then
+        """The object with the scaling of positions. If it has no original context, the config's own field counts, or
+        else the model's context, as in the reference."""
+        plain = self.values.get("rope_parameters") == {} and not self.values.get("rope_scaling")  # no default applies
         used, other = ("rope_parameters", "rope_scaling")[:: 1 if self._newer or plain else -1]
         if self.values.get(other) in (None, {}):
             self.unused(other)
@@ -202,8 +203,8 @@ class Config(Fields):
         return self.object(used, ROPE_DEFAULTS | {ORIGINAL: context})
 
     def _scaling(self, given: Fields, synonyms: Mapping[str, str]) -> Scaling | None:
-        """Returns the scaling in rope_parameters or rope_scaling; None for type "default" or an empty object."""
-        spellings = ("rope_type", "type")  # the newer and the older
+        """Returns the scaling in rope_parameters or rope_scaling; None for the type "default" or an empty object."""
+        spellings = ("rope_type", "type")  # newer spelling, older spelling
         said = {name: given.values[name] for name in spellings if name in given.values}
         known = {name: synonyms.get(text, text) if isinstance(text, str) else text for name, text in said.items()}
         used, rope_type = next(iter(known.items()), ("rope_type", "default"))
@@ -222,7 +223,8 @@ class Config(Fields):
         return kind(**values)
 
     def _longrope_gain(self, given: Fields, original: int) -> float:
-        """Returns `attention_factor`, or the usual gain for `factor`, or for the ratio of the contexts."""
+        """Returns `attention_factor`, or else the usual gain for `factor`, or else the gain for the ratio of the
+        contexts."""
         gain = given.optional_number("attention_factor")
         if gain is not None:
             given.unused("factor")
@@ -234,11 +236,11 @@ class Config(Fields):
         return longrope_gain(factor, original)
 
     def check_released(self, kinds: Sequence[ModelType], ignore: Iterable[str] = ()) -> None:
-        """Checks that `architectures` and `auto_map` name released classes, for which the layout of the weights is
+        """Checks that `architectures` and `auto_map` name released classes. Only for these is the layout of the weights
         known.
 
-        Other heads (a classifier's, a reward model's, a draft model's) and bare models compute something else from the
-        same fields. Raises MalformedError for `architectures`; an `auto_map` is left to `finish`.
+        Models with another head (a classifier's, a draft model's) or none compute something else from the same fields.
+        Raises MalformedError for other `architectures`; `finish` refuses an `auto_map` that is not accepted here.
         """
         self.read.add("architectures")
         given, classes = self.values.get("architectures"), sorted({kind.reference for kind in kinds})
@@ -253,23 +255,22 @@ class Config(Fields):
             self.unused("auto_map")
 
     def finish(self, ignore: Iterable[str] = ()) -> None:
-        """Raises MalformedError naming every field that was not read and affects a forward pass, except those in
-        `ignore`."""
+        """Raises MalformedError with every unread field that affects a forward pass, except those in `ignore`."""
         self.neutral(**{name: value for name, value in NEUTRAL.items() if name not in self.read})
         self.unused(*filter(is_inert, self.values))
         super().finish(ignore)
 
 
 def layer_types(spec: Decoder) -> list[str]:
-    """Returns the published name of each layer's reach: sliding_attention, chunked_attention, full_attention; for a
-    layer with only a state, linear_attention."""
+    """Returns the published name of each layer's reach: sliding_attention, chunked_attention, full_attention. A layer
+    that keeps only a state has linear_attention."""
     caches = [layer.cache_spec() for layer in spec.layers]
     return ["linear_attention" if c.state and not c.per_token else c.reach.layer_type for c in caches]
 
 
 def _gain(given: Fields) -> float:
-    """Returns YaRN's gain on cos and sin: `attention_factor`, or the ratio of two gains (DeepSeek), or the usual
-    one."""
+    """Returns YaRN's gain on cos and sin: `attention_factor`, or else the ratio of two gains (DeepSeek), or else the
+    usual gain."""
     factor, mscale = given.number("factor"), given.optional_number("mscale")
     all_dim, gain = given.optional_number("mscale_all_dim"), given.optional_number("attention_factor")
     if gain is not None:
@@ -279,16 +280,16 @@ def _gain(given: Fields) -> float:
 
 @dataclass(frozen=True)
 class Remote:
-    """Code that a family was released with, before the reference had it: the ends of its files' names
-    (modeling_deepseek.py), the beginnings of its classes' names, and its publishers."""
+    """The code with which a family was released before the reference supported it. `file` is the end of its file names
+    (modeling_deepseek.py), `classes` the beginning of its class names."""
 
     file: str
     classes: str
     publishers: tuple[str, ...]
 
     def released(self, auto_map: Any) -> bool:
-        """Whether an `auto_map` names only these classes, from its own repository or ("org/name--") a publisher's. A
-        tokenizer's code, which computes no logits, may be any."""
+        """Whether an `auto_map` names only these classes, each in the model's own repository or in a publisher's
+        ("org/name--"). The code of a tokenizer does not count, since it computes no logits."""
         if not isinstance(auto_map, dict) or not all(isinstance(code, str) for code in auto_map.values()):
             return False
         model = (
@@ -300,8 +301,8 @@ class Remote:
 
 @dataclass(frozen=True)
 class ModelType:
-    """A model_type: its name in config.json, its defaults, the code it was released with, and the reference's class.
-    The class is given only where it is not the name in capitals with "ForCausalLM"."""
+    """A model_type: its name in config.json, the reference's class, its defaults, and the code with which it was
+    released. `class_name` is only needed if the class is not the name in CamelCase followed by "ForCausalLM"."""
 
     name: str
     class_name: str | None = None
@@ -310,15 +311,15 @@ class ModelType:
 
     @property
     def reference(self) -> str:
-        """The name of the reference's class."""
+        """The name of the class in the reference."""
         return self.class_name or "".join(word.capitalize() for word in self.name.split("_")) + "ForCausalLM"
 
 
 class FromHF:
-    """An architecture's `from_hf`: converts a published config to its spec. Made by `reads`.
+    """The `from_hf` of an architecture, which converts a published config to a spec. `reads` creates it.
 
-    `classes` maps each model_type that it reads to the reference's class. `expected` are fields with one supported
-    value, which every config of the family has.
+    `classes` maps each accepted model_type to the class of the reference. `expected` holds fields that have a single
+    supported value, the same in all configs of the family.
     """
 
     def __init__(
@@ -334,7 +335,7 @@ class FromHF:
         self.classes = {kind.name: kind.reference for kind in kinds}
 
     def __call__(self, config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decoder:
-        """Raises MalformedError for a malformed config, and for one that the architecture does not support."""
+        """Converts a config. Raises MalformedError if it is malformed, or if the architecture does not support it."""
         ignore, text = set(ignore_fields), config
         if "text_config" in config:
             wrapper = Config(config)
@@ -356,7 +357,7 @@ class FromHF:
         return spec
 
     def _candidates(self, model_type: Any) -> list[ModelType]:
-        """Returns the kind of this name, or every kind where the name is unknown."""
+        """Returns the ModelType with this name, or all of them if the name is unknown."""
         known = isinstance(model_type, str) and model_type in self._kinds
         return [self._kinds[model_type]] if known else list(self._kinds.values())
 
@@ -364,11 +365,11 @@ class FromHF:
 def reads(
     *kinds: str | ModelType, expected: Mapping[str, Any], **defaults: Any
 ) -> Callable[[Callable[[Config], Decoder]], FromHF]:
-    """Decorator: makes `from_hf(config, ignore_fields=())` of a function that reads a Config.
+    """Returns a decorator that makes `from_hf(config, ignore_fields=())` from a function that reads a Config.
 
-    `kinds` are the model_types that it reads, including those of multimodal wrappers; the first is the one that is
-    written. `expected` are fields with one supported value: they are checked before the function runs, and written
-    beside what `to_hf` returns. `defaults` are the published values of fields that files leave out.
+    `kinds` are the accepted model_types, including those of multimodal wrappers; the first one is written. `expected`
+    are fields with a single supported value. They are checked before the function runs, and `to_hf` need not return
+    them. `defaults` are the published values of fields that files omit.
     """
     named = [ModelType(each) if isinstance(each, str) else each for each in kinds]
     return lambda read: FromHF(read, named, expected, defaults)
@@ -377,10 +378,9 @@ def reads(
 def text_part(wrapper: Config, ignore: Iterable[str] = ()) -> dict[str, Any]:
     """Returns the language model's fields in a multimodal wrapper's config.
 
-    `tie_word_embeddings` of the text part counts, and the wrapper's only where the text part has none. Mistral Small
-    3.1 was released untied, with a wrapper that lacks the field; transformers 5 writes `true`, its class default, into
-    every such wrapper. Where the two differ, `weights.load` follows the stored tensors, as the reference does: see
-    `contradicts_on_tying`.
+    The wrapper's `tie_word_embeddings` is used only if the text part has none. Mistral Small 3.1 was released untied,
+    and its wrapper lacks the field. transformers 5 writes its class default `true` into every such wrapper. If the two
+    values differ, `weights.load` follows the stored tensors, as the reference does (see `contradicts_on_tying`).
     """
     text = wrapper.values["text_config"]
     if not isinstance(text, dict):

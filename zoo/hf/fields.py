@@ -1,14 +1,13 @@
-"""Reads a JSON object strictly: every field has a checked type, and a field that nobody read is an error.
+"""Reads a JSON object strictly: the type of every field is checked, and an unread field is an error.
 
-Fields of a published config.json that change no forward pass are listed here. A field is listed only if no forward pass
-of the reference implementation reads it, for any of the model types; a slow test sets each of them on the reference and
-compares logits. Two kinds:
+This file also lists the fields of config.json that do not change a forward pass. No forward pass of the reference reads
+them, for any of the model types; a slow test sets each field on the reference and compares logits. There are two kinds:
 
-- INERT: has no effect in any value.
-- NEUTRAL: names a feature. It has no effect in the one value that says the feature is off; any other value is an error.
+- INERT: has no effect, whatever its value.
+- NEUTRAL: turns a feature on or off. The value for "off" has no effect; any other value is an error.
 
-Not listed, so that they are errors: a top-level `original_max_position_embeddings`, which takes the place of the one in
-`rope_scaling`; whatever `rope_scaling` holds and the scaling does not read; windows and chunks of attention.
+Other fields are errors unless they are read. Among them are fields of `rope_scaling`, windows and chunks of attention,
+and a top-level `original_max_position_embeddings`, which overrides the one in `rope_scaling`.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from typing import Any, get_type_hints
 from zoo.errors import MalformedError, enough
 from zoo.registry import Spec
 
-MAX_INTEGER = 2**31 - 1  # above this, a size is damage
+MAX_INTEGER = 2**31 - 1  # a larger size must be an error in the file
 MAX_NAME_CHARACTERS = 200  # longer names are shortened in errors
 _ABSENT = object()
 
 
-# Training. Dropout acts in training only.
+# Training, including dropout.
 TRAINING = """
     attention_dropout attn_pdrop aux_loss_alpha classifier_dropout embd_pdrop ep_size gradient_checkpointing
     hidden_dropout hidden_dropout_prob initializer_range neftune_noise_alpha num_mtp_layers num_nextn_predict_layers
@@ -45,14 +44,14 @@ SAMPLING = """
     renormalize_logits repetition_penalty return_dict_in_generate sequence_bias stop_strings suppress_tokens
     target_lookbehind temperature token_healing top_h top_k top_p typical_p use_mtp watermarking_config
 """
-# Labels of a classifier (the classes read here have none), and the task of a fine-tune.
+# Labels of a classifier, which the supported classes are not, and the task of a fine-tuned model.
 LABELS = "_num_labels finetuning_task id2label label2id num_labels prefix problem_type task_specific_params"
-# The tokenizer and its lengths. Ids of tokens are below, in PATTERNS.
+# The tokenizer and its lengths. PATTERNS has the ids of tokens.
 TOKENIZER = """
     bos_token chat_template cls_token eos_token mask_token max_sequence_length model_max_length pad_token
     processor_class sep_token tokenizer_class tokenizer_model_max_length tokenizer_padding_side unk_token
 """
-# Which outputs a call returns, and which kernels compute them.
+# The outputs that a call returns, and the kernels that compute them.
 EXECUTION = """
     _attn_implementation _attn_implementation_autoset _attn_implementation_internal _experts_implementation
     _experts_implementation_internal _flash_attn_2_enabled _output_attentions attn_implementation
@@ -69,10 +68,10 @@ INERT = frozenset(" ".join((TRAINING, SAMPLING, LABELS, TOKENIZER, EXECUTION, ST
 PATTERNS = (r"[a-z0-9_]+_token_(id|ids|index)", r"unsloth_[a-z0-9_]+")
 _PATTERN = re.compile("|".join(PATTERNS))
 
-# Features that none of the architectures has, each with the value that turns it off.
+# Features that no architecture here has, each with its value for "off".
 NEUTRAL: dict[str, Any] = {
     "add_cross_attention": False,
-    "is_causal": True,  # the reference drops the causal mask where it is false
+    "is_causal": True,  # if false, the reference omits the causal mask
     "is_decoder": False,
     "is_encoder_decoder": False,
     "partial_rotary_factor": 1.0,  # the share of a head's width that is rotated
@@ -80,7 +79,7 @@ NEUTRAL: dict[str, Any] = {
     "tie_encoder_decoder": False,
 }
 
-# A multimodal wrapper's own fields: the text part is read, the vision part is not built.
+# Fields of a multimodal wrapper. Its text part is read; its vision part is not built.
 VISION = frozenset(
     """
     audio_config mm_tokens_per_image multimodal_projector_bias projector_hidden_act spatial_merge_size text_config
@@ -95,15 +94,15 @@ def is_inert(name: str) -> bool:
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Whether two values are equal, and both or neither are bools."""
+    """Whether two values are equal and neither or both are bools (1 and True are not alike)."""
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
 class Fields:
-    """The fields of an object in config.json, each read by its name; `finish` checks that all were read.
+    """The fields of an object in config.json, each read by name. `finish` checks that all were read.
 
-    `defaults` are the values of absent fields. `where` is the path to the object: "", "rope_scaling.", ... Every method
-    raises MalformedError, with the field's name and value, where the field is missing or of another type.
+    `defaults` are the values of absent fields. `where` is the path to the object: "", "rope_scaling.", ... If a
+    required field is missing or has a wrong type, methods raise MalformedError with its name and value.
     """
 
     def __init__(self, values: dict[str, Any], defaults: dict[str, Any] | None = None, where: str = "") -> None:
@@ -113,11 +112,11 @@ class Fields:
         self.off: dict[str, Any] = {}
 
     def error(self, message: str) -> MalformedError:
-        """Returns an error about this object."""
+        """Returns an error with the path to this object."""
         return MalformedError(f"config.json: {self.where}{message}")
 
     def get(self, name: str) -> Any:
-        """Returns the field's value, or its default."""
+        """Returns the value of a field, or its default."""
         self.read.add(name)
         value = self.values.get(name, self.defaults.get(name, _ABSENT))
         if value is _ABSENT:
@@ -140,11 +139,11 @@ class Fields:
         return int(self._typed(name, f"an integer from 0 to {most}", int, most, is_zero_allowed=True))
 
     def integers(self, **names: str) -> dict[str, int]:
-        """Returns integers under other names: integers(kv_rank="kv_lora_rank") -> {"kv_rank": ...}."""
+        """Returns integers under the zoo's names: integers(kv_rank="kv_lora_rank") -> {"kv_rank": ...}."""
         return {field: self.integer(name) for field, name in names.items()}
 
     def typed(self, kind: type[Spec], **names: str) -> dict[str, Any]:
-        """Returns arguments for a kind of spec, each read as the type of its annotation: typed(MLA,
+        """Returns arguments for a kind of spec, each read with the type that the kind declares: typed(MLA,
         kv_rank="kv_lora_rank")."""
         readers: dict[Any, Callable[[str], Any]] = {int: self.integer, float: self.number, bool: self.flag}
         readers |= {int | None: self.optional, tuple[float, ...]: self.numbers}
@@ -164,11 +163,11 @@ class Fields:
         return tuple(map(each.number, each.values))
 
     def optional(self, name: str) -> int | None:
-        """Returns an `integer`, or None where the field is null."""
+        """Returns a positive integer, or None if the field is null."""
         return None if self.get(name) is None else self.integer(name)
 
     def optional_number(self, name: str) -> float | None:
-        """Returns a `number`, or None where the field is null."""
+        """Returns a positive, finite number, or None if the field is null."""
         return None if self.get(name) is None else self.number(name)
 
     def flag(self, name: str) -> bool:
@@ -179,10 +178,8 @@ class Fields:
         return value
 
     def object(self, name: str, defaults: dict[str, Any] | None = None) -> Fields:
-        """Returns the fields of an object in this one. Where it is absent, null or empty, they are its default or none.
-
-        `finish` checks that object too.
-        """
+        """Returns the fields of a nested object, whose fields have these `defaults`. If it is absent, null or empty,
+        its own default in `self.defaults` is read. `finish` also checks the nested object."""
         self.read.add(name)
         if name not in self.inner:
             value = self.values.get(name)
@@ -192,14 +189,14 @@ class Fields:
         return self.inner[name]
 
     def spelled(self, *names: str) -> str:
-        """Returns the first of a field's `names` that is present, or else the first. Values under other names must
-        agree."""
+        """Returns the name under which a field is present: the first of `names` that is not null, or else the first
+        one. Other names must be absent or have the same value, or `finish` raises an error."""
         used = next((name for name in names if self.values.get(name) is not None), names[0])
         self.unused(*(name for name in names if alike(self.values.get(name), self.values.get(used))))
         return used
 
     def expect(self, **only: Any) -> None:
-        """Reads fields with one supported value, which is also their default unless `defaults` has another."""
+        """Checks fields that have a single supported value. An absent one has its default, or else that value."""
         for name, value in only.items():
             self.read.add(name)
             if (given := self.values.get(name, self.defaults.get(name, value))) != value:
@@ -207,20 +204,20 @@ class Fields:
                 raise self.error(f"{name}={brief(given)}{source} is not supported, only {value!r}")
 
     def neutral(self, **off: Any) -> None:
-        """Reads fields of unsupported features, each with the value that turns it off. `finish` refuses any other."""
+        """Reads fields of unsupported features, given with their values for "off". `finish` refuses any other value."""
         self.off |= off
         self.read.update(name for name, value in off.items() if alike(self.values.get(name, value), value))
 
     def agrees(self, name: str, layers: Iterable[Any]) -> None:
-        """Checks that a list with one entry per layer, where present, equals `layers`."""
+        """Checks that a list with one entry per layer equals `layers`. The field may be absent."""
         expected = list(layers)
         for i, (given, only) in enumerate(zip(self._per_layer(name, expected), expected, strict=True)):
             if given != only:
                 raise self.error(f"{name}[{i}]={brief(given)} is not supported, only {only!r} in this architecture")
 
     def plan(self, name: str, kinds: Collection[str], default: Sequence[str]) -> list[str]:
-        """Returns a field's list with one of `kinds` for each layer. If the field is absent or null, returns
-        `default`, which has one entry per layer too."""
+        """Returns a field's list, which holds one of `kinds` for each layer. If the field is absent or null, returns
+        `default`, which also has one entry per layer."""
         given = self._per_layer(name, default)
         for i, kind in enumerate(given):
             if kind not in tuple(kinds):
@@ -240,7 +237,7 @@ class Fields:
         return given
 
     def unused(self, *names: str) -> None:
-        """Marks fields as read that have no effect because of the values of other fields."""
+        """Marks fields as read that have no effect, given the values of other fields."""
         self.read.update(names)
 
     def left(self) -> Iterator[tuple[str, str]]:
@@ -254,7 +251,7 @@ class Fields:
             yield from inner.left()
 
     def finish(self, ignore: Iterable[str] = ()) -> None:
-        """Raises MalformedError naming every field that was not read, except those in `ignore`."""
+        """Raises MalformedError that names every unread field, except those in `ignore`."""
         ignore = set(ignore)
         left = [shown for path, shown in self.left() if path not in ignore]
         if left:

@@ -1,1 +1,1 @@
-"""Editing specs: the grammar of --swap, one block rebuilt as another, borrowed blocks, tiny models, scaled models."""
+"""Edits specs: the grammar of --swap, blocks rebuilt as other kinds, borrowed blocks, tiny models, scaled models."""

@@ -1,4 +1,4 @@
-"""Blocks of published models, brought to the width of another model that takes them."""
+"""Borrows a block from a published model for another model, and scales it to that model's width."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,15 +13,15 @@ from zoo.model.decoder import Decoder
 from zoo.registry import Alias, Spec
 from zoo.swaps.proportions import Fields, Proportions
 
-CONTEXT = 4096  # tokens, where neither model states its context
+CONTEXT = 4096  # tokens, if neither model states a context
 
 
 def borrowed(kind: type[Spec], lender: Decoder, taker: Decoder, form: Alias | None = None) -> Spec | None:
-    """Returns the first block of a kind, or of a `form` of it, in `lender`, in proportion to the width of `taker`; None
-    if there is none.
+    """Returns the first block of a kind (or of a `form` of the kind) in `lender`, scaled to the width of `taker`.
+    Returns None if `lender` has no such block.
 
-    A taker as wide as published models takes the sizes in the ratio of the widths. A narrower one, such as a tiny or
-    scaled model, takes them as its own scaled form would have them (zoo.swaps.proportions).
+    If `taker` is as wide as a published model, `WidthRatio` has the rules. If it is narrower, such as a tiny or scaled
+    model, the rules are those that scale whole models (zoo.swaps.proportions).
     """
 
     def first(part: Spec) -> Spec | None:
@@ -43,8 +43,8 @@ def borrowed(kind: type[Spec], lender: Decoder, taker: Decoder, form: Alias | No
 
 @cache
 def introduced_by(kind: type[Spec]) -> Decoder | None:
-    """Returns the model from which a kind is borrowed where no other is named: of the first family with such blocks,
-    the smallest size that has them. None for a kind that no published model has."""
+    """Returns the default lender of a kind: the smallest size with such a block, in the earliest family that has one.
+    Returns None for a kind that no published model has."""
     for family in families().values():
         for size in sorted(family.SIZES.values(), key=lambda size: size.params):
             if any(type(node) is kind for node in size.spec.walk()):
@@ -55,12 +55,9 @@ def introduced_by(kind: type[Spec]) -> Decoder | None:
 
 @dataclass(frozen=True)
 class WidthRatio:
-    """The rules by which a block goes from one published width to another: the number of heads and the widths of
-    feed-forwards change in the ratio of the models' widths. Widths of heads, ranks, states, windows and the rotation
-    stay.
-
-    Has the methods of `Proportions` that blocks call in `resized`.
-    """
+    """Rules that scale a block from one published width to another. The number of heads and the widths of feed-forwards
+    are multiplied by the ratio of the models' widths. Widths of heads, states and rotations do not change, nor do ranks
+    and windows that still fit. It implements the methods of `Proportions` that blocks call in `resized`."""
 
     full: Decoder
     dim: int
@@ -68,27 +65,27 @@ class WidthRatio:
     vocab: int
 
     def scale(self, part: Any) -> Any:
-        """Returns a part at this width, and every part in it."""
+        """Returns a part, including all parts in it, at this width."""
         return part if isinstance(part, Position) else part.map(self.scale, **part.resized(self))
 
     def share(self, width: int) -> int:
-        """A width or a number of heads in the ratio that it has to the model's width."""
+        """Returns a width or a number of heads, multiplied by the ratio of the models' widths."""
         return max(1, round(width * self.dim / self.full.dim))
 
     def grouped_heads(self, attn: Any) -> Fields:
-        """The heads that share a key stay as many; a single KV head stays one."""
+        """Returns the heads and the KV heads. As many heads as before share a KV head; a single one stays single."""
         if attn.kv_heads == 1:
             return {"heads": self.share(attn.heads)}
         kv_heads = self.share(attn.kv_heads)
         return {"heads": kv_heads * (attn.heads // attn.kv_heads), "kv_heads": kv_heads}
 
     def latent_heads(self, attn: Any) -> Fields:
-        """A rank is at most the model's width, above which a latent compresses nothing."""
+        """Returns the heads and the ranks. A rank is at most the width: a wider latent would compress nothing."""
         ranks = {name: min(self.dim, getattr(attn, name)) for name in ("q_rank", "kv_rank") if getattr(attn, name)}
         return {"heads": self.share(attn.heads), **ranks}
 
     def heads_of_one_key(self, attn: Any) -> Fields:
-        """The heads of a group stay as many."""
+        """Returns the heads, their groups and the query rank. Each group has as many heads as before."""
         groups = self.share(attn.groups)
         return {
             "heads": groups * (attn.heads // attn.groups),
@@ -97,35 +94,35 @@ class WidthRatio:
         }
 
     def state_space_heads(self, block: Any) -> Fields:
-        """The heads that share B and C stay as many; a single group stays one."""
+        """Returns the heads and their groups. As many heads as before share B and C; a single group stays single."""
         if block.groups == 1:
             return {"heads": self.share(block.heads)}
         groups = self.share(block.groups)
         return {"heads": groups * (block.heads // block.groups), "groups": groups}
 
     def key_and_value_heads(self, block: Any) -> Fields:
-        """The values that share a key stay as many."""
+        """Returns the key heads and value heads. As many value heads as before share a key head."""
         keys = self.share(block.key_heads)
         return {"key_heads": keys, "value_heads": keys * (block.value_heads // block.key_heads)}
 
     def plain_heads(self, block: Any) -> Fields:
-        """Heads whose keys and values are equally wide."""
+        """Returns the heads of a block whose keys and values are equally wide."""
         return {"heads": self.share(block.heads)}
 
     def indexer(self, indexer: Any, attn: Any, new: Fields) -> Any:
-        """An indexer; it chooses no more tokens than a context has."""
+        """Returns an indexer that chooses no more tokens than the context has."""
         return replace(indexer, k=self.window(indexer.k))
 
     def compressor(self, compressor: Any, attn: Any, new: Fields) -> Any:
-        """A compressor, unchanged."""
+        """Returns the compressor, unchanged."""
         return compressor
 
     def experts(self, moe: Any) -> Fields:
-        """The router, with a table for this vocabulary if it has one. The number of experts stays."""
+        """Returns the router. A table of token ids is for this vocabulary. The number of experts is kept."""
         return {"router": moe.router.among(moe.experts, moe.experts, self.vocab)}
 
     def window(self, window: int) -> int:
-        """Tokens: the window, and at most the context."""
+        """Returns the window in tokens, at most the whole context."""
         return min(window, self.context)
 
 
@@ -135,11 +132,11 @@ def _narrowest_width() -> int:
 
 
 def _blocks(spec: Decoder) -> Iterator[Any]:
-    """The blocks of all branches of distinct layers."""
+    """Returns the blocks of all branches of distinct layers."""
     return (branch.block for layer in dict.fromkeys(spec.layers) for _, branch in layer.branches())
 
 
 def _among_experts(router: Router, lent: Any, taker: Decoder) -> Router:
-    """A router for as many experts as the taker's first mixture has; as it is if the taker has none."""
+    """Returns the router for the number of experts in the first mixture of `taker`; unchanged if it has no mixture."""
     before, after = (next((n.experts for n in spec.walk() if hasattr(n, "experts")), None) for spec in (lent, taker))
     return router.among(after, before, taker.vocab) if before and after and before != after else router

@@ -1,4 +1,4 @@
-"""Feed-forward widths that meet a budget."""
+"""Solves for the feed-forward widths with which a model meets a budget, such as a number of parameters."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,14 +12,14 @@ from zoo.model.decoder import Decoder
 
 TOLERANCE = 0.01
 Cost = Callable[[Decoder], int]
-STEPS = 64  # steps of the common factor between two neighbouring widths of the widest block
+STEPS = 64  # steps of the search for the common factor, per unit of the widest width
 
 
 def solve_widths(spec: Decoder, wanted: int, cost: Cost, mixed: bool = False) -> Decoder:
     """Returns `spec` with every feed-forward width multiplied by one factor, so that its cost is nearest to `wanted`.
 
-    Different widths keep their ratio up to rounding. With `mixed`, a result that misses by more than TOLERANCE is
-    replaced by a spec of two widths: the first layers are a step wider. Raises SpecError if the spec has no
+    Different widths keep their ratio up to rounding. If the cost misses `wanted` by more than TOLERANCE (relative),
+    `mixed` makes the first layers one step of the search wider than the others. Raises SpecError if the spec has no
     feed-forward width.
     """
 
@@ -41,8 +41,8 @@ def with_widths(spec: Decoder, factor: float) -> Decoder:
 
 
 def _scaled_layer(layer: Layer, factor: float, narrowest: int) -> Layer:
-    """Returns a layer with its feed-forward widths multiplied by `factor`. A multiple of the `narrowest` dense width
-    stays a multiple of it."""
+    """Returns a layer with its feed-forward widths multiplied by `factor`. If its dense width is a multiple of the
+    `narrowest` one, it remains the same multiple of the scaled narrowest width."""
     dense = layer.dense_width
     if dense and dense % narrowest == 0:
         return layer.with_width(dense // narrowest * max(1, round(narrowest * factor)))
@@ -57,8 +57,8 @@ def _scaled(part: Any, factor: float) -> Any:
 
 
 def _around(spec: Decoder, wanted: int, cost: Cost) -> tuple[Decoder, Decoder]:
-    """Returns two neighbours in width: the widest spec that costs at most `wanted` (or the narrowest of all), and the
-    next wider."""
+    """Returns the two specs whose costs enclose `wanted`: the widest spec that costs at most `wanted` (or the narrowest
+    possible spec), and the next wider spec."""
     widest = max((part.width for part in spec.walk() if isinstance(part, FeedForward)), default=0)
     if not widest:
         raise SpecError("no feed-forward width here that could meet a budget")

@@ -1,8 +1,8 @@
-"""Differences between the structures of two models, in sentences: "norms after each block instead of before each
-block". Different values of the same numeric field, such as a width, are not a difference in structure.
+"""Describes differences between the structures of two models in sentences: "norms after each block instead of before
+each block". Different values of the same numeric field, such as a width, are not a difference in structure.
 
-A structure is a table: for each aspect, such as the placement of norms, a phrase for every layer. Phrases are made from
-the facts that blocks state, so that new kinds of blocks need no code here.
+A structure maps each aspect, such as the placement of norms, to a phrase for every layer. The phrases are made from the
+facts that blocks state, so that new kinds of blocks need no code here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PLACEMENTS = {
     "none": "nowhere",
     "hyper": "before {} (on a sum of several streams)",
 }
-# Placement -> the one that it amounts to around a block whose first step is a norm of its own.
+# Placement -> the equivalent placement, for a block that itself begins with a norm.
 NORMED_BY_BLOCK = {"none": "pre", "olmo": "sandwich"}
 # Facts about sizes or rounding, and facts that another aspect covers.
 DETAILS = frozenset(
@@ -34,15 +34,15 @@ DETAILS = frozenset(
 )
 BRANCH_NAMES = {"attn": "attention", "ffn": "the feed-forward"}
 PARTS_OF_MODEL = {"tied": "head", "logit_cap": "head", "logits_scaling": "head", "streams": "layers"}
-# Aspect -> `detail` of its differences, where the names differ.
+# Aspect -> `detail` of its differences, if that is not the name of the aspect.
 DETAIL_NAMES = {"position": "rope", "scaling": "rope", "activation": "act", "placement": "norm"}
 MAX_PERIOD = 12  # longest period of a layer pattern, in layers
-MIN_SHARE = 0.1  # share of the layers: a smaller difference counts as a difference in size
+MIN_SHARE = 0.1  # of the layers; smaller differences between two shares are ignored
 
 
 class Difference(NamedTuple):
-    """A sentence, and its subject: a part of the model (attn, ffn, norm, layers, embedding or head). `detail` names the
-    property of that part: rope, reach, router, act, ..., or a field."""
+    """A sentence on how two models differ. `part` is the part of the model that it is about: attn, ffn, norm, layers,
+    embedding or head. `detail` names the property of that part: rope, reach, router, act, ..., or a field."""
 
     part: str
     sentence: str
@@ -50,15 +50,15 @@ class Difference(NamedTuple):
 
 
 class Phrase(NamedTuple):
-    """An aspect's statement about a layer. Phrases with equal `key` count as equal, whatever numbers they hold. `name`
-    is the noun for an option."""
+    """A statement about an aspect of a layer. Phrases with the same `key` count as equal, even if the numbers in their
+    texts differ. `name` is the noun for an option."""
 
     text: str
     key: Hashable
     name: str = ""
 
 
-OFF = Phrase("", "")  # the layer's block has the option, and it is off
+OFF = Phrase("", "")  # the phrase for an option that the layer's block has but does not use
 
 
 def in_words(text: str) -> Phrase:
@@ -67,16 +67,16 @@ def in_words(text: str) -> Phrase:
 
 
 def joined(phrases: Iterable[Phrase]) -> Phrase | None:
-    """Returns the distinct phrases joined into one; None if there are none."""
+    """Returns the distinct phrases joined into one; None for no phrases."""
     found = list(dict.fromkeys(phrases))
     text = " and ".join(each.text for each in found)
     return Phrase(text, tuple(each.key for each in found), text) if found else None
 
 
 class Aspect(NamedTuple):
-    """A phrase for every layer: None if the aspect does not apply to it, OFF if an option is off. Sentences use the
-    verbs in `some` for a part of the layers ("see", or "sees" for one layer), and `every` for all of them ("every layer
-    sees")."""
+    """A phrase for every layer: None if the aspect does not apply to the layer, OFF if an option is off. Sentences
+    about some of the layers use the verbs in `some` ("see", or "sees" for one layer). Sentences about all layers use
+    `every` ("every layer sees")."""
 
     part: str
     detail: str
@@ -88,12 +88,12 @@ class Aspect(NamedTuple):
 
     @property
     def keys(self) -> list[Hashable]:
-        """The keys of the phrases, without layers to which the aspect does not apply."""
+        """The keys of the phrases, except for layers to which the aspect does not apply."""
         return [phrase.key for phrase in self.phrases if phrase is not None]
 
     @property
     def shares(self) -> dict[Hashable, float]:
-        """Key -> the share of layers with such a phrase, among the layers to which the aspect applies."""
+        """Key -> the share of layers with this key, among the layers to which the aspect applies."""
         keys = self.keys
         return {key: number / len(keys) for key, number in Counter(keys).items() if key != OFF.key}
 
@@ -102,18 +102,18 @@ class Aspect(NamedTuple):
         return next(phrase for phrase in self.phrases if phrase is not None and phrase.key == key)
 
     def frequency(self, key: Hashable) -> tuple[int, int]:
-        """Returns (layers with such a phrase, layers), counted in one period of a pattern or in all layers."""
+        """Returns (layers with this key, layers). Both are counted in one period of the pattern, or in all layers."""
         keys = [None if phrase is None else phrase.key for phrase in self.phrases]
         repeats = (n for n in range(1, MAX_PERIOD + 1) if all(x == keys[i % n] for i, x in enumerate(keys)))
         period = next(repeats, len(keys))
         return keys[:period].count(key), period
 
     def layers(self, key: Hashable) -> str:
-        """Returns the frequency of such a phrase in words: "5 of 6 layers"."""
+        """Returns the frequency of a key in words: "5 of 6 layers"."""
         return "{:,} of {:,} layers".format(*self.frequency(key))
 
     def statement(self, keys: Iterable[Hashable]) -> str:
-        """Returns the phrases with these keys, each with its layers unless it holds for all layers with this aspect."""
+        """Returns the phrases with these keys as one text. A phrase that holds for some layers says for how many."""
         parts = []
         for key in keys:
             text, layers = self.phrase(key).text, self.layers(key)
@@ -128,17 +128,17 @@ class Aspect(NamedTuple):
 
 
 def structure_differences(model: Decoder, other: Decoder) -> list[Difference]:
-    """Returns the differences in structure of `model` from `other`, each as a sentence about `model`."""
+    """Returns the differences in structure between two models, each as a sentence about `model`."""
     mine, theirs = structure(model), structure(other)
     fields = {name for node in model.walk() for name in field_names(type(node))}
-    found: dict[str, Difference] = {}  # by sentence: blocks of two parts may give the same one
+    found: dict[str, Difference] = {}  # sentence -> difference: two parts may have the same sentence
     for name in dict.fromkeys([*mine, *theirs]):
         x, y = mine.get(name), theirs.get(name)
         if x is not None:
             sentence = _sentence(x, y)
         else:
             assert y is not None
-            # An option is missing only if the model has a block with that field.
+            # Only an option that a block of this model could have is called missing.
             sentence = f"no {y.phrase(next(iter(y.shares))).name}" if y.is_option and y.detail in fields else ""
         if sentence:
             part, detail, *_ = x or y or theirs[name]
@@ -148,12 +148,12 @@ def structure_differences(model: Decoder, other: Decoder) -> list[Difference]:
 
 @lru_cache(maxsize=256)  # a page compares every model with every other
 def structure(spec: Decoder) -> dict[tuple[str, str], Aspect]:
-    """Returns the aspects of a model by (part, detail), without aspects that no layer has."""
+    """Maps (part, detail) to each aspect of a model that applies to at least one layer."""
     return {aspect[:2]: aspect for aspect in _aspects(spec) if aspect.shares}
 
 
 def _sentence(mine: Aspect, theirs: Aspect | None) -> str:
-    """Returns the sentence on how this model differs in an aspect; "" if it does not."""
+    """Returns a sentence on how this model differs in an aspect; "" if it does not differ."""
     if theirs is None:
         return mine.statement(mine.shares)
     x, y = mine.shares, theirs.shares
@@ -197,8 +197,8 @@ def _aspects(spec: Decoder) -> Iterator[Aspect]:
 
 
 def _options(part: str, parts: Sequence[Sequence[Spec]]) -> Iterator[Aspect]:
-    """Yields an aspect for each option that the parts of layers state. An option is off in a block that has the field
-    and does not state it. If no block has such a field, it is off in all blocks that do not state it."""
+    """Yields an aspect for each option that a block states. The option is off in a block that has a field for it but
+    does not state it. If no block has such a field, the option is off in all blocks that do not state it."""
     used = [{key: fact for each in of for key, fact in options(each).items()} for of in parts]
     known = [{name for each in of for name in field_names(type(each))} for of in parts]
     every_field = set().union(*known)
@@ -228,7 +228,7 @@ def _branches(layer: Layer, both: str) -> Phrase:
 
 
 def _placement(layer: Layer) -> Phrase:
-    """Returns the placement of the norms of attention and feed-forward. A layer's own inputs are another aspect."""
+    """Returns the placement of norms around attention and feed-forward. Other branches are not described here."""
     branches = {role: branch for role, branch in layer.branches() if role in BRANCH_NAMES}
     places = {}
     for role, branch in branches.items():
@@ -253,7 +253,7 @@ def _mixer(layer: Layer) -> Phrase | None:
 
 
 def _keeps_a_state(layer: Layer) -> bool:
-    """Whether a layer keeps a state and no tokens, neither its own nor those of another layer."""
+    """Whether a layer keeps a state but no tokens, and reads no tokens that another layer keeps."""
     return not layer.cache_spec().per_token and not layer.takes()
 
 
@@ -310,6 +310,6 @@ def _router(layer: Layer) -> Phrase | None:
         return None
     facts = stated(found)
     kind = facts["kind"]
-    text = kind.template.format("k" if isinstance(kind.value, int) else kind.value)  # without the number of experts
+    text = kind.template.format("k" if isinstance(kind.value, int) else kind.value)  # leaves out the number of experts
     groups = [facts["grouped"]] if "grouped" in facts else []
     return Phrase(" ".join([text, *map(str, groups)]), (kind.structure, *(each.structure for each in groups)))

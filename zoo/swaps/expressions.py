@@ -1,5 +1,5 @@
-"""Blocks and values as they are written in swaps: KIND(field=value, ...), 4k, dim/4, none. They are parsed with ast and
-never run."""
+"""Parses the blocks and values of swaps: KIND(field=value, ...), 4k, dim/4, none. The text is parsed with ast and never
+executed."""
 
 import ast
 import re
@@ -35,14 +35,14 @@ Values = dict[str, Any]
 
 
 class BlockCall(NamedTuple):
-    """KIND(field=value, ...); a value may be a BlockCall or a Formula itself."""
+    """A block as written: KIND(field=value, ...). A value can itself be a BlockCall or a Formula."""
 
     name: str
     given: Values
 
     @property
     def kind(self) -> type[Spec]:
-        """The registered kind. Raises UsageError with the nearest names."""
+        """The registered kind. Raises UsageError, which suggests the nearest names, for an unknown name."""
         kinds = {**Spec.kinds, **aliased_kinds()}
         if self.name not in kinds:
             raise unknown("block", self.name, kinds)
@@ -50,26 +50,26 @@ class BlockCall(NamedTuple):
 
     @property
     def alias(self) -> Alias | None:
-        """The alias of this name, if there is one."""
+        """The alias with this name; None if the name is not an alias."""
         kind = aliased_kinds().get(self.name)
         return kind.aliases[self.name] if kind else None
 
 
 class Formula(NamedTuple):
-    """A word, or arithmetic with numbers and fields. What it stands for depends on the block that is replaced."""
+    """A word, or arithmetic with numbers and fields. Its value depends on the block that is replaced."""
 
     node: ast.expr
 
     @property
     def word(self) -> str:
-        """The word, if it is one alone."""
+        """The word if the formula is a single word, else ""."""
         return self.node.id if isinstance(self.node, ast.Name) else ""
 
     def value(self, kind: type[Spec], field: str, near: tuple[Spec, ...]) -> Any:
         """Returns the value for a field of a kind: a word that the field allows, a number, or a block. `near` holds the
         specs whose fields the formula may name: the replaced block, the specs around it, and the model last.
 
-        Raises UsageError where an integer does not come out whole.
+        Raises UsageError for a fraction in a field of integers.
         """
         if self.word and accepts(kind, field, self.word):
             return self.word
@@ -83,7 +83,7 @@ class Formula(NamedTuple):
         return self.integer(field, near)
 
     def integer(self, field: str, near: tuple[Spec, ...]) -> int:
-        """Returns the number for a `field` of integers. Raises UsageError where it is not whole."""
+        """Returns the number for a `field` of integers. Raises UsageError for a fraction."""
         number = self.number(near)
         if number.denominator != 1:
             exact = f"{number}, about " if number.denominator < 10**12 else ""
@@ -91,10 +91,10 @@ class Formula(NamedTuple):
         return int(number)
 
     def number(self, near: tuple[Spec, ...]) -> Fraction:
-        """Returns the exact number. Raises UsageError for unknown fields and a division by zero."""
+        """Returns the exact number. Raises UsageError for unknown fields, a division by zero, or too large a number."""
         try:
             number = _number(self.node, near)
-            float(number)  # an overflow
+            float(number)  # raises OverflowError beyond the largest float
             return number
         except UsageError:
             raise
@@ -124,33 +124,33 @@ def _number(node: ast.expr, near: tuple[Spec, ...]) -> Fraction:
 
 
 def _numbers(word: str, near: tuple[Spec, ...]) -> Iterator[Fraction]:
-    """Yields the numbers that a field has in the specs `near`, then in all parts of them."""
+    """Yields the values of a numeric field: those of the specs `near`, then those of all parts of these specs."""
     for part in (*near, *(inner for spec in near for inner in spec.walk())):
         if (value := _fields(part).get(word)) is not None:
             yield Fraction(repr(value))
 
 
 def _fields(spec: Spec) -> dict[str, Any]:
-    """Returns the fields of a spec that are numbers; of a model also its number of layers."""
+    """Returns the numeric fields of a spec; for a model, also its number of layers."""
     held = {**vars(spec), "layers": len(spec.layers)} if isinstance(spec, Decoder) else vars(spec)
     return {name: value for name, value in held.items() if type(value) in (int, float)}
 
 
 def aliased_kinds() -> dict[str, type[Spec]]:
-    """Returns the kind that each alias is a form of: the kind that defines the alias, not one derived from it."""
+    """Maps each alias to the kind that defines it. Kinds derived from this kind do not count."""
     return {name: kind for kind in Spec.kinds.values() for name in vars(kind).get("aliases", ())}
 
 
 def kind_name(word: str) -> str:
-    """Returns the name of a kind or an alias as it is spelled in the registry; a word that is none as it is."""
+    """Returns the name of a kind or an alias in the spelling of the registry; any other word unchanged."""
     known = [*Spec.kinds, *aliased_kinds()]
     return word if word in known else next((name for name in known if name.lower() == word.lower()), word)
 
 
 def parse(text: str, before: int = 0) -> Any:
     """Returns the value of an expression: a number, true, false, none, a string, a block, a Formula, or a tuple of
-    these. `before` counts the characters of the swap before it, for error messages. Raises UsageError."""
-    added: list[tuple[int, int]] = []  # (position of a number with a unit, characters by which it grows)
+    these. `before` is the number of characters before it in the swap, for error messages. Raises UsageError."""
+    added: list[tuple[int, int]] = []  # (position of a number with a unit, characters that its digits add)
 
     def without_unit(match: re.Match[str]) -> str:
         try:

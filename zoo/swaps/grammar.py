@@ -2,17 +2,17 @@
 
     KIND(field=value, ...)               edits every KIND in the model
     role=KIND(field=value, ...)          replaces the blocks of a role: attn, ffn, rope, norm, router or act
-    role=KIND(...) from NAME             with the fields of the first KIND of a published model, for this model's width
-    norm=pre | olmo2 | sandwich | post   moves the norms; olmo is another name of olmo2's placement
+    role=KIND(...) from NAME             takes missing fields from a published model's KIND, scaled to this width
+    norm=pre | olmo2 | sandwich | post   moves the norms; olmo means the same as olmo2
     norm=hyper                           four residual streams (zoo.blocks.hyper_connections)
     layers=N                             N layers in the same pattern
-    SWAP every N, SWAP except every N    in the last of every N layers alone, or in all others
-    SWAP in 0,2,5-7, SWAP except in -1   in these layers alone, or in all others; -1 is the last
+    SWAP every N, SWAP except every N    changes only the last of every N layers, or all others
+    SWAP in 0,2,5-7, SWAP except in -1   changes only these layers, or all others; -1 is the last
 
 Kinds are the names in `Spec.kinds`; kinds and roles ignore case. MHA, MQA and SWA are aliases for forms of GQA: they
-edit the GQAs of that form or, where the model has none, give every GQA that form. Fields that are not given are carried
-over, or follow from the model (zoo.swaps.rebuild). A value is a number, true, false, none, a word, a block, or several
-of these; a number may be arithmetic with fields of the replaced block and of the model, and 4k is 4,096:
+edit the GQAs of that form. If the model has none, they give every GQA that form. Fields that are not given keep their
+values or are derived from the model (zoo.swaps.rebuild). A value is a number, true, false, none, a word, a block, or a
+tuple of these. A number can be arithmetic with fields of the replaced block and of the model; 4k is 4,096:
 `GQA(window=4k, head_dim=dim/heads)`, `ffn=MoE(router=SoftmaxTopK(k=2))`, `LongRoPE(short=(1, 1), long=(1, 4))`.
 """
 
@@ -42,7 +42,7 @@ A swap is one of these:
   layers=N                      changes the number of layers
 A ROLE is attn, ffn, rope, norm, router or act. A swap may end with
 every N, except every N, in 0,2,5-7 or except in -1: then some layers change."""
-MAX_CHARACTERS = 120  # of a swap in an error message
+MAX_CHARACTERS = 120  # of a swap that an error message shows
 MAX_TEXT = 10_000  # characters of a swap
 SOME_LAYERS = re.compile(
     r"(?P<swap>.*?\S)\s+(?P<others>except\s+)?(?:every\s+(?P<every>\d{1,9})|in\s+(?P<listed>\S.*?))\s*", re.DOTALL
@@ -53,7 +53,7 @@ PLACEMENT_ALIASES = {"olmo2": "olmo"}
 
 
 def apply_swaps(spec: Decoder, texts: Sequence[str]) -> tuple[Decoder, list[str]]:
-    """Applies swaps in turn. Returns the new spec, and the dropped features without duplicates. Raises the errors of
+    """Applies swaps in turn. Returns the new spec and the distinct features that were dropped. Raises the errors of
     `apply_swap`."""
     dropped: dict[str, None] = {}
     for text in texts:
@@ -101,7 +101,7 @@ def _apply_swap(spec: Decoder, text: str) -> tuple[Decoder, list[str]]:
     lent = _lent(call, lender, spec) if lender else None
     dropped: dict[str, None] = {}
 
-    @cache  # a model has equal blocks in many layers
+    @cache  # many layers of a model have equal blocks
     def change(old: Spec) -> Spec:
         new = rebuild(call, lent, (old, spec)) if lent else rebuild(call, old, (spec,), keeps_kind=not role)
         dropped.update(dict.fromkeys(dropped_features(old, new)))
@@ -119,8 +119,8 @@ def _apply_swap(spec: Decoder, text: str) -> tuple[Decoder, list[str]]:
 
 
 def _lent(call: BlockCall, lender: str, taker: Decoder) -> Spec:
-    """Returns the lender's first block of a kind at the taker's width; of a family, that of the smallest size that has
-    one. Raises UsageError for an unknown lender, and for one that has none."""
+    """Returns the first block of a kind in the model `lender`, scaled to the width of `taker`. If `lender` is a family,
+    its smallest size with such a block lends it. Raises UsageError if it is unknown or has no such block."""
     preset, size = published(lender)
     family = families().get(folded(lender))
     sizes = sorted(family.SIZES.values(), key=lambda each: each.params) if family else [size]
@@ -158,7 +158,7 @@ def _move_norms(spec: Decoder, placement: str, which: Collection[int] | None) ->
 
 
 def _change(spec: Any, chosen: Callable[[Spec], bool], change: Callable[[Any], Spec]) -> Any:
-    """Returns `spec` with its outermost chosen specs changed."""
+    """Returns `spec` with every chosen spec changed, except those inside another chosen spec."""
     return change(spec) if chosen(spec) else spec.map(lambda child: _change(child, chosen, change))
 
 
@@ -166,7 +166,8 @@ def _change(spec: Any, chosen: Callable[[Spec], bool], change: Callable[[Any], S
 
 
 def _blocks_of_kind(spec: Decoder, call: BlockCall, has_fields: bool) -> Callable[[Spec], bool]:
-    """Chooses every block of the kind; for an alias, the GQAs of that form or, if there are none, every GQA."""
+    """Returns a predicate for every block of the kind. For an alias: the GQAs of that form, or every GQA if there is
+    none."""
     kind = call.kind
     if not any(isinstance(node, kind) for node in spec.walk()):
         present = sorted({type(node).__name__ for node in spec.walk()} & Spec.kinds.keys())
@@ -182,7 +183,7 @@ def _blocks_of_kind(spec: Decoder, call: BlockCall, has_fields: bool) -> Callabl
 
 
 def _blocks_of_role(spec: Decoder, role: str, call: BlockCall) -> Callable[[Spec], bool]:
-    """Chooses every block of the role. The kind that replaces them must have the same role."""
+    """Returns a predicate for every block of the role. Raises UsageError if the new kind has another role."""
     if call.kind.role != role:
         suitable = ", ".join(sorted(name for name, kind in Spec.kinds.items() if kind.role == role))
         raise UsageError(f"{call.name} does not go into {role}, which takes {suitable}")
@@ -200,7 +201,7 @@ def _roles(spec: Decoder) -> set[str]:
 
 
 def _parse_layers(text: str, layers: int) -> tuple[str, frozenset[int] | None]:
-    """Returns a swap without the words that choose layers, and the chosen layers; None: the whole model."""
+    """Returns a swap without the words that choose layers, and the chosen layers; None means the whole model."""
     found = SOME_LAYERS.fullmatch(text)
     if not found:
         return text, None
@@ -235,14 +236,14 @@ def _listed(text: str, layers: int) -> frozenset[int]:
 
 
 def _parse_lender(text: str) -> tuple[str, str]:
-    """Returns a swap without `from NAME`, and the name; "" if there is none."""
+    """Returns a swap without `from NAME`, and the name, which is "" if the swap has no `from`."""
     found = LENDER.fullmatch(text)
     return (found["swap"], found["name"]) if found else (text, "")
 
 
 def _parse_swap(text: str) -> tuple[str, Any]:
-    """Returns the role ("" if none is given) and the block; after norm= possibly a placement, a string; after layers=
-    a number or a Formula."""
+    """Returns the role ("" if none is given) and its value: a block, for norm= also the name of a placement, for
+    layers= a number or a Formula."""
     match = re.fullmatch(r"\s*(?:(\w+)\s*=)?\s*(.*?)\s*", text, re.DOTALL)
     assert match is not None
     role, block = (match[1] or "").lower(), match[2]

@@ -1,6 +1,6 @@
-"""Proportions of a published model at another width: heads, latents, windows, RoPE, experts.
+"""Scales a published model to another width and keeps its proportions: heads, latents, windows, RoPE, experts.
 
-A block says in `resized` which of its fields scale, and with what; `Proportions` has the rules.
+A block's `resized` names the fields that scale and the rule for each; `Proportions` has the rules.
 """
 
 from dataclasses import dataclass, replace
@@ -16,11 +16,11 @@ from zoo.swaps.tiny import MIN_STEP
 
 EXPERTS = 16
 WINDOWS_IN_CONTEXT = 8  # a window is at least context / 8
-ENTRIES_IN_CONTEXT = 16  # fewest entries of a context: each stands for several tokens
+ENTRIES_IN_CONTEXT = 16  # minimum compressed entries in a context; each stands for several tokens
 MAX_WIDTH = 1.5  # heads * head_dim / dim: wider attention leaves a small model too little feed-forward
 MIN_HEAD_DIM, MAX_HEAD_DIM = 8, 256
-MIN_INDEX_HEADS = 16  # after relu, one in 2^heads tokens has only zero scores, so that its choice is arbitrary
-USUAL_HEAD_DIM = 12  # narrower heads learn recall late or not at all, and take attention kernels as long as wide ones
+MIN_INDEX_HEADS = 16  # relu sets all scores of one in 2^heads tokens to 0: their order is arbitrary
+USUAL_HEAD_DIM = 12  # narrower heads learn recall late or never, and are no faster in attention kernels
 MIN_THETA = 10.0
 Fields = dict[str, Any]
 
@@ -36,7 +36,7 @@ class Proportions:
     vocab: int
 
     def apply(self, spec: Decoder) -> Decoder:
-        """Returns `spec`, made of layers of `full`, at this width and context."""
+        """Returns `spec`, whose layers are those of `full`, at this width and context."""
         small = {layer: self.scale(layer) for layer in dict.fromkeys(spec.layers)}
         layers = tuple(small[layer] for layer in spec.layers)
         embed_scale = self.dim**0.5 if self.full.embed_scale == self.full.dim**0.5 else self.full.embed_scale
@@ -46,23 +46,23 @@ class Proportions:
         return replace(placed, dim=self.dim, layers=layers, embed_scale=embed_scale, per_layer=per_layer)
 
     def scale(self, part: Any) -> Any:
-        """Returns a part, with every part in it, at this width."""
+        """Returns a part, including all parts in it, at this width."""
         return part.map(self.scale, **part.resized(self))
 
     def share(self, width: int) -> int:
-        """Returns a width that keeps its ratio to the model's."""
+        """Returns a width, multiplied by the ratio of the models' widths."""
         return max(1, round(width * self.dim / self.full.dim))
 
     def heads(self, width: int, unit: int) -> int:
-        """Returns the number of heads, each `unit` wide. Their total width, `width` in the full model, keeps its ratio
-        to the model's width."""
+        """Returns the number of heads that are `unit` wide. Their total width has the same ratio to the model's width
+        as the total `width` in the full model."""
         return max(1, round(self.dim * min(width / self.full.dim, MAX_WIDTH) / unit))
 
     def grouped_heads(self, attn: Any) -> Fields:
         """Returns heads, kv_heads and head_dim of grouped-query attention, and the scale of its scores.
 
-        A config has one number of heads for all layers. A layer with as many heads as the first layer, but other KV
-        heads or another head_dim, therefore gets the first layer's new number, and keeps its ratios to that layer.
+        A config has one number of heads for all layers. So if a layer has as many heads as the first layer, both get
+        the same new number, even if their KV heads or head_dim differ. The layer keeps its ratios to the first layer.
         """
         held = vars(attn)
         every = (vars(part) for layer in self.full.layers for part in layer.walk() if hasattr(part, "kv_heads"))
@@ -78,8 +78,8 @@ class Proportions:
         return _with_scale(held, new | {"kv_heads": kv_heads, "head_dim": head_dim})
 
     def latent_heads(self, attn: Any) -> Fields:
-        """Returns heads, their widths, the latents' ranks and the scale of the scores. Every width keeps its ratio to
-        nope_dim. A rank is at most `dim`: a wider latent would compress nothing."""
+        """Returns heads, their widths, the ranks of the latents and the scale of the scores. Every width and rank keeps
+        its ratio to nope_dim. A rank is at most `dim`: a wider latent would compress nothing."""
         held, unit = vars(attn), head_width(self.dim)
         new = {name: max(1, round(held[name] * unit / attn.nope_dim)) for name in ("v_dim", "nope_dim")}
         for name in ("q_rank", "kv_rank"):
@@ -89,8 +89,8 @@ class Proportions:
         return _with_scale(held, new | {"heads": self.heads(attn.heads * attn.v_dim, new["v_dim"])})
 
     def heads_of_one_key(self, attn: Any) -> Fields:
-        """Returns heads that share one key and value, and their ranks. Widths keep their ratios, and several heads
-        still share a group."""
+        """Returns heads that share one key and value, their groups and their ranks. Widths keep their ratios. If
+        several heads shared a group, several still do."""
         unit = head_width(self.dim)
         heads = self.heads(attn.heads * attn.head_dim, unit)
         groups = _groups(attn, heads)
@@ -105,8 +105,8 @@ class Proportions:
         }
 
     def state_space_heads(self, block: Any) -> Fields:
-        """Returns heads, head_dim, groups and state of a state-space block. The width of all heads stays a multiple of
-        the model's width, several heads still share a group, and a state keeps its ratio to a head."""
+        """Returns heads, head_dim, groups, state and min_step of a state-space block. A total width that is a multiple
+        of the model's width stays one. Several heads still share a group. The state keeps its ratio to head_dim."""
         times, unit = block.heads * block.head_dim / self.full.dim, head_width(self.dim)
         if times == int(times):
             widths = [width for width in range(1, int(times) * self.dim + 1) if int(times) * self.dim % width == 0]
@@ -115,30 +115,30 @@ class Proportions:
         else:
             head_dim, heads = unit, max(1, round(times * self.dim / unit))
         state = max(1, round(block.state * head_dim / block.head_dim))
-        least = block.min_step and MIN_STEP  # a model generates as it was trained
+        least = block.min_step and MIN_STEP  # below every time step: decode then computes the same as training
         groups = _groups(block, heads)
         return {"heads": heads, "head_dim": head_dim, "groups": groups, "state": state, "min_step": least}
 
     def key_and_value_heads(self, block: Any) -> Fields:
-        """Returns the heads of a recurrence and their widths. As many value heads share a key head as before."""
+        """Returns the heads of a recurrent block and their widths. As many value heads as before share a key head."""
         unit, shared = head_width(self.dim), block.value_heads // block.key_heads
         keys = self.heads(block.value_heads * block.value_dim, shared * unit)
         key_dim = max(1, round(block.key_dim * unit / block.value_dim))
         return {"key_heads": keys, "value_heads": shared * keys, "key_dim": key_dim, "value_dim": unit}
 
     def plain_heads(self, block: Any) -> Fields:
-        """Returns heads and head_dim of a recurrence whose keys and values are equally wide."""
+        """Returns heads and head_dim of a recurrent block whose keys and values are equally wide."""
         unit = head_width(self.dim)
         return {"heads": self.heads(block.heads * block.head_dim, unit), "head_dim": unit}
 
     def indexer(self, indexer: Any, attn: Any, new: Fields) -> Any:
-        """Returns an indexer that keeps its ratios to the heads of `attn`, which become `new`. Its k scales as a window
-        does."""
+        """Returns an indexer for attention `attn` whose sizes become `new`. The indexer keeps its ratios to the
+        attention heads. Its k scales like a window."""
         width = max(1, round(indexer.head_dim * new["rope_dim"] / attn.rope_dim))
         return _index_heads(indexer, attn, new, head_dim=width, k=self.window(indexer.k))
 
     def compressor(self, compressor: Any, attn: Any, new: Fields) -> Any:
-        """Returns a compressor for the `new` heads of `attn`, with at least ENTRIES_IN_CONTEXT entries in a context."""
+        """Returns a compressor for attention whose sizes become `new`, with at least ENTRIES_IN_CONTEXT entries."""
         every = max(2, min(compressor.every, self.context // ENTRIES_IN_CONTEXT))
         indexer = compressor.indexer
         if indexer is not None:
@@ -148,8 +148,8 @@ class Proportions:
         return replace(compressor, every=every, indexer=indexer)
 
     def experts(self, moe: Any) -> Fields:
-        """Returns fewer experts, and a router for them. A token visits fewer experts, which are wider in return: the
-        width that it visits keeps its ratio to a dense feed-forward."""
+        """Returns fewer experts, and a router for them. A token visits fewer experts, so the experts are wider: the
+        total width that a token visits keeps its ratio to a dense feed-forward."""
         experts = min(EXPERTS, moe.experts)
         router = moe.router.among(experts, moe.experts, self.vocab)
         shared = moe.shared.width / moe.expert.width if moe.shared else 0
@@ -159,13 +159,13 @@ class Proportions:
         return {"experts": experts, "router": router, **small}
 
     def window(self, window: int) -> int:
-        """Returns the window's share of the context, at least an eighth of it, in tokens."""
+        """Returns the window in tokens: its share of the context is as in the full model, at least 1/8."""
         share = window / (self.full.context or window * WINDOWS_IN_CONTEXT)
         return min(self.context, max(round(share * self.context), ceil(self.context / WINDOWS_IN_CONTEXT)))
 
     def theta(self, rope: Any) -> float:
-        """Returns RoPE's base, rounded to three digits: its longest wavelength keeps its ratio to the tokens that the
-        layers of this RoPE attend to. For a model whose context was extended, the original context counts."""
+        """Returns RoPE's base, rounded to three digits. The base scales with the number of tokens that the layers of
+        this RoPE attend to: their window, or the context. For an extended context, the original one counts."""
         windows = self._windows.get(rope, {None})
         if None in windows:
             trained: float | None = self.full.context
@@ -178,7 +178,7 @@ class Proportions:
 
     @cached_property
     def _windows(self) -> dict[Spec, set[Any]]:
-        """Maps each RoPE to the windows of the layers that use it. None stands for a layer that sees more than a
+        """Maps each RoPE to the window sizes of the layers that use it. None stands for layers that see beyond a
         window."""
         found: dict[Spec, set[Any]] = {}
         for layer in dict.fromkeys(self.full.layers):
@@ -189,10 +189,11 @@ class Proportions:
 
 
 def grouped_heads(held: Fields, full_dim: int, dim: int) -> Fields:
-    """Returns heads, kv_heads and head_dim at width `dim`, in the ratios that they have at `full_dim`.
+    """Returns heads, kv_heads and head_dim at width `dim`, in the ratios that they have at width `full_dim`.
 
-    One KV head stays one. Several stay several if head_dim is then at least USUAL_HEAD_DIM. The number of heads is the
-    one whose head_dim is nearest to `head_width(dim)`. heads * head_dim == dim stays true where `dim` is divisible.
+    A single KV head stays single. Several KV heads stay several if head_dim is then at least USUAL_HEAD_DIM. Among the
+    possible numbers of heads, the one with head_dim nearest to `head_width(dim)` is chosen. If heads * head_dim ==
+    full_dim, then heads * head_dim == dim wherever `dim` can be divided so.
     """
     heads, kv_heads, head_dim = held["heads"], held["kv_heads"], held["head_dim"]
     square = heads * head_dim == full_dim
@@ -216,12 +217,12 @@ def grouped_heads(held: Fields, full_dim: int, dim: int) -> Fields:
 
 
 def _index_heads(indexer: Any, attn: Any, new: Fields, **sizes: int) -> Any:
-    """Returns an indexer with these `sizes`, whose number of heads keeps its ratio to that of `attn`."""
+    """Returns an indexer with these `sizes`. Its number of heads keeps its ratio to that of `attn`."""
     return replace(indexer, heads=max(MIN_INDEX_HEADS, round(indexer.heads * new["heads"] / attn.heads)), **sizes)
 
 
 def _groups(block: Any, heads: int) -> int:
-    """Returns a number of groups that divides `heads`, at most the block's. Several heads still share a group."""
+    """Returns the largest number of groups, up to the block's, that divides `heads`. Several heads still share one."""
     most = max(1, heads // 2) if block.groups < block.heads else heads
     return next(number for number in range(min(block.groups, most), 0, -1) if heads % number == 0)
 
@@ -236,8 +237,8 @@ def _with_scale(held: Fields, new: Fields) -> Fields:
 
 
 def score_scale(held: Fields, new: Fields) -> float:
-    """Returns the scale of the scores for the head widths in `new`: n ** -0.5, where the integer n keeps the ratio to
-    the head width that it has in `held`. YaRN's gain is dropped together with YaRN."""
+    """Returns the scale of the scores for the head widths in `new`: n ** -0.5. The ratio of the integer n to the head
+    width is that in `held`. YaRN's gain is dropped together with YaRN."""
     before, after = (sum(f.get(name, 0) for name in ("head_dim", "nope_dim", "rope_dim")) for f in (held, held | new))
     stretched = isinstance(getattr(held.get("rope"), "scaling", None), YarnScaling)
     ratio = 1.0 if stretched else held["scale"] ** -2 / before

@@ -1,4 +1,4 @@
-"""Builds a block from a few of its fields in the place of another, and names the features that this drops."""
+"""Replaces a block by another that is given by a few of its fields, and names the features that are lost."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,10 +17,10 @@ from zoo.swaps.expressions import BlockCall, Formula, Values
 
 
 def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...], keeps_kind: bool = False) -> Spec:
-    """Returns the block that `call` describes, in the place of `old`. Missing fields come from `old`, then from the
-    first block of the same kind in `around`, then from the kind's defaults. Fields without a default come from the
-    first block of the same role that has them, then from a published model, scaled to the width of the last spec in
-    `around` (zoo.swaps.borrow). `keeps_kind`: an `old` of a kind derived from the call's keeps its kind.
+    """Returns the block that `call` describes, to replace `old`. Missing fields come from `old`, then from the first
+    block of the same kind in `around`, then from the kind's defaults. Fields without a default come from the first
+    block of the same role that has them, then from a published model, scaled to the width of the last spec in `around`
+    (zoo.swaps.borrow). With `keeps_kind`, `old` keeps its kind if that is derived from the kind of `call`.
 
     Raises UsageError for fields that are unknown or missing, SpecError if they contradict each other.
     """
@@ -28,7 +28,7 @@ def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...], keeps_k
     near = (*((old,) if old else ()), *around)
     names, parts = field_names(kind), _parts(kind)
     values: Values = {}
-    for source in filter(None, (_first(kind, near), old)):  # a source may be of a subclass with more fields
+    for source in filter(None, (_first(kind, near), old)):  # the source may have a derived kind with more fields
         values |= {name: value for name, value in vars(source).items() if name in names and accepts(kind, name, value)}
     for name, kinds in parts.items():
         if name not in values and (found := _first(kinds, near)):
@@ -54,9 +54,9 @@ def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...], keeps_k
 
 
 def _completed(call: BlockCall, kind: type[Spec], values: Values, missing: list[str], model: Spec) -> Iterator[Values]:
-    """Yields the fields of a block with the `missing` ones, which a published model lends. Where they contradict those
-    of this model, such as groups that do not divide its heads, first its sizes give way, then its blocks. Raises
-    UsageError for fields that are still missing."""
+    """Yields candidates for all fields of a block. A published model lends the `missing` fields. If the candidate
+    contradicts itself, for example if the groups do not divide the heads, the next one takes more fields from the
+    lender: first sizes, then blocks. Raises UsageError if fields are still missing."""
     if not missing:
         yield values
         if call.given:
@@ -75,14 +75,14 @@ def _completed(call: BlockCall, kind: type[Spec], values: Values, missing: list[
 
 
 def _evaluated(value: Any, kind: type[Spec], field: str, near: tuple[Spec, ...]) -> Any:
-    """Returns the value of a field, without formulas."""
+    """Returns the value of a field, with every formula in it evaluated."""
     if isinstance(value, Formula):
         return value.value(kind, field, near)
     return tuple(_evaluated(item, kind, field, near) for item in value) if type(value) is tuple else value
 
 
 def _construct(call: BlockCall, kind: type[Spec], values: Values) -> Spec:
-    """Returns the block with these fields, with those of its alias, and with a rotation for the width of its heads."""
+    """Returns the block with these fields and those that its alias sets. Its rotation fits the head width."""
     values = dict(values)
     _apply_alias(call, values)
     rope, width = values.get("rope"), values.get("rope_dim", values.get("head_dim"))
@@ -92,9 +92,9 @@ def _construct(call: BlockCall, kind: type[Spec], values: Values) -> Spec:
 
 
 def _give_to_parts(call: BlockCall, values: Values, near: tuple[Spec, ...]) -> None:
-    """Sets in `values` the fields that belong to the kind's parts: k of a router, hidden of an expert. A part that does
-    not exist yet becomes the kind that accepts most of the fields. Raises UsageError for a field that no part accepts.
-    """
+    """Sets in `values` the parts of a block from the given fields that belong to them: k of a router, hidden of an
+    expert. A missing part becomes the kind that accepts most of these fields. Raises UsageError for a field that no
+    part accepts."""
     given = {name: value for name, value in call.given.items() if name not in field_names(call.kind)}
     for name, kinds in _parts(call.kind).items():
         held = values.get(name)
@@ -109,7 +109,7 @@ def _give_to_parts(call: BlockCall, values: Values, near: tuple[Spec, ...]) -> N
 
 
 def _apply_alias(call: BlockCall, values: Values) -> None:
-    """Sets in `values` the fields of the form that the alias stands for."""
+    """Sets in `values` the fields that the alias of the call fixes."""
     if call.alias is None:
         return
     for name, example in call.alias.needs.items():
@@ -119,12 +119,12 @@ def _apply_alias(call: BlockCall, values: Values) -> None:
         if name in call.given:
             kind = call.kind.__name__
             raise UsageError(f"{call.name} sets {name} itself; for another number write {kind}({name}=...)")
-        with suppress(KeyError):  # a field is missing: the caller raises the error
+        with suppress(KeyError):  # a required field is missing: constructing the block raises the error
             values[name] = value(values)
 
 
 def _unknown_field(name: str, kind: type[Spec], field: str) -> UsageError:
-    inner = {  # a field of one of the kind's parts -> where to write it; the first part of several wins
+    inner = {  # field of a part -> the spelling that sets it; if several parts have the field, the first counts
         each: f"{part}={option}({each}=...)"
         for part, kinds in reversed(_parts(kind).items())
         for option, of in reversed(Spec.kinds.items())
@@ -137,7 +137,7 @@ def _unknown_field(name: str, kind: type[Spec], field: str) -> UsageError:
 
 
 def _example(kinds: tuple[type[Spec], ...] | None) -> str:
-    """Returns an example value for a missing field: for a part, the first kind that it may be."""
+    """Returns an example value for a missing field. For a part, it is the first kind that the field accepts."""
     return next((f"{name}(...)" for name, kind in Spec.kinds.items() if kinds and issubclass(kind, kinds)), "...")
 
 
@@ -146,7 +146,7 @@ def _first(kind: type[Spec] | tuple[type[Spec], ...], near: tuple[Spec, ...]) ->
 
 
 def dropped_features(old: Spec, new: Spec) -> Iterator[str]:
-    """Yields the optional fields in use in `old` that no block in `new` has: "sinks", "window 128", ..."""
+    """Yields the optional fields that `old` uses and no block in `new` has: "sinks", "window 128", ..."""
     kept = {name for node in new.walk() for name in field_names(type(node))}
     for node in old.walk():
         facts = stated(node)
@@ -157,18 +157,18 @@ def dropped_features(old: Spec, new: Spec) -> Iterator[str]:
 
 
 def field_names(kind: type[Spec]) -> list[str]:
-    """Returns the fields that a kind is constructed from."""
+    """Returns the names of the fields that construct a block of this kind."""
     return [field.name for field in fields(kind)]
 
 
 def required_fields(kind: type[Spec]) -> set[str]:
-    """Returns the fields without a default."""
+    """Returns the names of the fields without a default."""
     return {each.name for each in fields(kind) if each.default is each.default_factory is MISSING}
 
 
 @cache
 def _parts(kind: type[Spec]) -> dict[str, tuple[type[Spec], ...]]:
-    """Returns the required fields of a kind that hold one block, with the kinds that each may hold."""
+    """Maps each required field that holds a block to the kinds of block that it accepts."""
     hints = {name: hint for name, hint in get_type_hints(kind).items() if name in required_fields(kind)}
     kinds = {name: get_args(hint) or (hint,) for name, hint in hints.items()}
     return {name: of for name, of in kinds.items() if all(isinstance(t, type) and issubclass(t, Spec) for t in of)}

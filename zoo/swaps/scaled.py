@@ -1,7 +1,8 @@
-"""Scaled models: small forms of published models with equal budgets, to train them beside each other.
+"""Scaled models: published models made small to equal budgets, so that training compares them.
 
-Every model has the same depth, about the same width and, through its feed-forward, the same budget. Its characteristic
-sizes keep their proportions: the layer pattern, heads, latents, windows, RoPE's base (zoo.swaps.proportions).
+All models have the same number of layers and about the same width. The feed-forward width is set to meet the budget.
+The characteristic sizes keep their proportions: the layer pattern, heads, latents, windows, RoPE's base
+(zoo.swaps.proportions).
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,14 +23,14 @@ T = TypeVar("T")
 Match = Literal["params", "active", "flops", "kv"]
 UNITS: dict[str, str] = {"params": "parameters", "active": "active parameters", "flops": "FLOPs per token"}
 UNITS |= {"kv": "bytes of KV cache"}
-DEPTH = 6  # five local layers and a full one; larger models have a multiple of it
+DEPTH = 6  # layers: room for five with a window and a full one; larger models have a multiple of 6
 MAX_WIDTH_PER_LAYER = 64  # dim / layers, as in GPT-2 small
 MIN_DIM = 8
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A target figure: its `unit` in words, the `wanted` value, and the value that the spec has (`met`)."""
+    """A budget: its `unit` in words, the `wanted` value, and the value that the spec has (`met`)."""
 
     unit: str
     wanted: int
@@ -41,13 +42,13 @@ class Budget:
         return self.met / self.wanted - 1
 
     def describe(self) -> str:
-        """Returns one line: both figures and the gap."""
+        """Returns the value, the wanted value and the gap in one line."""
         return f"{self.met:,} {self.unit}, {self.gap:+.2%} of {self.wanted:,}"
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """A spec and its budgets: one or, for "kv", the cache and the parameters."""
+    """A spec and its budgets: a single one, or for "kv" the cache and the parameters."""
 
     spec: Decoder
     match: Match
@@ -72,19 +73,18 @@ def scaled(
     context: int = 256,
     layers: int | None = None,
 ) -> Scaled:
-    """Returns the small form of a published `spec`, for a vocabulary of `vocab` tokens and sequences of `context`
-    tokens.
+    """Returns a published `spec` scaled down, for a vocabulary of `vocab` tokens and sequences of `context` tokens.
 
-    The width is that of a plain decoder with `params` parameters and `layers` layers: 12 * layers * dim**2 +
-    2 * vocab * dim (Kaplan et al. 2020, section 2.1). None: 6 layers, or the multiple of 6 with dim <= 64 * layers.
-    Another width is chosen if the heads do not divide this one or attention would get more than the feed-forward. It is
-    also chosen if no feed-forward width comes within 1 %. The feed-forward width is then solved for `params`
-    parameters, `params` active parameters, or for "flops" the plain decoder's forward FLOPs per token of a sequence.
+    The number of `layers` is 6 by default, or the smallest multiple of 6 with dim <= 64 * layers. The width is that of
+    a plain decoder with `params` parameters: 12 * layers * dim**2 + 2 * vocab * dim (Kaplan et al. 2020, section 2.1).
+    Another width is chosen in three cases: the heads do not divide this one, attention would get more than the
+    feed-forward, or no feed-forward width meets the budget within 1 %.
 
-    For "kv", the cache of a sequence in bfloat16 is the plain decoder's, which has a quarter of its queries' width. The
-    width of KV heads or the latent's rank gives the nearest cache, and the feed-forward then meets `params`.
+    The feed-forward width is solved for `params` parameters, for `params` active parameters ("active"), or for the
+    plain decoder's forward FLOPs per token ("flops"). "kv" also sets the width of KV heads or the rank of the latent:
+    the bfloat16 cache of a sequence is nearest to the plain decoder's, whose keys are a quarter as wide as its queries.
 
-    Raises SpecError if the budget is too small for the depth and vocabulary, UsageError for a budget below 1.
+    Raises SpecError if the budget is too small for the layers and the vocabulary, UsageError for a budget below 1.
     """
     target = _Target(params, match, vocab, context, layers)
     depth, width = target.depth_and_width
@@ -107,10 +107,9 @@ def scaled(
 
 
 def resolved(spec: Decoder, params: int = 200_000, *, match: Match = "params") -> Scaled:
-    """Solves the feed-forward width of a scaled spec again after a swap; for "kv", after the width of its KV heads.
-
-    If one width misses by more than 1 %, the first layers are a step wider. Raises the errors of `scaled`.
-    """
+    """Solves for the feed-forward width of a scaled spec again, after a swap. For "kv", it first solves for the width
+    of the KV heads. If no single width comes within 1 %, the first layers are a step wider. Raises the errors of
+    `scaled`."""
     target = _Target(params, match, spec.vocab, spec.context or 1, len(spec.layers))
     ready = target.with_cache(spec)
     if not target.affords(ready):
@@ -120,7 +119,7 @@ def resolved(spec: Decoder, params: int = 200_000, *, match: Match = "params") -
 
 @dataclass(frozen=True)
 class _Target:
-    """The quantities that a scaled model must match: those of a plain decoder with `params` parameters."""
+    """The quantities of a plain decoder with `params` parameters, which a scaled model must match."""
 
     params: int
     match: Match
@@ -149,7 +148,7 @@ class _Target:
 
     @property
     def cache(self) -> int:
-        """Bytes of the plain decoder's cache."""
+        """The bytes of the plain decoder's cache."""
         depth, width = self.depth_and_width
         return 2 * 2 * max(1, width // 4) * depth * self.context
 
@@ -160,34 +159,34 @@ class _Target:
 
     @property
     def wanted(self) -> int:
-        """The value that this quantity must have."""
+        """The value of this quantity in the plain decoder."""
         depth, width = self.depth_and_width
         plain_flops = 2 * (self.params - self.vocab * width) + 2 * depth * self.context * width
         return max(1, plain_flops) if self.match == "flops" else self.params
 
     def cost(self, spec: Decoder) -> int:
-        """Returns the value of this quantity for a spec."""
+        """Returns the value of this quantity in a spec."""
         if self.match == "flops":
             return round(spec.flops(0, self.context) / self.context)
         return spec.active_params() if self.match == "active" else spec.params()
 
     def least(self, spec: Decoder) -> int:
-        """Returns the least cost, with the smallest feed-forward widths."""
+        """Returns the cost of a spec with feed-forwards as narrow as possible."""
         return self.cost(with_widths(spec, 0))
 
     def affords(self, spec: Decoder) -> bool:
-        """Whether the least cost is within the budget."""
+        """Whether a spec can meet the budget, with narrow enough feed-forwards."""
         return self.least(spec) <= self.wanted * (1 + TOLERANCE)
 
     def leaves_half(self, spec: Decoder) -> bool:
-        """Whether the feed-forward gets at least half of the layers' budget. Otherwise attention starves it."""
+        """Whether the feed-forwards get at least half of the layers' budget, if the spec meets it."""
         narrow = with_widths(spec, 0)
         whole = self.cost(narrow)
         layers = self.cost(replace(narrow, layers=2 * narrow.layers)) - whole
         return layers <= (self.wanted - (whole - layers)) / 2
 
     def with_cache(self, spec: Decoder) -> Decoder:
-        """Returns `spec`, for "kv" with the width of KV heads or latents that meets the cache's budget."""
+        """Returns `spec` unchanged, or for "kv" with KV heads or latents that meet the cache's budget."""
         return _with_cache(spec, self.cache, self.context) if self.match == "kv" else spec
 
     def solve(self, spec: Decoder, mixed: bool = False) -> Scaled:
@@ -200,7 +199,7 @@ class _Target:
         return Scaled(spec, self.match, (cache, met))
 
     def too_small(self, spec: Decoder) -> SpecError:
-        """Returns the error that names the least budget."""
+        """Returns an error that names the smallest possible budget."""
         least = self.least(spec)
         return SpecError(
             f"{self.wanted:,} {self.unit} are too few for {len(spec.layers)} layers, a vocabulary of {spec.vocab:,} "
@@ -209,8 +208,8 @@ class _Target:
 
 
 def _sized(full: Decoder, plan: Decoder, width: int, context: int) -> Iterator[Decoder]:
-    """Yields `plan` at even dims, the best first: dims within an eighth of `width`, then narrower dims. In each group,
-    forms that keep the kind of heads come first, and among these the nearest dim."""
+    """Yields `plan` at several even widths, best first: widths within an eighth of `width`, then narrower ones. In each
+    group, specs come first whose heads keep their properties (`_lost`), and among these the nearest width."""
     step = 2 ** max(1, int(log2(width / 32)))
     few = width // 8 // step
     near = sorted((width + i * step for i in range(-few, few + 1)), key=lambda dim: abs(dim - width))
@@ -221,8 +220,8 @@ def _sized(full: Decoder, plan: Decoder, width: int, context: int) -> Iterator[D
 
 
 def _lost(full: Decoder, small: Decoder) -> int:
-    """Scores the properties of the heads that the small form lost: 1 if grouped queries became multi-query, plus 2 if
-    their total width no longer equals the model's."""
+    """Returns a score of the properties that scaling changed: 1 if several KV heads became one, plus 2 if the total
+    width of the heads no longer equals the model's."""
 
     def kept(spec: Decoder) -> tuple[bool, bool]:
         heads: list[Any] = [part for part in spec.walk() if hasattr(part, "kv_heads")]
@@ -233,7 +232,7 @@ def _lost(full: Decoder, small: Decoder) -> int:
 
 
 def _with_cache(spec: Decoder, wanted: int, context: int) -> Decoder:
-    """Returns `spec` with the width of KV heads or latents that makes its cache nearest to `wanted` bytes."""
+    """Returns `spec` with the width of KV heads or latents whose cache is nearest to `wanted` bytes."""
 
     def at(factor: float) -> Decoder:
         layers = {layer: _kv_width(layer, factor) for layer in dict.fromkeys(spec.layers)}
@@ -249,12 +248,12 @@ def _with_cache(spec: Decoder, wanted: int, context: int) -> Decoder:
 
 
 def _cache_width(part: Spec) -> int:
-    """Returns the width that a part's cache grows with; 0 if it caches no tokens."""
+    """Returns the width to which a part's cache is proportional; 0 if the part caches no tokens."""
     return getattr(part, part.cache_width) if isinstance(part, Mixer) and part.cache_width else 0
 
 
 def _kv_width(part: Any, factor: float) -> Any:
-    """Returns a part with its latent's rank, or the width of its heads, multiplied by `factor`."""
+    """Returns a part with the rank of its latent, or the width of its heads, multiplied by `factor`."""
     if not _cache_width(part):
         return part.map(lambda child: _kv_width(child, factor))
     wide = _cache_width(part) * factor
@@ -266,25 +265,26 @@ def _kv_width(part: Any, factor: float) -> Any:
 
 
 def at_depth(layers: Sequence[T], depth: int) -> tuple[T, ...]:
-    """Returns `depth` layers in the pattern of `layers`: its leading layers in proportion (at least one), then its
-    period repeated. Every distinct kind of layer is present, as far as `depth` allows.
+    """Returns `depth` layers in the pattern of `layers`: a proportional number of leading layers (at least one, if
+    there are any), then repetitions of the period. Every distinct layer is included if `depth` allows it.
 
-    61 layers, the first 3 dense -> 6 layers, the first dense; 26 layers, each sixth full -> 6 layers, the last full.
+    From 61 layers, the first 3 dense, at_depth(..., 6) makes 6 layers, the first one dense. From 26 layers, every sixth
+    full, it makes 6 layers, the last one full.
     """
     lead, period = leading_and_period(layers)
     leading, repeated = layers[:lead], layers[lead : lead + period]
     few = max(len(set(leading)), round(lead * depth / len(layers))) if lead else 0
     kept = min(few, lead, max(depth - len(set(repeated)), int(depth > 1)))
     body = depth - kept
-    is_whole = lead > 0 and (len(layers) - lead) % period == 0  # the last layer ends a period, also at the new depth
+    is_whole = lead > 0 and (len(layers) - lead) % period == 0  # if the last layer ends a period, so does the new one
     start = -body % period if is_whole else 0
     rest = _each_kind(repeated, body) if body < period else list(islice(cycle(repeated), start, start + body))
     return (*_each_kind(leading, kept), *rest)
 
 
 def leading_and_period(layers: Sequence[T]) -> tuple[int, int]:
-    """Returns (leading layers, period), in layers, with the smallest sum that describes the list. Ties go to the
-    shortest period."""
+    """Returns (leading layers, length of the period). Their sum is the smallest with which the list repeats its period
+    after the leading layers. If several sums are equal, the shortest period counts."""
     found = []
     for period in range(1, len(layers) + 1):
         repeats = [layers[i] == layers[i + period] for i in range(len(layers) - period)]
@@ -296,7 +296,7 @@ def leading_and_period(layers: Sequence[T]) -> tuple[int, int]:
 
 
 def _each_kind(layers: Sequence[T], number: int) -> list[T]:
-    """Returns `number` of `layers` in their order. The first layer of each kind takes precedence over the others."""
+    """Returns `number` of `layers` in their order. The first layer of each kind takes precedence over repeats."""
     firsts = [i for i, layer in enumerate(layers) if layer not in layers[:i]]
     others = [i for i in range(len(layers)) if i not in firsts]
     return [layers[i] for i in sorted([*firsts, *others][:number])]

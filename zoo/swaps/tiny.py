@@ -1,4 +1,4 @@
-"""Tiny models: the composition of a published model at toy widths, small enough to run anywhere in a moment."""
+"""Tiny models: published models at toy widths, with every kind of layer, small enough to run anywhere in a moment."""
 
 from dataclasses import fields, replace
 from functools import cache
@@ -9,27 +9,27 @@ from zoo.blocks.layer import Layer
 from zoo.blocks.rope_scaling import yarn_gain
 from zoo.model.decoder import Decoder
 
-MIN_STEP = 1e-9  # below every time step, so that passes of one token and of several agree
-# Field name -> largest value, for every kind. One quantity has one name in all blocks, so a new block shrinks too.
+MIN_STEP = 1e-9  # below every time step, so that decode and prefill agree
+# Field name -> largest toy value, for all kinds of blocks. A new block that uses these names shrinks without more code.
 TOY: dict[str, Any] = {"heads": 4, "kv_heads": 2, "hidden": 96, "window": 16, "chunk": 16, "original": 64, "step": 16}
 TOY |= {"experts": 8, "k": 3, "groups": 4, "keep": 2, "latent": 40, "state": 16, "channels": 64, "width": 24}
 TOY |= {"q_rank": 40, "o_rank": 20, "kv_rank": 32, "nope_dim": 32, "rope_dim": 16, "v_dim": 24}
 TOY |= {"min_step": MIN_STEP}
 TOY |= {"key_heads": 2, "value_heads": 4, "key_dim": 16, "value_dim": 24}
-TOY |= {"limit": 1.0, "cap": 1.0}  # low enough that toy activations reach them
+TOY |= {"limit": 1.0, "cap": 1.0}  # low enough to clamp toy activations
 VOCAB, DIM, CONTEXT = 512, 64, 1024
-LOGIT_CAP = 8.0  # low enough to change toy logits, high enough that a toy model can be sure of a token
+LOGIT_CAP = 8.0  # low enough to change toy logits, high enough for a probability near 1
 LOGITS_SCALING = 1.5  # low enough that toy logits reach 1
 MAX_LAYERS = 12
-FULL_SIZE = 4  # times the toy size: a value above it was meant for the full model
-WIDE_HEAD = 24  # head_dim of the narrowest heads where heads * head_dim is not dim; each wider kind has 8 more
+FULL_SIZE = 4  # times the toy size; a larger value was probably meant for the full model
+WIDE_HEAD = 24  # head_dim of the narrowest heads if heads * head_dim != dim; 8 more for each wider kind
 
 
 @cache
 def tiny(spec: Decoder) -> Decoder:
-    """Returns `spec` at toy widths. It keeps the first layers up to the last new kind of layer, at least two. If these
-    are more than MAX_LAYERS, repeated groups are dropped."""
-    last = max(map(spec.layers.index, set(spec.layers)))  # index of the last new kind
+    """Returns `spec` at toy widths. The layers end with the first layer of the last new kind; there are at least two.
+    If more than MAX_LAYERS remain, repeated groups are dropped."""
+    last = max(map(spec.layers.index, set(spec.layers)))  # index of the last layer that has no equal before it
     kept = _without_repeats(spec.layers[: max(last + 1, 2)])
     small = replace(spec, layers=kept, context=CONTEXT).with_vocab(VOCAB)
     embed_scale = DIM**0.5 if spec.embed_scale == spec.dim**0.5 else spec.embed_scale
@@ -43,8 +43,8 @@ def tiny(spec: Decoder) -> Decoder:
 
 
 def full_sizes(spec: Decoder, toy: Decoder) -> list[str]:
-    """Returns the sizes in a changed toy model that look like those of a full model, and are not in `toy` itself:
-    "window=4096"."""
+    """Returns the sizes in a changed toy model that were probably meant for a full model, such as "window=4096". Sizes
+    that `toy` itself has do not count."""
     held = {(name, value) for part in toy.walk() for name, value in vars(part).items() if type(value) is int}
     found: dict[str, None] = {}
     for part in spec.walk():
@@ -56,8 +56,8 @@ def full_sizes(spec: Decoder, toy: Decoder) -> list[str]:
 
 
 def _without_repeats(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-    """Drops the first group of layers, as long as the next group equals it and there are more than MAX_LAYERS layers.
-    In Gemma 4 E2B, 15 layers come before the first of another kind."""
+    """Drops the first group of layers while an equal group follows it and there are more than MAX_LAYERS layers. Gemma
+    4 E2B needs this: 15 layers come before the first layer of another kind."""
     while len(layers) > MAX_LAYERS:
         sizes = (size for size in range(len(layers) // 2, 0, -1) if layers[:size] == layers[size : 2 * size])
         if (size := next(sizes, 0)) == 0:
@@ -67,7 +67,7 @@ def _without_repeats(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
 
 
 def _widened(layer: Layer, full: Layer, spec: Decoder) -> Layer:
-    """Returns the tiny `layer` of a `full` one. A dense feed-forward keeps the ratio of its width to the narrowest."""
+    """Returns the tiny `layer` made from a `full` one. A dense width keeps its ratio to the narrowest one."""
     if full.dense_width is None or layer.dense_width is None:
         return layer
     times = round(full.dense_width / min(each.dense_width for each in set(spec.layers) if each.dense_width))
@@ -75,15 +75,15 @@ def _widened(layer: Layer, full: Layer, spec: Decoder) -> Layer:
 
 
 def _shrink(spec: Any, dim: int, heads: list[int]) -> Any:
-    """Returns `spec` with its sizes limited to TOY. Its characteristic relations stay: MHA, MQA,
-    heads * head_dim == dim, and the order of the widths of grouped `heads`."""
+    """Returns `spec` with its sizes limited to TOY. MHA stays MHA and MQA stays MQA. heads * head_dim stays equal to
+    dim if it was. The head widths in `heads` keep their order."""
     values: dict[str, Any] = {field.name: getattr(spec, field.name) for field in fields(spec)}
     toy = {**TOY, **spec.toy}
     cut = {name: min(value, toy[name]) for name, value in values.items() if name in toy and value is not None}
     if "kv_heads" in cut and values["kv_heads"] == values["heads"]:
         cut["kv_heads"] = cut["heads"]
     if "heads" in cut and "groups" in cut and values["groups"] < values["heads"]:
-        cut["groups"] = min(cut["groups"], cut["heads"] // 2)  # Mamba-2: several heads still share a group
+        cut["groups"] = min(cut["groups"], cut["heads"] // 2)  # Mamba-2: if several heads share a group, they still do
     if "key_heads" in cut:
         cut["key_heads"] = gcd(cut["key_heads"], cut["value_heads"])
     if "head_dim" in values:
@@ -91,9 +91,9 @@ def _shrink(spec: Any, dim: int, heads: list[int]) -> Any:
         wide = WIDE_HEAD + 8 * heads.index(values["head_dim"]) if values["head_dim"] in heads else WIDE_HEAD
         cut["head_dim"] = DIM // cut["heads"] if square else wide
         times, rest = divmod(values["heads"] * values["head_dim"], dim)
-        if "state" in values and not rest:  # Mamba-2: a multiple of the model's width stays one
+        if "state" in values and not rest:  # Mamba-2: the inner width stays a multiple of the model's width
             cut["head_dim"] = times * DIM // cut["heads"]
-        if values.get("scale") and values["scale"] * values["head_dim"] == 1:  # Granite's
+        if values.get("scale") and values["scale"] * values["head_dim"] == 1:  # Granite: the scale is 1 / head_dim
             cut["scale"] = 1 / cut["head_dim"]
     scaling = getattr(values.get("rope"), "scaling", None)
     if "nope_dim" in values and values["scale"] is not None:  # width**-0.5 times a gain: keep the gain
@@ -102,21 +102,21 @@ def _shrink(spec: Any, dim: int, heads: list[int]) -> Any:
     if scaling and (width := cut.get("rope_dim", cut.get("head_dim"))):
         cut["rope"] = _shrink(values["rope"], dim, heads).at_width(width)
     temperature = values.get("temperature")
-    if temperature and temperature.step == getattr(scaling, "original", None):  # both are one number in a config
+    if temperature and temperature.step == getattr(scaling, "original", None):  # a config has one number for both
         cut["temperature"] = replace(temperature, step=min(temperature.step, TOY["original"]))
     if cut.get("keep") == 1:
-        cut["groups"] = min(cut["groups"], 2)  # so that one group has k experts to choose from
+        cut["groups"] = min(cut["groups"], 2)  # the one group must have at least k experts
     small = spec.map(lambda part: _shrink(part, dim, heads), **cut)
     if not (shared := values.get("shared")):
         return small
-    width = max(1, round(small.expert.width * shared.width / values["expert"].width))  # relative to a routed expert's
+    width = max(1, round(small.expert.width * shared.width / values["expert"].width))  # keeps the ratio to an expert
     return replace(small, shared=small.shared.with_width(width))
 
 
 def _score_scale(scale: float, before: int, after: int, factor: float) -> float:
-    """Returns the scale of scores at another width of keys. It includes YaRN's gain for a context `factor` times as
-    long, if there is one. The gain comes from a number with few digits, as in a config, since products of rounded
-    numbers differ in the last bit."""
+    """Returns the scale of the scores for another width of keys. It includes YaRN's gain, if `factor`, the stretch of
+    the context, is above 1. The gain is computed from a rounded mscale, as in a config: an unrounded one would differ
+    in the last bit."""
     gain = (scale * before**0.5) ** 0.5
     if factor > 1:
         gain = yarn_gain(factor, round((gain - 1) / (yarn_gain(factor) - 1), 9))

@@ -1,1 +1,1 @@
-"""Training a model: batches, losses, the loop, its checkpoints. It knows no released files."""
+"""Training a model: batches, losses, the loop, its checkpoints. Nothing here depends on released files."""

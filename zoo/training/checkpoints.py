@@ -1,8 +1,9 @@
-"""The files of a run: checkpoints, which appear whole or not at all and hold no code, the log, and the lock.
+"""The files of a run: checkpoints, the log and the lock. A checkpoint is written completely or not at all, and contains
+no code.
 
-`step-00000100/` holds model.safetensors, the module's own state dict; optimizer.safetensors, AdamW's state by parameter
-name; and state.json, everything else. A process that is killed, or a full disk, leaves the earlier checkpoints. Each
-tensor is whole, in one file, whatever the number of training processes.
+`step-00000100/` holds model.safetensors (the module's state dict), optimizer.safetensors (AdamW's state by parameter
+name) and state.json (everything else). If the process is killed or the disk is full, earlier checkpoints remain. Each
+tensor is stored as a whole in one file, whatever the number of training processes.
 """
 
 import json
@@ -25,7 +26,7 @@ from zoo.new_files import hidden, lock, new_folder, write_file
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 SCHEMA_VERSION = 1
-KEPT = 2  # last checkpoints that are kept, beside the best by evaluation
+KEPT = 2  # number of latest checkpoints to keep, in addition to the best one
 NAME = re.compile(r"step-(\d{8,})")
 LOCK = ".lock"
 
@@ -33,11 +34,10 @@ LOCK = ".lock"
 def write_checkpoint(
     folder: Path, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
 ) -> Path:
-    """Writes the checkpoint of a `step` into the folder of a run's checkpoints, and removes the checkpoints that are
-    not kept.
+    """Writes the checkpoint of a `step` into the folder of a run's checkpoints, and removes older checkpoints.
 
-    The last two are kept, and the one whose state's "bits_per_byte" is the lowest. Raises NotAvailable where the disk
-    fails or is full: the earlier checkpoints stay. Raises UsageError if the step's checkpoint exists.
+    The last two checkpoints are kept, and the one with the lowest "bits_per_byte" in its state. Raises NotAvailable if
+    the disk fails or is full; earlier checkpoints then remain. Raises UsageError if the step already has a checkpoint.
     """
     target = folder / f"step-{step:08}"
     if target.exists():
@@ -52,7 +52,7 @@ def write_checkpoint(
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Returns the checkpoints in a folder, by step; none where the folder does not exist."""
+    """Returns the checkpoints in a folder, ordered by step. A missing folder has none."""
     if not folder.exists():
         return []
     with accessing(folder):
@@ -61,15 +61,15 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """Returns the checkpoint with the best evaluation (the first, if several are equal); None if none was evaluated."""
+    """Returns the checkpoint with the best evaluation (the first of equally good ones), or None if there is none."""
     scores = {path: read_state(path).get("bits_per_byte") for path in checkpoints(folder)}
     evaluated = {path: float(score) for path, score in scores.items() if score is not None}
     return min(evaluated, key=lambda path: evaluated[path], default=None)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Returns the state.json of a checkpoint. Raises NotAvailable if it cannot be read, MalformedError if it is not a
-    state, or of another version."""
+    """Returns the content of a checkpoint's state.json. Raises NotAvailable if the file cannot be read, MalformedError
+    if it has other content or another version."""
     path = checkpoint / STATE
     try:
         with accessing(path):
@@ -85,14 +85,14 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def read_tensors(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Returns the model's and the optimiser's tensors in a checkpoint, on the CPU. Raises NotAvailable for an
-    unreadable file, MalformedError for one with other content."""
+    """Returns the tensors of the model and those of the optimiser, on the CPU. Raises NotAvailable if a file cannot be
+    read, MalformedError if it is not a safetensors file."""
     return _load(checkpoint / MODEL), _load(checkpoint / OPTIMIZER)
 
 
 def remove_leftovers(folder: Path, name: str = "step-*") -> None:
-    """Removes folders of this name that a killed process was writing or removing. No other process may be writing
-    there."""
+    """Removes temporary folders that a killed process left while it wrote or removed a folder `name`. No other process
+    may write in `folder` at this time."""
     for path in folder.glob(f".{name}.{'[0-9a-f]' * 8}"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -118,7 +118,7 @@ def _shown(value: Any) -> str:
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
         safetensors.torch.save_file(dict(tensors), path)
-    except SafetensorError as error:  # the library's own type for a full disk
+    except SafetensorError as error:  # raised for a full disk
         raise NotAvailable(f"the checkpoint {path} cannot be written: {error}") from error
 
 
@@ -131,8 +131,8 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 
 def _remove_others(folder: Path) -> None:
-    """Removes the checkpoints that are not kept. Each is renamed first, so that a half-removed one is not taken for a
-    checkpoint."""
+    """Removes the checkpoints that are not kept. Each is renamed first, since a partly removed folder must not look
+    like a checkpoint."""
     best = best_checkpoint(folder)
     for path in checkpoints(folder)[:-KEPT]:
         if path != best:
@@ -144,11 +144,9 @@ def _remove_others(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes the folder of a run, and keeps other processes out of it. The system lifts the lock when the process ends.
-
-    Raises UsageError if another process works there, NotAvailable for a folder that cannot be made. Systems without
-    flock lock nothing.
-    """
+    """Creates the folder of a run, and locks it against other processes. The system removes the lock when the process
+    ends. Raises UsageError if another process has the lock, NotAvailable if the folder cannot be created. On systems
+    without flock, nothing is locked."""
     with accessing(folder, "written"):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)
@@ -161,10 +159,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 class Log:
-    """The log of a run, open for writing: one JSON object per line, one line per step.
+    """The log of a run, open for writing, with one JSON object per line and one line per step.
 
-    An existing log keeps the lines before `step`: the others were written after the checkpoint of that step. With
-    several processes, only the first one writes. Every method raises NotAvailable where the disk fails.
+    An existing log keeps the lines before `step`. Later lines were written after the checkpoint from which the run
+    continues. With several processes, only the first one writes. Every method raises NotAvailable if the disk fails.
     """
 
     def __init__(self, path: Path, step: int) -> None:
@@ -178,13 +176,13 @@ class Log:
             self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Adds a line."""
+        """Appends a line."""
         if self._file:
             with self._writing():
                 self._file.write(json.dumps(row) + "\n")
 
     def flush(self) -> None:
-        """Flushes the written lines to disk: a checkpoint that follows is never ahead of the log."""
+        """Flushes the written lines to disk, so that the log is never behind a checkpoint that is written next."""
         if self._file:
             with self._writing():
                 os.fsync(self._file.fileno())
@@ -196,7 +194,7 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a log, up to the first incomplete line. Raises NotAvailable where it cannot be read."""
+    """Returns the rows of a log, up to the first incomplete line. Raises NotAvailable if the log cannot be read."""
     rows: list[dict[str, Any]] = []
     with accessing(f"the log {path}"):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

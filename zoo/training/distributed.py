@@ -1,18 +1,18 @@
 """Trains on several devices: torchrun starts a process for each, and FSDP2 shards the model over them.
 
-    torchrun --nproc-per-node 2 -m zoo.train qwen3 --out run
+torchrun --nproc-per-node 2 -m zoo.train qwen3 --out run
 
 Each process ("rank") holds a part of every parameter, gradient and optimiser moment, and computes its own rows of each
-batch. A layer's parameters are gathered when it runs (Zhao et al. 2023, "PyTorch FSDP"). Gradients and figures are
-those of all rows, as on one device, with one exception. A load-balancing loss is the mean over ranks of the losses on
-their own rows, like the mean over the pieces of an accumulated step. n ranks therefore train as one process does with n
-times as many pieces.
+batch. A layer's parameters are gathered when it runs (Zhao et al. 2023, "PyTorch FSDP"). Gradients and metrics are
+computed over all rows, as on one device, with one exception: each rank computes the load-balancing loss of its own
+rows, and the mean over ranks counts. The pieces of an accumulated step are treated in the same way. So n ranks train
+like one process with n times as many pieces.
 
-Under autocast a layer's bfloat16 weights are kept whole for the backward pass, two bytes per parameter in each rank.
-Recomputing layers (activation checkpointing) avoids it.
+Under autocast, every rank keeps whole bfloat16 weights of each layer until the backward pass, which takes two bytes per
+parameter. Activation checkpointing avoids this.
 
-Rank 0 alone prepares, prints and writes; every rank reads the folder of the run, which several machines must share. In
-a single process these functions do nothing, or act on the whole.
+Only rank 0 prepares data, prints and writes. Every rank reads the folder of the run, so several machines must share it.
+In a single process, the functions here return the whole model or tensors, or do nothing.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -30,7 +30,7 @@ from zoo.model.module import Model, fill_buffers
 
 
 def require_ranks(model: Model, batch: int, accumulate: int) -> None:
-    """Raises UsageError for a model that several ranks cannot train in batches of this many sequences."""
+    """Raises UsageError if several ranks cannot train this model, or cannot divide a batch of this many sequences."""
     if ranks() == 1:
         return
     if not hasattr(model, "reshard"):
@@ -48,10 +48,12 @@ def sharded(
 ) -> Model:
     """Returns this rank's part of a model, on its own `device`.
 
-    Every layer is a unit of FSDP; the embedding, the last norm and the head are another. The weights come from the
-    model of this `dtype` that `build` makes on the CPU, in rank 0 alone; without `build` they are uninitialised.
+    Every layer is an FSDP unit; the embedding, the last norm and the head form another. Rank 0 alone calls `build`,
+    which returns the whole model in this `dtype` on the CPU. Its weights are then distributed. Without `build`, the
+    weights are uninitialised.
 
-    All ranks run the model at the same time and on equally many rows, also to generate or without gradients.
+    All ranks must run the model at the same time and on equally many rows. This also holds for generation and for
+    passes without gradients.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -67,7 +69,7 @@ def sharded(
     if build is not None:
         built = build() if rank() == 0 else None
         _spread(model, dict(built.named_parameters()) if built else {}, device)
-        for name, buffer in model.named_buffers():  # whole on every rank
+        for name, buffer in model.named_buffers():  # buffers are not sharded
             if built:
                 buffer.copy_(built.get_buffer(name))
             dist.broadcast(buffer, 0)
@@ -75,7 +77,7 @@ def sharded(
 
 
 def _reshard(model: Any, inputs: Any, output: Any) -> None:
-    """Reshards the embedding and the head after a pass without gradients: FSDP keeps them whole until the backward
+    """Reshards the embedding and the head after a pass without gradients. FSDP would keep them whole until a backward
     pass."""
     if not torch.is_grad_enabled():
         model.reshard()
@@ -83,7 +85,7 @@ def _reshard(model: Any, inputs: Any, output: Any) -> None:
 
 @torch.no_grad()
 def _spread(model: Model, whole: Mapping[str, Tensor], device: torch.device) -> None:
-    """Gives each rank its part of the parameters that rank 0 holds."""
+    """Distributes the parameters `whole`, which only rank 0 has, to all ranks."""
     from torch.distributed.tensor import distribute_tensor
 
     parameter: Any
@@ -93,7 +95,7 @@ def _spread(model: Model, whole: Mapping[str, Tensor], device: torch.device) -> 
 
 
 def own_part(whole: Tensor, like: Any) -> Tensor:
-    """Returns a tensor that all ranks hold, on the device of `like` and sharded in the same way. A scalar stays
+    """Returns this rank's part of a tensor that all ranks hold, sharded like `like` and on its device. A scalar stays
     whole."""
     if not whole.ndim or not hasattr(like, "placements"):
         return whole.to(like.device)
@@ -103,13 +105,13 @@ def own_part(whole: Tensor, like: Any) -> Tensor:
 
 
 def whole(tensor: Any) -> Tensor:
-    """Returns all of a tensor that may be sharded, on its device. Every rank must call it."""
+    """Returns the whole of a tensor, which may be sharded, on its device. Every rank must call this function."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def gathered(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Returns sharded tensors by name, whole and on the CPU in rank 0, which gathers one at a time; the other ranks get
-    none. A single process gets its own."""
+    """Returns the whole tensors by name in rank 0, on the CPU, and nothing in the other ranks. One tensor is gathered
+    at a time. A single process gets its tensors unchanged."""
     if ranks() == 1:
         return dict(tensors)
     found: dict[str, Tensor] = {}
@@ -121,8 +123,8 @@ def gathered(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def whole_model(model: Model) -> Model | None:
-    """Returns the model with all its weights, in rank 0 on the CPU; None in the others. A single process gets the model
-    itself."""
+    """Returns the whole model in rank 0, on the CPU, and None in the other ranks. A single process gets its model
+    unchanged."""
     if ranks() == 1:
         return model
     tensors = gathered(model.state_dict().items())

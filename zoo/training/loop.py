@@ -27,23 +27,23 @@ from zoo.training.losses import (
 
 
 class DivergedError(CheckFailed):
-    """The loss or the gradient is NaN or infinite: training cannot go on."""
+    """The loss or the gradient is NaN or infinite, so training cannot continue."""
 
 
 SCHEDULES = ("cosine", "wsd")
-DECAY_SHARE, FINAL_SHARE = 0.2, 0.1  # of the steps, at the end of "wsd"; of the peak learning rate, in the last step
+DECAY_SHARE, FINAL_SHARE = 0.2, 0.1  # decay of "wsd", of all steps; last learning rate, of the peak
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The settings of training: `steps` optimiser steps of `batch` sequences of `context` tokens, in `accumulate`
-    pieces.
+    """The settings of training: `steps` optimiser steps. Each reads `batch` sequences of `context` tokens, in
+    `accumulate` pieces.
 
-    `learning_rate` is the peak of `rate`; a `warmup` below 1 is a share of the steps. The optimiser is AdamW with
-    `betas`; `weight_decay` applies to matrices but not to embeddings. `clip`: the largest norm of the gradient, None
-    for no limit. `autocast`: compute in bfloat16 with the weights unchanged. `balance`: the coefficient of the
-    load-balancing loss of softmax routers. `bias_rate`: the step of the bias of routers that are balanced without a
-    loss. `seed` determines the order of the data.
+    `learning_rate` is the peak of `rate`. A `warmup` below 1 is a share of the steps. The optimiser is AdamW with
+    `betas`. `weight_decay` applies to matrices but not to embeddings. `clip` is the maximum norm of the gradient (None:
+    no limit). `autocast` computes in bfloat16 and leaves the weights in their dtype. `balance` is the coefficient of
+    the load-balancing loss, for softmax routers. `bias_rate` is the step size of the router bias, for routers that are
+    balanced without a loss. `seed` determines the order of the data.
     """
 
     steps: int
@@ -92,23 +92,23 @@ class TrainingConfig:
     def rate(self, step: int) -> float:
         """Returns the learning rate of `step`, counted from 0.
 
-        It rises linearly to its peak over the warm-up, and ends at FINAL_SHARE of it in the last step. "cosine" falls
-        along half a cosine (Loshchilov and Hutter, SGDR, section 3, without restarts). "wsd" stays at the peak and
-        falls linearly in the last DECAY_SHARE of the steps (Hu et al., MiniCPM, section 4).
+        It rises linearly to its peak during the warm-up. In the last step, it is FINAL_SHARE of the peak. "cosine"
+        falls along half a cosine (Loshchilov and Hutter, SGDR, section 3, without restarts). "wsd" stays at the peak
+        and falls linearly in the last DECAY_SHARE of the steps (Hu et al., MiniCPM, section 4).
         """
         steps, rising, peak = self.steps, self.warmup_steps, self.learning_rate
         if step < rising:
             return peak * (step + 1) / rising
         is_cosine = self.schedule == "cosine"
         falling = steps - rising if is_cosine else min(steps - rising, math.ceil(DECAY_SHARE * steps))
-        done = max(step - (steps - falling) + 1, 0) / falling  # above 0 in the first falling step, 1 in the last one
+        done = max(step - (steps - falling) + 1, 0) / falling  # 1 in the last step
         share = (1 + math.cos(math.pi * done)) / 2 if is_cosine else 1 - done
         return peak * (FINAL_SHARE + (1 - FINAL_SHARE) * share)
 
 
 class StepResult(NamedTuple):
-    """The result of one step, counted from 1. `loss` is the mean in nats per scored token, and `balance_loss` the
-    unweighted mean over pieces, both before the step. `grad_norm` is the norm before clipping."""
+    """The result of a step, counted from 1. `loss` is the mean in nats per scored token. `balance_loss` is the mean
+    over pieces, without its coefficient. Both are from before the step. `grad_norm` is the norm before clipping."""
 
     step: int
     loss: float
@@ -118,8 +118,8 @@ class StepResult(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """A model's result on held-out batches: the sum of losses in `nats`, the number of `scored` targets, and the number
-    of targets that were the most likely token (`correct`)."""
+    """The result of a model on held-out batches: the summed loss in `nats`, the number of `scored` targets, and the
+    number of `correct` ones, to which the model gave the highest probability."""
 
     nats: float
     scored: int
@@ -132,14 +132,14 @@ class Evaluation(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """The share of scored targets that were the most likely token."""
+        """The share of scored targets to which the model gave the highest probability."""
         return self.correct / self.scored
 
 
 class Trainer:
-    """A model, its optimiser, and the number of steps done.
+    """A model, its optimiser, and the number of finished steps.
 
-    With several processes the model is sharded, and each of them calls every method with the same arguments. Raises
+    With several processes the model is sharded, and every process must call each method with the same arguments. Raises
     UsageError for a router that could not learn, and for a batch that cannot be divided among the processes.
     """
 
@@ -149,27 +149,26 @@ class Trainer:
         self.model, self.config, self.step = model, config, 0
         model.train()
         self.optimizer = _adamw(model, config)
-        # Whether each router, in layer order, is balanced by a loss. The choice of a table cannot be.
+        # Whether a loss balances each router, in layer order. A router with a table of token ids cannot be balanced.
         specs = (router.spec for router in routers_of(model))
         self._with_loss = [not (router.has_correction or router.reads_tokens) for router in specs]
 
     def train_step(self, batch: Batch) -> StepResult:
-        """Makes one optimiser step on a batch, which may lie on another device than the model.
+        """Makes one optimiser step on a batch, which may be on another device than the model.
 
-        The gradient is that of the mean loss over all scored targets of the batch, whatever the number of pieces. Load
-        balancing follows the mean over pieces of each piece's own loss, as it does over devices. Raises UsageError
-        where no target is scored. Raises DivergedError, before the weights change, where the loss or the gradient's
-        norm is not finite.
+        The gradient is that of the mean loss over all scored targets of the batch, whatever the number of pieces. The
+        load-balancing loss is computed for each piece (and each device), and their mean is used. Raises UsageError if
+        no target is scored. Raises DivergedError, before the weights change, if the loss or the norm of the gradient is
+        not finite.
         """
         result = self._step(batch, self.config.rate(self.step), self.config.bias_rate)
         self.step += 1
         return result
 
     def rehearse(self, batch: Batch) -> None:
-        """Makes a step that changes nothing: it chooses and compiles kernels, and its time can be measured.
-
-        It must come before the first step, since it clears the optimiser's state. Raises as `train_step` does.
-        """
+        """Makes a step that does not change the weights, so that kernels are chosen and compiled and the time can be
+        measured. It must precede the first step, since it clears the optimiser's state. Raises the errors of
+        `train_step`."""
         assert self.step == 0
         self._step(batch, 0.0, 0.0)
         self.optimizer.state.clear()
@@ -177,7 +176,7 @@ class Trainer:
     def _step(self, batch: Batch, rate: float, bias_rate: float) -> StepResult:
         config = self.config
         self.optimizer.zero_grad(set_to_none=True)
-        scored = int(batch.scored())  # no wait: batches are made on the CPU
+        scored = int(batch.scored())  # batches are on the CPU, so this does not wait for the device
         if not scored:
             raise UsageError(f"step {self.step + 1}: no target of the batch is scored")
         loss = balance = torch.zeros((), device=self.device)
@@ -189,7 +188,7 @@ class Trainer:
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         norm = clip_grad_norm_(trained, math.inf if config.clip is None else config.clip)
         loss, balance = processes.summed(torch.stack([loss, balance])).unbind()
-        # the only place where the host waits for the device
+        # only here the host waits for the device
         figures = torch.stack([loss, balance, distributed.whole(norm)]).tolist()
         if not all(map(math.isfinite, figures)):
             raise DivergedError(
@@ -203,10 +202,10 @@ class Trainer:
         return StepResult(self.step + 1, figures[0], figures[1], figures[2], rate)
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Returns the state that training changes: the model's state dict, and the optimiser's state as
-        "PARAMETER.exp_avg", ...
+        """Returns the state that training changes: the model's state dict, and the optimiser's state by names such as
+        "PARAMETER.exp_avg".
 
-        With several processes the first gets all of it, on the CPU, and the others get nothing.
+        With several processes, the first process gets all tensors, on the CPU, and the others get none.
         """
         optimizer = (
             (f"{name}.{key}", value)
@@ -216,8 +215,8 @@ class Trainer:
         return distributed.gathered(self.model.state_dict().items()), distributed.gathered(optimizer)
 
     def restore(self, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
-        """Continues after `step` from the state that `tensors` returned then. Raises MalformedError for tensors of
-        another model."""
+        """Continues after `step` with tensors that `tensors` returned after that step. Raises MalformedError if they
+        belong to another model."""
         parameters = dict(self.model.named_parameters())
         state: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for key, value in optimizer.items():
@@ -240,8 +239,8 @@ class Trainer:
         return next(self.model.parameters()).device
 
     def _backward(self, piece: Batch, scored: int) -> tuple[Tensor, Tensor, list[RouterOutput]]:
-        """Adds the gradient of a piece of a batch with `scored` targets. Returns its share of the two losses, and the
-        routing."""
+        """Adds the gradient of one piece of a batch that has `scored` targets. Returns the piece's share of both
+        losses, and the outputs of the routers."""
         inputs, targets = piece.inputs.to(self.device), piece.targets.to(self.device)
         with autocast(self.device, self.config.autocast), recorded_routing() as routing:
             logits = self.model(inputs)
@@ -250,20 +249,20 @@ class Trainer:
         balanced = [output for output, wanted in zip(routing, self._with_loss, strict=True) if wanted]
         pieces = self.config.accumulate * processes.ranks()
         balance = load_balancing_loss(balanced) / pieces if balanced else torch.zeros_like(loss)
-        # Gradients are averaged over ranks, and this is a rank's share of a sum.
+        # FSDP averages gradients over ranks, but these losses must be summed.
         ((loss + self.config.balance * balance) * processes.ranks()).backward()
         return loss.detach(), balance.detach(), [RouterOutput(o.logits.detach(), o.chosen) for o in routing]
 
 
 def evaluate(model: nn.Module, batches: Iterable[Batch], bfloat16: bool = False) -> Evaluation:
-    """Evaluates a model on batches, without gradients and in eval mode; several processes share the rows. Raises
-    UsageError where nothing is scored."""
+    """Evaluates a model on batches, in eval mode and without gradients. Several processes share the rows. Raises
+    UsageError if no target is scored."""
     device = next(model.parameters()).device
     nats, scored, correct = 0.0, 0, 0
     with _eval_mode(model), torch.no_grad(), autocast(device, bfloat16):
         for batch in map(Batch.own_rows, batches):
             targets = batch.targets.to(device)
-            logits = model(batch.inputs.to(device))  # also where nothing is scored: all ranks run the model together
+            logits = model(batch.inputs.to(device))  # even if nothing is scored: all ranks run the model together
             if count := int(batch.scored()):
                 nats += float(cross_entropy(logits, targets)) * count
                 correct += int((logits.argmax(-1) == targets).sum())
@@ -275,8 +274,8 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], bfloat16: bool = False)
 
 
 def autocast(device: torch.device, enabled: bool) -> Any:
-    """Computes matrix products in bfloat16 where `enabled`."""
-    # A sharded model would keep the bfloat16 weights of all layers whole until the pass ends.
+    """Returns a context in which matrix products are computed in bfloat16, if `enabled`."""
+    # With the cache, a sharded model would keep whole bfloat16 weights of all layers until the pass ends.
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=processes.ranks() == 1)
 
 
@@ -291,10 +290,10 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """Returns torch's fused AdamW. Weight decay applies to matrices, not to norms, biases, sinks and embeddings.
+    """Returns torch's fused AdamW. Weight decay applies to matrices, but not to norms, biases, sinks and embeddings.
 
-    Decaying the embeddings would only change the scale of a norm's input (OLMo 2, section 3.3). A router that is
-    balanced without an auxiliary loss has a bias without a gradient, which is left out.
+    Decay of the embeddings would only change the scale of a norm's input (OLMo 2, section 3.3). The bias of a router
+    that is balanced without a loss has no gradient, so the optimiser does not get it.
     """
     decayed, kept = dict[int, nn.Parameter](), dict[int, nn.Parameter]()
     for module in model.modules():
@@ -311,7 +310,7 @@ def _adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
 
 
 def _joined(pieces: list[list[RouterOutput]]) -> list[RouterOutput]:
-    """Joins the routing of each layer over all pieces of a batch."""
+    """Concatenates the routing of each layer over all pieces of a batch."""
     return [
         RouterOutput(torch.cat([o.logits for o in layer]), torch.cat([o.chosen for o in layer]))
         for layer in zip(*pieces, strict=True)

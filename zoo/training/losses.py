@@ -1,5 +1,5 @@
-"""Batches and their losses: the cross entropy of the next token, and the equal use of experts, by a loss or by the bias
-of routers with a correction."""
+"""Batches and their losses: the cross entropy of the next token, and the balance of expert loads, by a loss or by
+router biases."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,12 +16,12 @@ from zoo.errors import UsageError
 from zoo.model.decoder import Decoder
 from zoo.training.distributed import own_part
 
-IGNORED = -100  # the target of a position that is not scored
+IGNORED = -100  # target that is not scored
 
 
 class Batch(NamedTuple):
-    """The sequences of one step. `inputs` (b, t) int64 are token ids. `targets` (b, t) int64 are the ids to predict
-    after each of them, IGNORED where nothing is scored."""
+    """The sequences of one step. `inputs` (b, t) int64 holds token ids. `targets` (b, t) int64 holds the next id for
+    each of them, or IGNORED if it is not scored."""
 
     inputs: Tensor
     targets: Tensor
@@ -36,8 +36,8 @@ class Batch(NamedTuple):
         return [Batch(*both) for both in zip(inputs, targets, strict=True)]
 
     def own_rows(self) -> "Batch":
-        """Returns the sequences that this rank computes, equally many in each rank; unscored ones fill up the rest.
-        Every rank holds the whole batch."""
+        """Returns the sequences for this rank from a batch that every rank holds. All ranks get equally many; unscored
+        sequences fill up the batch."""
         if ranks() == 1:
             return self
         each = -(-len(self.inputs) // ranks())
@@ -49,22 +49,20 @@ class Batch(NamedTuple):
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Returns the mean nats of the target ids (b, t) under logits (b, t, vocab), over the targets that are not IGNORED.
-
-    It is computed in float32 at least, and NaN where no target is scored. Targets are those of the same positions: the
-    caller shifts them.
-    """
+    """Returns the mean cross entropy, in nats, of targets (b, t) under logits (b, t, vocab). IGNORED targets do not
+    count. It is computed in float32 or wider, and is NaN if no target is scored. Targets are not shifted: the target of
+    a position must be the id that its logits predict."""
     return F.cross_entropy(upcast(logits.flatten(0, -2)), targets.flatten(), ignore_index=IGNORED)
 
 
 def load_balancing_loss(routing: Sequence[RouterOutput]) -> Tensor:
-    """Returns the mean over layers of experts * sum_e f_e P_e, where f_e is the share of a layer's choices that fell on
-    expert e and P_e the mean probability that its softmax over all experts gives to e (Switch Transformer, Fedus et al.
-    2021, section 2.2, eq. 4 to 6, whose coefficient is 0.01).
+    """Returns the mean over layers of experts * sum_e f_e P_e (Switch Transformer, Fedus et al. 2021, section 2.2, eq.
+    4 to 6, whose coefficient is 0.01). f_e is the share of a layer's choices that went to expert e. P_e is the mean
+    probability of e, by a softmax over all experts.
 
-    `routing` is what `recorded_routing` collected from one forward pass: the loss balances the tokens of that pass, one
-    rank's and one accumulation step's. It is 1 where a layer is balanced, for every k, and at most the number of
-    experts. Only P has gradients. Raises UsageError where nothing was recorded.
+    `routing` is the result of `recorded_routing` for one forward pass. So the loss balances the tokens of that pass,
+    which are those of one rank and one accumulation step. The loss is 1 for a balanced layer, whatever k is, and at
+    most the number of experts. Only P has gradients. Raises UsageError if nothing was recorded.
     """
     if not routing:
         raise UsageError("no routing was recorded: the model has no experts, or ran outside recorded_routing()")
@@ -77,14 +75,14 @@ def load_balancing_loss(routing: Sequence[RouterOutput]) -> Tensor:
 
 @torch.no_grad()
 def update_router_bias(model: nn.Module, routing: Sequence[RouterOutput], rate: float) -> None:
-    """Adds rate * sign(mean load - load) to the correction of each router that has one.
+    """Adds rate * sign(mean load - load) to the correction bias of each router that has one.
 
-    The load of an expert is the number of tokens that it was chosen for. This is auxiliary-loss-free load balancing
-    (Wang et al. 2024, algorithm 1; DeepSeek-V3, section 2.1.2, with a rate of 0.001).
+    The load of an expert is the number of tokens that chose it. This is auxiliary-loss-free load balancing (Wang et al.
+    2024, algorithm 1; DeepSeek-V3, section 2.1.2, with a rate of 0.001).
 
-    Call it after an optimiser step, with the step's `recorded_routing`: one output for each router of the model. Loads
-    are those of all ranks, which must all call it; corrections may be sharded. Raises UsageError where a router has no
-    output.
+    Call it after an optimiser step, with the `recorded_routing` of that step: one output for each router of the model.
+    Loads are summed over all ranks, so every rank must call it. The biases may be sharded. Raises UsageError if a
+    router has no output.
     """
     routers = routers_of(model)
     if len(routers) != len(routing):
@@ -99,8 +97,8 @@ def update_router_bias(model: nn.Module, routing: Sequence[RouterOutput], rate: 
 
 
 def require_trainable_routers(spec: Decoder) -> None:
-    """Raises UsageError where a router would get no gradient: a single chosen expert whose weight is divided by itself
-    has the weight 1 whatever the router computes."""
+    """Raises UsageError if a router would get no gradient. This happens if one expert is chosen and its weight is
+    divided by itself: the weight is then 1, whatever the router computes."""
     for index, layer in enumerate(spec.layers):
         moe = layer.mixture
         if moe and moe.experts > 1 and moe.router.k == 1 and moe.router.renormalises:

@@ -1,4 +1,4 @@
-"""The data of a run: the token file and the tokenizer in its folder, their batches, and samples of its model."""
+"""The data of a run: its token file and tokenizer, the batches, and samples that its model generates."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from zoo.training.text.data import Corpus, read_text, standard_library
 from zoo.training.text.tokenizers import TOKENIZER, ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 from zoo.training.text.tokens import TokenFile, heldout_batches, open_tokens, token_file, training_batch
 
-HELDOUT_TOKENS = 65_536  # maximum per evaluation: the first tokens of the held-out text
-LIBRARY_PROMPT = "import "  # Python's own source often begins with it
+HELDOUT_TOKENS = 65_536  # maximum per evaluation, from the start of the held-out text
+LIBRARY_PROMPT = "import "  # Python files often begin with it
 PROMPT_TOKENS, SAMPLE_TOKENS, TEMPERATURE = 16, 120, 0.8
 
 
 @dataclass(frozen=True)
 class Material:
-    """The training and held-out data, in the batches that the options ask for."""
+    """Training and held-out data, in batches as the options describe them."""
 
     tokens: TokenFile
     tokenizer: Tokenizer
@@ -33,8 +33,8 @@ class Material:
     def make(cls, options: Options, folder: Path, source: Path | None) -> Self:
         """Writes the token file and the tokenizer of a new run to its folder.
 
-        The tokenizer is that of the `source` folder, if it has one; or else a BPE of `vocab` tokens, or else bytes.
-        Raises as `read_text`, `train_bpe` and `token_file` do.
+        The tokenizer is that of the `source` folder, if it has one. Otherwise it is a BPE of `vocab` tokens or, without
+        `vocab`, the bytes. Raises the errors of `read_text`, `train_bpe` and `token_file`.
         """
         corpus = _corpus(options, folder)
         tokenizer: Tokenizer = ByteTokenizer()
@@ -48,10 +48,10 @@ class Material:
 
     @classmethod
     def find(cls, facts: dict[str, Any], folder: Path, options: Options, check_text: bool = False) -> Self:
-        """Opens the files in the folder of a run that recorded these `facts`.
+        """Opens the token file and the tokenizer of a run that recorded these `facts`.
 
-        With `check_text` the options' text is read too. Raises UsageError if the text differs, MalformedError if the
-        file does.
+        With `check_text`, also reads the text that the options name. Raises UsageError if that text has changed,
+        MalformedError if the token file is another one.
         """
         if check_text and (text := _corpus(options, folder).hash) != facts["text_hash"]:
             raise UsageError(f"the text is not that of the run: its hash is {text}, and was {facts['text_hash']}")
@@ -63,7 +63,7 @@ class Material:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """The facts about the data, for checkpoints and tables."""
+        """Facts about the data, for checkpoints and tables."""
         return {name: getattr(self.tokens, name) for name in ("name", "hash", "text_hash", "tokenizer", "vocab")}
 
     def batch(self, step: int) -> Batch:
@@ -76,11 +76,11 @@ class Material:
         return heldout_batches(self.tokens, self.options.batch, self.options.context, limit)
 
     def sample(self, model: Model) -> str:
-        """Returns a prompt and the model's continuation, at most to the end of its context. Equal weights write equal
-        text.
+        """Returns a prompt followed by the text that the model generates, at most to the end of its context. Equal
+        weights generate equal text.
 
-        The prompt is that of the options, "import " for Python's own source, or else the beginning of the held-out
-        text.
+        The prompt comes from the options. By default it is "import " for Python's standard library, or else the
+        beginning of the held-out text.
         """
         options, tokenizer = self.options, self.tokenizer
         prompt = options.sample or (LIBRARY_PROMPT if options.text is None else None)
@@ -93,5 +93,5 @@ class Material:
 
 
 def _corpus(options: Options, folder: Path) -> Corpus:
-    """Returns the text that the options name, without the files in the run's own `folder`."""
+    """Returns the text that the options name. Files in the run's own `folder` are left out."""
     return standard_library() if options.text is None else read_text(options.text, leave_out=folder)

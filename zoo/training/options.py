@@ -1,4 +1,4 @@
-"""The options of a run: their defaults, the model and the settings that they describe, and those that may change on
+"""The options of a run: their defaults, the model and settings that they describe, and the options that may change on
 resume."""
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from zoo.swaps.tiny import tiny
 from zoo.training.loop import TrainingConfig
 from zoo.units import parse_count
 
-PUBLISHED = "published"  # as `params`: the size itself
+PUBLISHED = "published"  # value of `params` that keeps the published size
 BYTES = 256  # the vocabulary of a ByteTokenizer
 # Options that may differ when a run is resumed: they change neither the model nor its losses.
 CHANGEABLE = frozenset({"text", "compile", "checkpoint_activations", "eval_every", "sample"})
@@ -23,10 +23,10 @@ CHANGEABLE = frozenset({"text", "compile", "checkpoint_activations", "eval_every
 class Options:
     """The options of a run.
 
-    `name` and `params`, `tiny` and `swap` describe the model, or `source` is a checkpoint that training starts from.
-    `text` is a path, None for Python's standard library; `vocab` the size of a BPE, None for bytes or the source's own
-    tokenizer. Exactly one of `tokens` and `minutes` is the budget. The others are fields of TrainingConfig, or as in
-    `python -m zoo.train --help`.
+    `name`, `params`, `tiny` and `swap` describe a model with fresh weights. Alternatively, `source` is a model from
+    which training starts. `text` is a path (None: Python's standard library). `vocab` is the size of a BPE (None: the
+    source's tokenizer, or bytes). Either `tokens` or `minutes` is the budget. The other options are fields of
+    TrainingConfig or explained by `python -m zoo.train --help`.
     """
 
     name: str | None = None
@@ -67,8 +67,8 @@ class Options:
 
     @classmethod
     def resumed(cls, given: Mapping[str, Any], recorded: Any) -> Self:
-        """Returns the options that a run `recorded`, with those given now. Raises UsageError where they are those of
-        another run, MalformedError for options that no run recorded."""
+        """Returns the options that a run `recorded`, updated by the `given` ones. Raises UsageError if a given option
+        may not change, MalformedError if `recorded` is not from this version."""
         if not isinstance(recorded, dict) or set(recorded) != {field.name for field in fields(cls)}:
             raise MalformedError("the options in the checkpoint are not those of this version")
         earlier = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
@@ -79,18 +79,18 @@ class Options:
         return cls(**(earlier | dict(given)))
 
     def config(self, steps: int) -> TrainingConfig:
-        """Returns the settings of training in `steps` steps."""
+        """Returns the settings for training in this number of steps."""
         assert self.lr is not None
         names = (each.name for each in fields(TrainingConfig) if hasattr(self, each.name))
         return TrainingConfig(steps, self.lr, **{name: getattr(self, name) for name in names})
 
     def fresh_spec(self, full: Decoder) -> tuple[Decoder, list[str]]:
-        """Returns the spec of a model that starts from fresh weights, and the features that its swaps dropped. `full`
-        is the model that `name` names.
+        """Returns the spec of a model with fresh weights, and the features that its swaps dropped. `full` is the spec
+        of the model that the option `name` names.
 
-        Only a published size keeps its vocabulary; the others have the tokenizer's. A swapped model is scaled again to
-        the same number of parameters. Raises UsageError for an impossible swap, SpecError for one that gives no model,
-        or where the parameters are too few.
+        Only a published size keeps its vocabulary; other models get the tokenizer's. After a swap, a scaled model is
+        scaled again to the same number of parameters. Raises UsageError for an impossible swap, SpecError for a swap
+        that gives no valid model or for too few parameters.
         """
         vocab = self.vocab or BYTES
         if self.tiny:

@@ -1,8 +1,9 @@
-"""A run: training that logs each step, evaluates, keeps checkpoints, and resumes after an interruption. Also its speed.
+"""A run: training that logs each step, evaluates, keeps checkpoints, and resumes after an interruption. It also
+measures its own speed.
 
-The folder of a run holds log.jsonl, `checkpoints/` and the token file. A step depends only on the step before it: a run
-that is killed and resumed on one device gives the same losses to the bit. With several processes all run it, and the
-first one writes.
+The folder of a run holds log.jsonl, `checkpoints/` and the token file. A step depends only on the step before it. So on
+one device, a run that is killed and resumed has exactly the same losses. With several processes, all of them run this
+code, and only the first one writes.
 """
 
 from __future__ import annotations
@@ -30,39 +31,39 @@ from zoo.training.losses import Batch
 from zoo.training.material import Material
 
 LOG, CHECKPOINTS = "log.jsonl", "checkpoints"
-CHECKPOINT_SECONDS = 600  # a run that evaluates rarely writes a checkpoint at least this often
-COMPARED = ("spec", "config", "data")  # facts in which a resumed run must agree
-MIN_TIMED, MAX_TIMED, TIMED_SHARE = 3, 20, 0.03  # steps that are timed, and the share of the time that they may take
-SIDES = (256, 512, 1024, 2048, 4096, 8192)  # sides of the square matrices that are multiplied, while a product of the
-MAX_PRODUCT_SECONDS = 0.05  # next side is expected to take at most this long
+CHECKPOINT_SECONDS = 600  # maximum between two checkpoints, for runs that evaluate rarely
+COMPARED = ("spec", "config", "data")  # facts that may not change when a run is resumed
+MIN_TIMED, MAX_TIMED, TIMED_SHARE = 3, 20, 0.03  # number of timed steps, their share of the budget
+SIDES = (256, 512, 1024, 2048, 4096, 8192)  # sides of the square matrices that are multiplied
+MAX_PRODUCT_SECONDS = 0.05  # no larger side is tried if its product is expected to take longer
 PRODUCTS = 4  # timed products per size; the fastest counts
-PROBE_SIDE, PROBE_PRODUCTS = 256, 40  # products with which numbers of threads are compared: about 20 ms for each
-EVALUATIONS = 10  # default for a run, after the one before its first step
-EVALUATION_SHARE = 0.2  # maximum share of the time
+PROBE_SIDE, PROBE_PRODUCTS = 256, 40  # timed products for each number of threads: about 20 ms
+EVALUATIONS = 10  # default per run, not counting the one before the first step
+EVALUATION_SHARE = 0.2  # maximum share of the run's time
 Row = dict[str, Any]
 
 
 @dataclass
 class Run:
-    """A run in a folder. It evaluates after each `eval_every` steps of its options and after the last one."""
+    """A run in a folder. It evaluates the model every `eval_every` steps (see its options) and after the last step."""
 
     folder: Path
     trainer: Trainer
     material: Material
-    seconds: float = 0.0  # of training steps, over all processes that continued the run
+    seconds: float = 0.0  # time of all training steps, including those before a resume
     row: Row | None = None  # row of the resumed checkpoint
     _saved: float = field(default_factory=perf_counter)  # the time of the last checkpoint
 
     @cached_property
     def facts(self) -> Row:
-        """The facts that go into every checkpoint, as JSON: "spec", "config" and "data", in which a resumed run must
-        agree, and the options."""
+        """The facts for every checkpoint, as JSON: "spec", "config" and "data", which may not change when a run is
+        resumed, and "options"."""
         spec, config = as_json(self.trainer.model.spec), as_json(self.trainer.config)
         return {"spec": spec, "config": config, "data": self.material.facts, "options": asdict(self.material.options)}
 
     def restore(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
-        """Continues after a checkpoint with this `state`, on the kernels of that time. Raises UsageError if the run
-        differs, naming the differences, and MalformedError for a damaged checkpoint."""
+        """Continues after a checkpoint with this `state`, and uses its kernels. Raises UsageError, which lists the
+        differences, if the checkpoint is from another run. Raises MalformedError if it is damaged."""
         lines = [line for key in COMPARED for line in stored.json_differences(state.get(key), self.facts[key], key)]
         if lines:
             raise UsageError(f"{self.folder} holds another run: {enough(lines, 3)}")
@@ -71,19 +72,20 @@ class Run:
         kernels.use(_recorded_kernels(state))
 
     def steps(self) -> Iterator[Row]:
-        """Trains to the end, and yields each step's row when it is logged and its checkpoint, if any, is on disk.
+        """Trains to the end. Yields the row of each step after it was logged and after its checkpoint, if it has one,
+        was written.
 
-        The first row is that of step 0, with an evaluation and no loss, or that of the resumed checkpoint. Raises
-        DivergedError for a loss that is not finite, NotAvailable for a disk that fails or is full: the last checkpoint
-        stays.
+        The first row is that of the resumed checkpoint or, in a new run, that of step 0, with an evaluation but no
+        loss. Raises DivergedError if the loss is not finite, NotAvailable if the disk fails or is full. The last
+        checkpoint remains.
         """
         trainer, material, steps = self.trainer, self.material, self.trainer.config.steps
         if self.row is None:
-            trained = material.options.source is not None  # random weights write noise
+            trained = material.options.source is not None  # a sample from random weights would be noise
             self.row = {"step": 0, "tokens": 0} | evaluation(trainer.model, material, sampled=trained)
             self._write(self.row)
-        # The log has the row of a checkpoint after the checkpoint is there, which holds it too: a folder without a
-        # checkpoint never has a log.
+        # The row of a checkpoint is logged after the checkpoint is written, which holds it too. So a folder with
+        # a log always has a checkpoint.
         with closing(stored.Log(self.folder / LOG, trainer.step)) as log:
             log.write(self.row)
             yield self.row
@@ -124,7 +126,7 @@ class Run:
 
 
 def evaluation(model: Model, material: Material, sampled: bool = True) -> Row:
-    """Returns bits per byte and accuracy on the held-out text, and a sample if asked for."""
+    """Returns bits per byte and accuracy on the held-out text and, if `sampled`, a sample."""
     found = evaluate(model, material.heldout(), material.options.autocast)
     bits = material.tokens.bits_per_byte(found.nats, found.scored)
     row = {"bits_per_byte": bits, "accuracy": found.accuracy}
@@ -132,14 +134,14 @@ def evaluation(model: Model, material: Material, sampled: bool = True) -> Row:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Returns the last checkpoint of the run in a folder; None where there is no run."""
+    """Returns the last checkpoint of the run in a folder; None if there is no run."""
     found = stored.checkpoints(folder / CHECKPOINTS)
     return found[-1] if found else None
 
 
 def same_sums(state: Mapping[str, Any]) -> bool:
-    """Whether threads, processes and kernels are those of the checkpoint; with others, sums are added up in another
-    order."""
+    """Whether threads, processes and kernels are the same as those of the checkpoint. If not, sums are added in another
+    order, and losses differ in the last digits."""
     then = state.get("machine", {})
     return bool(
         then.get("threads") == torch.get_num_threads()
@@ -149,8 +151,8 @@ def same_sums(state: Mapping[str, Any]) -> bool:
 
 
 def _recorded_kernels(state: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the kernels of a checkpoint. Older ones name kernels by classes of sizes that no longer exist: plain
-    kernels replace them."""
+    """Returns the kernels of a checkpoint. Old checkpoints may name kernels in a format that no longer exists; then
+    plain kernels are used."""
     try:
         kernels.parse(state["kernels"], "the checkpoint")
     except MalformedError:
@@ -164,8 +166,8 @@ def _recorded_kernels(state: Mapping[str, Any]) -> dict[str, str]:
 def time_steps(trainer: Trainer, batch: Callable[[int], Batch], budget: float = 0.0) -> float:
     """Returns the seconds per training step, measured on the first batches without changing the model.
 
-    The measurement takes a small share of `budget` seconds, and ends after a step that exceeds the budget. The first
-    step, which compiles code, does not count.
+    Measuring takes a small share of the `budget` in seconds, and stops after a step that exceeds the budget. An
+    additional first step, which compiles code, is not counted.
     """
     times = list[float]()
 
@@ -181,11 +183,11 @@ def time_steps(trainer: Trainer, batch: Callable[[int], Batch], budget: float = 
 
 
 def choose_threads() -> tuple[int, float]:
-    """Sets the number of torch's threads to that of 1, 2, 4, ... and all which computes the fastest, if it takes less
-    than half the time of all threads. Returns the number and the ratio of the times.
+    """Sets torch's number of threads. The fastest of 1, 2, 4, ... and all threads is used if it takes less than half
+    the time of all threads; otherwise all are. Returns the number of threads, and how many times as fast they are as
+    all threads.
 
-    The threads of an operation wait for each other: where other programs hold some of the cores, all wait for the one
-    that does not run.
+    The threads of an operation wait for each other. If other programs use some cores, all wait for the slowest thread.
     """
     most, a = torch.get_num_threads(), torch.randn(PROBE_SIDE, PROBE_SIDE)
     times = dict[int, float]()
@@ -199,7 +201,7 @@ def choose_threads() -> tuple[int, float]:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Measures the FLOPs per second of the fastest square matrix product on a device, in about half a second."""
+    """Returns the FLOPs per second of the fastest square matrix product on a device. It takes half a second."""
     rate = 0.0
     for side in SIDES:
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -211,16 +213,17 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def training_flops_per_token(spec: Decoder, context: int) -> float:
-    """Returns the FLOPs of training per token of sequences of `context` tokens: three times those of the forward pass.
+    """Returns the training FLOPs per token, in sequences of `context` tokens: three times the FLOPs of the forward
+    pass.
 
-    The backward pass computes a product for the input and one for the weight of each. Recomputation to save memory is
-    not counted (Chowdhery et al., PaLM, appendix B).
+    For each product of the forward pass, the backward pass computes two: the gradients of the input and of the weight.
+    Recomputation to save memory is not counted (Chowdhery et al., PaLM, appendix B).
     """
     return 3 * spec.flops(0, context) / context
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Returns the seconds that a call takes on a device."""
+    """Returns the seconds that a call takes, including its work on the device."""
     began = perf_counter()
     run()
     if device.type in ("cuda", "mps", "xpu"):
@@ -229,11 +232,11 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def steps_within(budget: float, step: float, evaluation: float, every: int | None) -> tuple[int, int]:
-    """Returns the number of steps that fit into `budget` seconds, and the number of steps between two evaluations.
+    """Returns the number of steps that fit into `budget` seconds, and the number of steps between evaluations.
 
-    A step takes `step` seconds and an evaluation `evaluation` seconds; one evaluation comes before the first step.
-    `every` sets the steps between two evaluations. If it is None there are EVALUATIONS, or fewer that take
-    EVALUATION_SHARE of the time. Raises UsageError if there is no time for one step.
+    A step takes `step` seconds and an evaluation `evaluation` seconds. One evaluation comes before the first step.
+    `every` sets the number of steps between evaluations. If it is None, there are EVALUATIONS evaluations, or fewer so
+    that they take at most EVALUATION_SHARE of the time. Raises UsageError if there is no time for a single step.
     """
     evaluations = max(1, min(EVALUATIONS, int(EVALUATION_SHARE * budget / evaluation)))
     reserved = evaluation * (1 + (evaluations if every is None else 0))

@@ -1,6 +1,6 @@
-"""Text to train on: a file, a folder or Python's own standard library, split into training, tuning and held-out text.
+"""Text to train on: a file, a folder or Python's standard library, split into training, tuning and held-out text.
 
-Nothing here holds the text itself: files are listed and hashed once, and read again in blocks for tokenisation.
+The text is never in memory as a whole: files are listed and hashed once, and read again in blocks for tokenisation.
 """
 
 import codecs
@@ -16,16 +16,16 @@ from typing import NamedTuple
 
 from zoo.errors import NotAvailable, UsageError, accessing
 
-HELDOUT_SHARE, TUNING_SHARE = 0.05, 0.025  # shares of the files, by a hash of their path
+HELDOUT_SHARE, TUNING_SHARE = 0.05, 0.025  # shares of the files, chosen by a hash of the path
 BLOCK_BYTES = 1 << 18
-# The standard library's own tests, and packages that are installed inside its folder.
+# The standard library's tests, and packages that are installed inside its folder.
 LIBRARY_LEFT_OUT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file of UTF-8 text. `name` is its path inside the folder, with "/"; `digest` is the SHA-256 of its bytes.
-    `modified`, in nanoseconds, reveals a change after it was listed."""
+    """A file of UTF-8 text. `name` is its path inside the folder, with "/". `digest` is the SHA-256 of its bytes.
+    `modified` is its modification time in nanoseconds, which reveals later changes."""
 
     name: str
     path: Path
@@ -35,13 +35,13 @@ class TextFile:
 
     @cached_property
     def place(self) -> float:
-        """Returns a number in [0, 1) that follows from the name alone. It decides the split of the file."""
+        """Returns a number in [0, 1) that depends only on the name. It decides into which split the file goes."""
         return int.from_bytes(hashlib.sha256(_as_bytes(self.name)).digest()[:8]) / 2**64
 
 
 @dataclass(frozen=True)
 class Piece:
-    """The bytes from `start` to `end` of a file, both at the start of a character."""
+    """The bytes of a file from `start` to `end`. Both are at the start of a character."""
 
     file: TextFile
     start: int
@@ -51,8 +51,8 @@ class Piece:
         return self.end - self.start
 
     def blocks(self) -> Iterator[str]:
-        """Yields the text in order, in parts of about BLOCK_BYTES. A part ends with a line, unless the line is longer
-        than a part.
+        """Yields the text in order, in parts of about BLOCK_BYTES. A part ends at the end of a line, unless the line is
+        longer than a part.
 
         Raises UsageError if the file has changed since it was listed, NotAvailable if it cannot be read.
         """
@@ -79,7 +79,7 @@ class Piece:
 
 
 class Splits(NamedTuple):
-    """Disjoint parts of a text. `tuning` is for choosing learning rates; `heldout` is for results only."""
+    """Disjoint parts of a text. Use `tuning` to choose learning rates, and `heldout` only for results."""
 
     train: tuple[Piece, ...]
     tuning: tuple[Piece, ...]
@@ -95,24 +95,24 @@ class Corpus:
 
     @cached_property
     def hash(self) -> str:
-        """Returns 16 hexadecimal digits that follow from the names and contents of the files."""
+        """Returns 16 hexadecimal digits that depend on the names and contents of the files."""
         entries = (_as_bytes(file.name) + b"\0" + file.digest.encode() + b"\n" for file in self.files)
         return hashlib.sha256(b"".join(entries)).hexdigest()[:16]
 
     @cached_property
     def splits(self) -> Splits:
-        """Returns training, tuning and held-out text. Raises UsageError for a single file too short to be split."""
+        """Returns training, tuning and held-out text. Raises UsageError for a single file too short to split."""
         return _split(self.files)
 
 
 def read_text(path: str | Path, leave_out: str | Path | None = None) -> Corpus:
-    """Reads the UTF-8 text of one file, or of all files of a folder and its subfolders.
+    """Reads the UTF-8 text of one file, or of all files in a folder and its subfolders.
 
-    In a folder, files that are not text are left out: bytes that are not UTF-8, or a zero byte among them. So are empty
-    files, exact copies of an earlier file, links and special files, hidden files and folders (names that begin with
-    ".") and the folder `leave_out`. A `path` that is itself a link is followed.
+    In a folder, these are left out: files with bytes that are not UTF-8 or with a zero byte, empty files, exact copies
+    of an earlier file, links and special files, hidden files and folders (names that begin with "."), and the folder
+    `leave_out`. A `path` that is itself a link is followed.
 
-    Raises NotAvailable for a path that does not exist or may not be read, UsageError where there is no text at all.
+    Raises NotAvailable if the path does not exist or may not be read, UsageError if there is no text.
     """
     path = Path(path)
     with accessing(path):
@@ -128,11 +128,10 @@ def read_text(path: str | Path, leave_out: str | Path | None = None) -> Corpus:
 
 
 def standard_library() -> Corpus:
-    """Returns the Python source of this interpreter's standard library, without its tests and without installed
-    packages.
+    """Returns the Python source of this interpreter's standard library, without tests and installed packages.
 
-    Files written when Python was built (`_sysconfigdata...`, `config-...`) are left out too: they differ between
-    machines of one version. Raises NotAvailable where the standard library is not a folder of files.
+    Files that were written when Python was built (`_sysconfigdata...`, `config-...`) are left out too, since they
+    differ between machines with the same version. Raises NotAvailable if the standard library is not a folder of files.
     """
     folder = Path(sysconfig.get_path("stdlib"))
 
@@ -148,8 +147,8 @@ def standard_library() -> Corpus:
 
 
 def _walk(top: Path, unwanted: Callable[[Path, bool], bool]) -> Iterator[tuple[str, Path]]:
-    """Yields the name and path of every regular file, in no fixed order. Links are not followed, so no folder is seen
-    twice."""
+    """Yields the name and path of every regular file, in no fixed order. Links are not followed, so each folder is
+    visited only once."""
 
     def fail(error: OSError) -> None:
         with accessing(error.filename):
@@ -164,8 +163,8 @@ def _walk(top: Path, unwanted: Callable[[Path, bool], bool]) -> Iterator[tuple[s
 
 
 def _corpus(name: str, found: Iterable[tuple[str, Path]], nothing: str) -> Corpus:
-    """Returns the corpus of the files that are text, the first by name of equal ones. Raises UsageError with the
-    message `nothing` if there are none."""
+    """Returns the corpus of all files that are text. Of files with equal content, only the first by name is used.
+    Raises UsageError with the message `nothing` if there is no text."""
     files = dict[str, TextFile]()
     for each, path in sorted(found):
         if (file := _listed(each, path)) and file.size:
@@ -176,8 +175,8 @@ def _corpus(name: str, found: Iterable[tuple[str, Path]], nothing: str) -> Corpu
 
 
 def _listed(name: str, path: Path) -> TextFile | None:
-    """Returns the file with its hash; None if it is not text. A zero byte is not text: among bytes it separates
-    files."""
+    """Returns the file with its hash; None if it is not text. A file with a zero byte is not text, since the byte
+    tokenizer uses zero as the separator."""
     digest, decoder, size = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")(), 0
     with accessing(path), path.open("rb") as file:
         modified = os.fstat(file.fileno()).st_mtime_ns
@@ -195,10 +194,11 @@ def _listed(name: str, path: Path) -> TextFile | None:
 
 
 def _split(files: tuple[TextFile, ...]) -> Splits:
-    """Divides files by `place`, so that adding a file moves no other; at least one is held out and one is not.
+    """Divides files by their `place`, so that an additional file does not move others. At least one file is held out,
+    and at least one is not.
 
-    Files are in the order of `place`: the first part of a split is a sample of it. A single file is cut: its end is
-    held out. Where no file's place makes it tuning text, that is the end of the largest training piece.
+    Files are ordered by `place`, so the first part of a split is a random sample of it. A single file is cut, and its
+    end is held out. If no file's place makes it tuning text, the end of the largest training piece is used for tuning.
     """
     ordered = sorted(files, key=lambda file: (file.place, file.name))
     pieces = [Piece(file, 0, file.size) for file in ordered]
@@ -221,8 +221,8 @@ def _split(files: tuple[TextFile, ...]) -> Splits:
 
 
 def _cut(piece: Piece, nbytes: float) -> tuple[Piece, Piece]:
-    """Returns the piece without about its last `nbytes`, and these bytes. The cut is at the next start of a line, or of
-    a character where the line is long. Raises UsageError for a piece that is too short."""
+    """Returns the piece without about its last `nbytes`, and the piece of these bytes. The cut is at the next start of
+    a line, or in a long line at the start of a character. Raises UsageError for a piece that is too short."""
     at = piece.end - max(1, round(nbytes))
     with accessing(piece.file.path), piece.file.path.open("rb") as file:
         file.seek(at)
@@ -231,7 +231,7 @@ def _cut(piece: Piece, nbytes: float) -> tuple[Piece, Piece]:
         if line:
             at += line
         else:
-            while at > piece.start and ahead[:1] and 0x80 <= ahead[0] < 0xC0:  # inside a character: to its start
+            while at > piece.start and ahead[:1] and 0x80 <= ahead[0] < 0xC0:  # back to the start of the character
                 at -= 1
                 file.seek(at)
                 ahead = file.read(1)

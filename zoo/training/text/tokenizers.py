@@ -1,7 +1,5 @@
-"""Tokenizers for training: bytes, a BPE trained on the text, or the tokenizer.json of a released model.
-
-All are saved as a tokenizer.json, which `python -m weights.generate` reads.
-"""
+"""Tokenizers for training: bytes, a BPE trained on the text, or the tokenizer.json of a released model. Every tokenizer
+is saved as a tokenizer.json, which `python -m weights.generate` reads."""
 
 import hashlib
 import json
@@ -19,16 +17,16 @@ from zoo.training.text.data import Corpus
 
 TOKENIZER = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
-# Separators of documents in released models, the more specific name first: a vocabulary can hold several.
+# Separators of documents in released models. A vocabulary can hold several: the first one here is used.
 SEPARATORS = ("<|end_of_text|>", END_OF_TEXT, "<｜end▁of▁sentence｜>", "<eos>", "</s>")
-MIN_BPE_VOCAB = 257  # every byte, and the separator
+MIN_BPE_VOCAB = 257  # all bytes and the separator
 
 Ids = NDArray[np.unsignedinteger[Any]]
 
 
 class Tokenizer(ABC):
-    """Converts text to token ids and back. Ids are below `vocab`; `separator` is the id between files, which no text
-    encodes to."""
+    """Converts text to token ids and back. Ids are below `vocab`. `separator` is the id between files; no text is
+    encoded to it."""
 
     name: str
     vocab: int
@@ -36,28 +34,27 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """Returns the ids of each of several texts. Raises UsageError for a text that is not valid Unicode (lone
-        surrogates)."""
+        """Returns the ids of each text. Raises UsageError for a text that is not valid Unicode (lone surrogates)."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int] | Ids) -> str:
-        """Returns the text of ids. Bytes that are not UTF-8 become U+FFFD."""
+        """Returns the text of ids. Bytes that are not valid UTF-8 become U+FFFD."""
 
     @abstractmethod
     def to_json(self, pretty: bool = False) -> str:
-        """Returns the tokenizer.json."""
+        """Returns the content of a tokenizer.json."""
 
     def encode(self, text: str) -> Ids:
-        """Returns the ids of a text, (tokens,). Raises as `encode_batch` does."""
+        """Returns the ids of a text, shape (tokens,). Raises the errors of `encode_batch`."""
         return self.encode_batch([text])[0]
 
     @property
     def hash(self) -> str:
-        """A hash of all that decides the ids."""
+        """A hash of everything on which the ids depend."""
         return hashlib.sha256(f"{self.separator}\n{self.to_json()}".encode()).hexdigest()[:16]
 
     def save(self, folder: str | Path) -> None:
-        """Writes a tokenizer.json. Raises UsageError where another one exists."""
+        """Writes a tokenizer.json. Raises UsageError if a different one exists."""
         path, content = Path(folder) / TOKENIZER, self.to_json(pretty=True).encode()
         if not path.exists():
             write_file(path, content)
@@ -71,7 +68,7 @@ def id_dtype(vocab: int) -> np.dtype[Any]:
 
 
 class ByteTokenizer(Tokenizer):
-    """UTF-8 bytes: an id is the byte's value. Files are separated by byte 0, which files of text do not hold."""
+    """UTF-8 bytes: an id is the value of a byte. Byte 0, which text files do not contain, separates files."""
 
     name, vocab, separator = "bytes", 256, 0
 
@@ -86,11 +83,11 @@ class ByteTokenizer(Tokenizer):
 
 
 class LibraryTokenizer(Tokenizer):
-    """A `tokenizers.Tokenizer`, which it changes: nothing is cut or padded, special tokens that appear in a text are
-    encoded like other text, and no beginning-of-text token is added."""
+    """Wraps a `tokenizers.Tokenizer`, and changes its settings: no truncation, no padding, no beginning-of-text token.
+    Special tokens in a text are encoded like other text."""
 
     def __init__(self, tokenizer: Any, name: str) -> None:
-        """Raises UsageError where none of SEPARATORS is in the vocabulary."""
+        """Raises UsageError if the vocabulary has none of SEPARATORS."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
@@ -115,11 +112,11 @@ class LibraryTokenizer(Tokenizer):
 
 
 def train_bpe(corpus: Corpus, vocab: int) -> LibraryTokenizer:
-    """Trains a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of `vocab` tokens on the training split
-    alone.
+    """Trains a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of `vocab` tokens, on the training split
+    only.
 
-    It holds the 256 bytes, a separator, and merges. Equal text gives an equal tokenizer. Raises UsageError for a vocab
-    below MIN_BPE_VOCAB or above the text's yield, NotAvailable without the package.
+    The vocabulary holds the 256 bytes, a separator, and merges. Equal text gives an equal tokenizer. Raises UsageError
+    if `vocab` is below MIN_BPE_VOCAB or more than the text can fill, NotAvailable if the package is missing.
     """
     tokenizers = require_package("tokenizers", "train")
     if vocab < MIN_BPE_VOCAB:
@@ -139,10 +136,10 @@ def train_bpe(corpus: Corpus, vocab: int) -> LibraryTokenizer:
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
-    """Returns the tokenizer in a tokenizer.json, or in the folder that holds one: a released model's, or one saved
-    here.
+    """Returns the tokenizer in a tokenizer.json, or in a folder that contains this file.
 
-    Raises NotAvailable if it does not exist, MalformedError if it is not a tokenizer, UsageError without a separator.
+    Raises NotAvailable if it does not exist, MalformedError if it is not a tokenizer, UsageError if it has no
+    separator.
     """
     path = Path(path)
     path = path / TOKENIZER if path.is_dir() else path
@@ -162,8 +159,7 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def _byte_json() -> str:
-    """Returns the tokenizer.json of ByteTokenizer: a byte-level BPE without merges, in which an id is a byte's
-    value."""
+    """Returns the tokenizer.json of ByteTokenizer: a byte-level BPE without merges, whose ids are byte values."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     model: dict[str, Any] = {
         "type": "BPE",
@@ -192,8 +188,8 @@ def _byte_json() -> str:
 
 
 def _byte_characters() -> list[str]:
-    """Returns the character that stands for each byte in a byte-level vocabulary (Radford et al. 2019): its own where
-    that is visible, or else the next one from U+0100 on."""
+    """Returns the character that stands for each byte in a byte-level vocabulary (Radford et al. 2019). A visible
+    character stands for its own byte; other bytes get the next characters from U+0100 on."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in visible else next(others)) for byte in range(256)]

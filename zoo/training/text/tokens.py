@@ -1,8 +1,8 @@
-"""The token file: a text's token ids in a memory-mapped file made once, and the batches that are drawn from it.
+"""The token file, a memory-mapped file of a text's token ids, and the batches that are read from it.
 
-A file is 4096 bytes of header (a magic word and one JSON object), then the ids of the training, tuning and held-out
-text. Ids are little-endian integers of the size that the vocabulary needs. Each of the three texts begins with a
-separator, and one follows every file's text. Reading it runs no code.
+The file has 4096 bytes of header (a magic word and one JSON object), then the ids of the training, tuning and held-out
+text. Ids are little-endian integers of the smallest size that holds the vocabulary. Each of the three texts begins with
+a separator, and a separator follows the text of each file. Reading the file runs no code.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ from zoo.training.losses import IGNORED, Batch
 from zoo.training.text.data import Corpus, Piece
 from zoo.training.text.tokenizers import Ids, Tokenizer, id_dtype
 
-VERSION = 1  # version of the layout, of the splits and of the blocks
+VERSION = 1  # version of the file layout, the splits and the blocks
 MAGIC, HEADER_BYTES = b"ZOOTOKEN", 4096
-ENCODED_AT_ONCE = 1 << 21  # characters; the library keeps about 100 bytes for each token
+ENCODED_AT_ONCE = 1 << 21  # characters; the library needs about 100 bytes for each token
 FIELDS: dict[str, type] = dict.fromkeys(("name", "hash", "text_hash", "tokenizer"), str)
 FIELDS |= dict.fromkeys(("version", "vocab", "separator"), int) | dict.fromkeys(("tokens", "bytes"), list)
 Split = Literal["train", "tuning", "heldout"]
@@ -34,9 +34,10 @@ Split = Literal["train", "tuning", "heldout"]
 class TokenFile:
     """The token ids of a text, memory-mapped and read-only: (tokens,) uint8, uint16 or uint32.
 
-    `hash` follows from the text, the tokenizer and VERSION, `text_hash` from the text alone. `..._bytes` count the
-    UTF-8 text, with one for the end of each file. A split holds one token more than it scores; with bytes as tokens it
-    scores as many tokens as it has bytes. `tuning` is for choosing learning rates, `heldout` for results.
+    `hash` depends on the text, the tokenizer and VERSION, `text_hash` only on the text. `train_bytes`, `tuning_bytes`
+    and `heldout_bytes` count the UTF-8 bytes, and one for the end of each file. The first token of a split is not
+    scored. With bytes as tokens, a split thus scores as many tokens as it has bytes. Use `tuning` to choose learning
+    rates, and `heldout` only for results.
     """
 
     path: Path
@@ -54,20 +55,20 @@ class TokenFile:
     heldout_bytes: int
 
     def bits_per_byte(self, nats: float, scored: int, split: Split = "heldout") -> float:
-        """Returns the bits per byte of a split's text, from the sum of `nats` over `scored` targets.
+        """Returns the bits per byte of a split, from the sum of `nats` over `scored` targets.
 
-        If `scored` is not all of the split, its mean stands for the whole, with the whole split's tokens per byte.
+        If only a part of the split was scored, the mean of this part is taken for the whole split.
         """
         tokens, nbytes = len(getattr(self, split)) - 1, getattr(self, f"{split}_bytes")
         return nats / math.log(2) / scored * (tokens / nbytes)
 
 
 def token_file(folder: str | Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenFile:
-    """Returns the token file of a text in `folder`, and makes it if it does not exist.
+    """Returns the token file of a text in `folder`. If it does not exist, it is written.
 
-    Its name is its hash. It is never there in part, and two processes may make it at once. Raises MalformedError for
-    another file of that name, UsageError where the text changes meanwhile or cannot be split, NotAvailable where the
-    disk fails.
+    The name of the file contains its hash. The file never exists in part, and two processes may write it at the same
+    time. Raises MalformedError for a different file of this name, UsageError if the text changes while it is read or
+    cannot be split, NotAvailable if the disk fails.
     """
     key = f"{VERSION} {corpus.hash} {tokenizer.hash}"
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -81,8 +82,8 @@ def token_file(folder: str | Path, corpus: Corpus, tokenizer: Tokenizer) -> Toke
 
 
 def open_tokens(path: str | Path) -> TokenFile:
-    """Opens an existing token file. Raises NotAvailable if it cannot be read, MalformedError if it is another kind of
-    file, of another version, or incomplete."""
+    """Opens an existing token file. Raises NotAvailable if it cannot be read. Raises MalformedError if it is
+    incomplete, has another version, or is not a token file."""
     path = Path(path)
     with accessing(path):
         with path.open("rb") as file:
@@ -95,18 +96,19 @@ def open_tokens(path: str | Path) -> TokenFile:
 
 
 def training_batch(tokens: TokenFile, step: int, batch: int, context: int, seed: int) -> Batch:
-    """Returns `batch` windows of `context` tokens and the token after each, (batch, context).
+    """Returns a batch of windows of `context` tokens, with the next token of each position as its target: (batch,
+    context).
 
-    The result depends only on seed, step and row, so a resumed run needs no state. Windows start anywhere, are drawn
-    with replacement, and may reach over the end of a file. Raises UsageError for a training text of no more than
-    `context` tokens, MalformedError for an id outside `vocab`.
+    The result depends only on the seed, the step and the row, so a resumed run needs no other state. Windows start at
+    any token, are drawn with replacement, and may extend over the end of a file. Raises UsageError if the training text
+    has no more than `context` tokens, MalformedError for an id outside the vocabulary.
     """
     starts = len(tokens.train) - context
     if starts < 1:
         raise UsageError(
             f"the training text has {len(tokens.train)} tokens, too few for a context of {context}: give more text"
         )
-    # Philox's own words: unlike numpy's distributions, they are the same in every version.
+    # Raw output of Philox: unlike numpy's distributions, it is the same in every version.
     key = np.array([seed % 2**64, step % 2**64], dtype=np.uint64)
     words = np.random.Philox(key=key).random_raw(batch)
     windows = np.stack([tokens.train[start : start + context + 1] for start in (words % np.uint64(starts)).tolist()])
@@ -116,9 +118,9 @@ def training_batch(tokens: TokenFile, step: int, batch: int, context: int, seed:
 def heldout_batches(
     tokens: TokenFile, batch: int, context: int, limit: int | None = None, split: Split = "heldout"
 ) -> Iterator[Batch]:
-    """Yields batches (batch, context) that score each token of a split once, in order, in consecutive windows.
+    """Yields batches (batch, context) of consecutive windows, which score each token of a split exactly once, in order.
 
-    With `limit` they score the first `limit` tokens. The last batch is filled up with IGNORED targets.
+    `limit` is the number of tokens to score, from the start of the split. IGNORED targets fill up the last batch.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"at least 1 token must be scored, got a limit of {limit}")
@@ -165,7 +167,7 @@ def _make(path: Path, digest: str, corpus: Corpus, tokenizer: Tokenizer) -> None
 
 
 def _encoded(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Iterator[Ids]:
-    """Yields, in parts, a separator, and then each piece's ids and a separator."""
+    """Yields the ids of the pieces in parts: a separator first, then for each piece its ids and a separator."""
     separator = np.array([tokenizer.separator], dtype=id_dtype(tokenizer.vocab))
     yield separator
     for texts in _batches(pieces):
@@ -174,7 +176,7 @@ def _encoded(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Iterator[Ids]:
 
 
 def _batches(pieces: Sequence[Piece]) -> Iterator[list[str | None]]:
-    """Yields blocks of text to encode at once, with None at the end of each piece."""
+    """Yields lists of text blocks that are encoded together. None marks the end of each piece."""
     texts, total = list[str | None](), 0
     for piece in pieces:
         for text in piece.blocks():
@@ -188,7 +190,7 @@ def _batches(pieces: Sequence[Piece]) -> Iterator[list[str | None]]:
 
 
 def _header(path: Path, head: bytes, size: int) -> dict[str, Any]:
-    """Returns the checked header, with the dtype of the ids."""
+    """Returns the header after checking it, with the dtype of the ids as an additional entry."""
     broken = MalformedError(f"{path} is not a token file, or only a part of one; remove it, and it is made again")
     if len(head) < HEADER_BYTES or not head.startswith(MAGIC):
         raise broken
