@@ -80,7 +80,7 @@ def block_list(dim: int) -> list[BlockEntry]:
     """
     unit = HEAD_DIM * QUERIES_PER_KEY
     if dim < 1 or dim % unit:
-        raise UsageError(f"--dim {dim} must be a multiple of {unit}, for groups of {QUERIES_PER_KEY} heads of {HEAD_DIM}")
+        raise UsageError(f"--dim {dim} must be a multiple of {unit}, for {QUERIES_PER_KEY} heads of {HEAD_DIM} per key")
     ffn, norm = _feed_forward(dim), RMSNorm(1e-6)
     groups: dict[str, dict[str, Block]] = {
         "attention": _attention(dim),

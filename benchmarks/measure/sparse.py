@@ -81,7 +81,7 @@ class SparseVariants(Comparison):
     def row(
         self, variant: str, phase: str, context: int, seconds: Sequence[float] = (), reference_s: float | None = None
     ) -> Row:
-        """Returns the FLOPs of a pass, its times, the gain over full attention, and its share of the predicted gain."""
+        """Returns FLOPs and times of a pass, its speedup over full (`gain`), and its share of the predicted gain."""
         spec, new, times = self.spec, self.config.new(phase, context), time_columns("attention", seconds)
         flops = attention_flops(spec, self.dim, context - new, new)
         gain = ratio(reference_s, times["attention_s"])
