@@ -62,7 +62,7 @@ USAGE = {  # a call -> a part of its error
     "throughput qwen3 --tiny --tp 2": "torchrun --nproc-per-node 2 -m benchmarks throughput ... --tp 2 starts 2",
     "throughput qwen3 --tiny --tp 2 --train": "--train with --tp: training divides the data, torchrun -m zoo.train",
     "throughput qwen3 --tiny --tp 2 --peer transformers": "transformers runs in one process; with --tp, --peer is one-",
-    "throughput qwen3 --tiny --peer one-process": "--peer one-process is for several",
+    "throughput qwen3 --tiny --peer one-process": "--peer one-process needs --tp",
     "throughput qwen3 --tiny --tp 2 --ep 3": "--ep 3 with --tp 2",
     "learn --swap GQA(window=4)": "--swap changes the models that are named",
     "learn lama3": "did you mean llama3",
