@@ -49,7 +49,7 @@ USAGE = {  # a call -> a part of its error
     "blocks --variants mla --dim 256": "--dim is for blocks without --variants",
     "blocks --variants mla --prefill": "--prefill is for --variants sparse",
     "blocks --variants sparse llama3": "has no sparse attention; a model with it: deepseek-v3.2",
-    "blocks --variants sparse --context 2k": "of at most k=2048 tokens all are chosen",
+    "blocks --variants sparse --context 2k": "give more than the k=2048 tokens that are chosen",
     "throughput qwen3 -p 0 -n 0": "nothing to measure",
     "throughput qwen3 --train -p 64": "--prompt is for prefill and decode",
     "throughput qwen3 --train -d 0": "--depth is for prefill and decode",
