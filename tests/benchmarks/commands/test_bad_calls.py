@@ -76,7 +76,7 @@ USAGE = {  # a call -> a part of its error
     "learn llama3 --params 2k": "too few",
     "learn llama3 --rates fast": "write learning rates above 0",
     "learn llama3 --learning-rate -1": "above 0",
-    "learn llama3 --learning-rate 1e-3 --rates 1e-3": "give --rates for a sweep",
+    "learn llama3 --learning-rate 1e-3 --rates 1e-3": "give either --rates for a sweep",
     "learn llama3 --match size": "params",
     "learn llama3 --text short.txt --context 64": "too few",
     "load": "SOURCE",
