@@ -1,6 +1,6 @@
 """The verbs of `python -m benchmarks`: each file is a verb, with its `command` and the tables that it shows.
 
-The folder is scanned, so a new file is a new verb. `all` shows the tables of several. Without a verb the main job runs.
+The folder is scanned, so a new file is a new verb. `all` shows the tables of several verbs. MAIN is the default verb.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -64,10 +64,10 @@ def every_table(
 
 
 class Verbs(TyperGroup):
-    """A group of commands that runs the main job if no verb is given."""
+    """A group of commands that runs MAIN if no verb is given."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Puts the main job's verb in front if there is no verb.
+        """Inserts MAIN if the arguments do not begin with a verb.
 
         Raises UsageError for a misspelt, misplaced or moved verb.
         """
@@ -82,7 +82,7 @@ class Verbs(TyperGroup):
         return super().parse_args(ctx, [MAIN, *args])
 
     def _without_values(self, args: Sequence[str]) -> Iterator[str]:
-        """Returns the arguments without the values of the main job's options: in `--with mla`, mla is no verb."""
+        """Returns the arguments without the values of MAIN's options, so that `mla` in `--with mla` is no verb."""
         options = {
             name for each in self.commands[MAIN].params if not getattr(each, "is_flag", True) for name in each.opts
         }

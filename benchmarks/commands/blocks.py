@@ -115,11 +115,11 @@ def command(
 
 
 def of_model(kind: type[Comparison], model: NamedSpec, tiny: bool, config: VariantsConfig) -> Comparison:
-    """Returns the variants of the attention of the first layer that has it. Raises UsageError if no layer has it."""
+    """Returns the comparison for a model's first layer with such attention. Raises UsageError if no layer has it."""
     spec = tiny_form(model.spec) if tiny else model.spec
     if found := next((layer.mixer for layer in spec.layers if kind.measures(layer.mixer)), None):
         return kind(found, spec.dim, config)
-    raise UsageError(f"{model.label} has no {kind.FEATURE}; one that has: {kind.MODEL}")
+    raise UsageError(f"{model.label} has no {kind.FEATURE}; a model with it: {kind.MODEL}")
 
 
 def tables(rows: Rows) -> Iterator[Table]:
@@ -196,7 +196,7 @@ def _times(title: str, rows: Rows) -> Table:
 
 
 def _method(first: Row, turns: str, samples: list[list[float]]) -> Iterator[str]:
-    """Yields the lines on how the times were measured: number of samples, participants that take turns, and machine."""
+    """Yields the lines on the method: number of samples, what takes turns, machine and kernels."""
     if rounds := sorted({len(seconds) for seconds in samples if seconds}):
         yield f"Medians of {'-'.join(map(str, rounds))} after warm-up{turns} {measured_on(first)}"
         yield f"{kernel_summary(used_kernels())}."

@@ -61,7 +61,7 @@ def pair(names: Sequence[str], swaps: Sequence[str], ignore_fields: Sequence[str
 
 
 def tables(first: NamedSpec, second: NamedSpec, context: int, config: InferenceConfig, device: Device) -> list[Table]:
-    """Returns the differences in structure, specs and costs, and the contexts at which each cache is smaller."""
+    """Returns the tables of differences in structure, specs and costs, and of the model with the smaller cache."""
     row = crossing_row(first, second, config)
     crossing = Table("Model with the smaller cache, by tokens of context", [], [describe_crossing(row)], [row])
     return [

@@ -1,4 +1,4 @@
-"""The main job: costs of all published sizes, and the speed of tiny models."""
+"""The verb that runs by default: costs of all published sizes, and the speed of tiny models."""
 
 from typing import Annotated
 
@@ -59,7 +59,7 @@ def parameter_table(rows: Rows) -> Table:
 
 
 def _by_value(rows: Rows, key: str) -> str:
-    """Returns the models with a value at a key, by the value: "gpt-oss-20b, gpt-oss-120b: without ...; ..."."""
+    """Lists the models that share each value of a column: "gpt-oss-20b, gpt-oss-120b: without ...; ..."."""
     models: dict[str, list[str]] = {}
     for row in rows:
         if value := row[key]:
@@ -97,7 +97,7 @@ def kv_table(rows: Rows) -> Table:
 
 
 def tiny_throughput_table(rows: Rows) -> Table:
-    """Returns the table of speeds of the tiny forms on this machine: a line for each model timed in both phases."""
+    """Returns the table of speeds of tiny models on this machine, with a line for each model timed in both phases."""
     shown = [
         *columns(model="tiny model"),
         *columns(format_count, prefill="prefill/s"),

@@ -1,4 +1,4 @@
-"""FLOPs by part, and the ceilings that a device sets for prefill and decode."""
+"""FLOPs by part, and the ceilings on prefill and decode speed that a device sets."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -23,9 +23,9 @@ def command(
     models: ModelOptions,
     report: Report,
 ) -> None:
-    """FLOPs by part, and the most tokens per second on a device.
+    """FLOPs by part, and the ceiling on tokens per second on a device.
 
-    This ceiling is the roofline of the device, which --device-spec names, or --bandwidth and --flops describe.
+    The ceiling is the roofline of the device that --device-spec names, or that --bandwidth and --flops describe.
     """
     chosen, device = inference.divisible(models.chosen()), peak.device()
     for tokens in context or [DEFAULT_CONTEXT]:
@@ -33,7 +33,7 @@ def command(
 
 
 def tables(models: Sequence[NamedSpec], context: int, config: InferenceConfig, device: Device) -> Iterator[Table]:
-    """Yields the parts of both phases, the savings by masking, and the ceilings, at one context."""
+    """Yields the tables of FLOPs by part in both phases, of savings by masking, and of ceilings, at one context."""
     decode, prefill = ([flop_row(model, phase, context, config, device) for model in models] for phase in PHASES)
     at, batch = format_tokens(context), config.batch
     each = ("" if batch == 1 else f", for each of {batch} sequences") + on_each(config.tp)
@@ -127,7 +127,7 @@ def _ceilings(decode: Rows, prefill: Rows, device: Device) -> Table:
 
 
 def _of_several(row: Row, device: Device) -> list[str]:
-    """Returns the lines of a legend on the traffic between several cards; none for one card."""
+    """Returns the legend's lines on the traffic between cards; an empty list for one card."""
     tp, link = row["tp"], device.link
     if tp == 1:
         return []

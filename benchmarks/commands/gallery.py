@@ -41,7 +41,7 @@ def command(
     ] = None,
     learned: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Learning to show: output of `python -m benchmarks learn --json`."),
+        typer.Option(metavar="FILE", help="Learning results to show: output of `python -m benchmarks learn --json`."),
     ] = None,
     all_sizes: Annotated[
         bool, flag("Show every size of every family, not only the best-known.", "--all-sizes")
@@ -58,7 +58,7 @@ def command(
     if names and all_sizes:
         raise UsageError("--all-sizes chooses among all models: leave it out, or name none")
     models = chosen(names or (zoo_names() if all_sizes else shown_by_default()))
-    samples = measured or next(iter(kept(DOCS / "performance").values()), None)  # by default of the first processor
+    samples = measured or next(iter(kept(DOCS / "performance").values()), None)  # default: the first processor's speeds
     speeds = read_measured(samples) if samples else None
     comparison = learned or kept(DOCS / "learning").get("default")
     rows = read_learned(comparison) if comparison else None
@@ -74,7 +74,7 @@ def command(
 
 
 def shown_by_default() -> list[str]:
-    """Returns the best-known size of each family, and the sizes of the comparisons, family by family."""
+    """Returns the best-known size of each family, and the sizes compared in PAIRS, ordered by family."""
     shown = {*one_each(matching()), *(name for pair in PAIRS for name in pair)}
     return [name for name in zoo_names() if name in shown]
 

@@ -1,4 +1,4 @@
-"""The KV cache: bytes, the results of other calculators, contexts that fit on a card, and crossings of two models."""
+"""The KV cache: bytes, other calculators' results, contexts that fit on a card, and which of two caches is smaller."""
 
 from collections.abc import Iterator, Sequence
 from math import inf
@@ -39,7 +39,7 @@ def command(
 def tables(
     models: Sequence[NamedSpec], contexts: Sequence[int], against: NamedSpec, memory: int, config: InferenceConfig
 ) -> Iterator[Table]:
-    """Yields the tables of bytes, of contexts that fit, and of crossings with the cache of `against`."""
+    """Yields the tables of bytes, of contexts that fit, and of contexts with a smaller cache than `against`."""
     yield cache([cache_row(model, context, config) for model in models for context in contexts])
     yield fit([fit_row(model, memory, config) for model in models])
     yield crossing([crossing_row(model, against, config) for model in models])
@@ -72,7 +72,7 @@ def cache(rows: Rows) -> Table:
 def fit(rows: Rows) -> Table:
     """Returns the table of the contexts that fit on a card beside the weights."""
     first = rows[0]
-    several = len({row["weights_dtype"] for row in rows}) > 1  # each in its released form
+    several = len({row["weights_dtype"] for row in rows}) > 1  # each model in its released dtype
     shown = [
         *columns(model="model"),
         *(columns(weights_dtype="stored in") if several else []),

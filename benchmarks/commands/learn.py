@@ -112,7 +112,7 @@ class TrainingOptions:
         Raises UsageError for a budget below two steps, and for rates that contradict each other.
         """
         if self.rates is not None and self.learning_rate is not None:
-            raise UsageError("give --rates for a sweep, or --learning-rate for none")
+            raise UsageError("give either --rates for a sweep or --learning-rate without a sweep")
         tokens = self.tokens or (QUICK_TOKENS if self.quick else TOKENS)
         steps = tokens // (self.batch * models.context)
         if steps < 2:
@@ -151,7 +151,7 @@ class FileOptions:
     ] = None
 
     def tokens(self) -> TokenFile:
-        """Returns the text, as a token file beside the runs."""
+        """Returns the text as a token file, which is written to the folder of the runs."""
         corpus = standard_library() if self.text is None else read_text(self.text, leave_out=self.runs)
         return token_file(self.runs, corpus, ByteTokenizer())
 
@@ -189,7 +189,7 @@ def command(*, models: ModelOptions, training: TrainingOptions, files: FileOptio
 
 
 def committed_rate(entry: Entry) -> float:
-    """Returns the learning rate that is committed for a model; the default rate for any other."""
+    """Returns a model's learning rate in COMMITTED_RATES, or the default rate for a model that is not in it."""
     document = json.loads(COMMITTED_RATES.read_text(encoding="utf-8"))
     rate: float = document["rates"].get(entry.model.name, document["default"])
     return rate

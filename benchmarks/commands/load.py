@@ -38,7 +38,7 @@ def command(
     resolve_dtype(dtype, opened)  # errors of the source or the dtype come before anything runs
     beside = not alone and find_spec("transformers") is not None
     if not alone and not beside:
-        print("without transformers beside it: pip install -e '.[parity]'", file=sys.stderr)
+        print("transformers is not installed and is left out: pip install -e '.[parity]'", file=sys.stderr)
     found: dict[str, list[Sample]] = {}
 
     def measured() -> list[Table]:
@@ -49,7 +49,7 @@ def command(
     with recorded(report, CPU, measured):
         failed = loading.run(opened.path, dtype, [ZOO, BASELINE] if beside else [ZOO], repeat, found)
     for loader, why in failed.items():
-        print(f"{loader} does not load it: {why}", file=sys.stderr)
+        print(f"{loader} cannot load it: {why}", file=sys.stderr)
 
 
 def table(rows: Rows, machine: Row) -> Table:

@@ -1,4 +1,4 @@
-"""Parameters by part, and the reasons why other sources give another number."""
+"""Parameters by part, and the reasons why other sources state other totals."""
 
 from collections.abc import Sequence
 
@@ -12,15 +12,15 @@ from zoo.units import format_count
 
 
 def command(*, models: ModelOptions, report: Report) -> None:
-    """Parameters by part, compared with the Hub and the name.
+    """Parameters by part, compared with the Hub's total and the model's name.
 
-    The parts add up to the total. The lines below the tables add it up to the Hub's total.
+    The parts add up to the total. The lines below the tables explain its difference from the Hub's total.
     """
     report.add(*tables(models.chosen()))
 
 
 def tables(models: Sequence[NamedSpec]) -> list[Table]:
-    """Returns the tables of parts, of experts if any, of kinds of layers, and of the differences from the Hub."""
+    """Returns the tables of parts, of experts (if any), of kinds of layers, and of differences from Hub totals."""
     rows = [param_row(model) for model in models]
     layers = [row for model in models for row in layer_rows(model)]
     sparse = [row for row in rows if row["routed_params"]]
@@ -90,7 +90,7 @@ def _layers(rows: Rows) -> Table:
 
 
 def reconciliation(row: Row) -> str:
-    """Returns a line that adds up from our count to the Hub's total, with the numbers that the name claims."""
+    """Returns a line that compares the zoo's count with the Hub's total and with the numbers in the model's name."""
     line = f"{named(row)}: {row['params']:,}"
     if row["hub_beside"]:
         beside = " + ".join(f"{part['params']:,} {part['what']}" for part in row["hub_beside"])

@@ -1,4 +1,4 @@
-"""One table with chosen columns, for a paper: one value per model in each, some of them at a context."""
+"""One table with chosen columns, for a paper: one value per model and column. Some columns are for a given context."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from zoo.model.decoder import Decoder
 
 @dataclass(frozen=True)
 class Conditions:
-    """The conditions under which a model's quantities are computed. `context`: tokens, where a quantity has one."""
+    """The conditions under which a model's quantities are computed. `context`: tokens, for quantities at a context."""
 
     model: NamedSpec
     config: InferenceConfig
@@ -39,13 +39,13 @@ class Conditions:
 
 
 def in_unit(of: float, digits: int) -> Callable[[float], str]:
-    """Returns a formatter in units of `of`, with `digits` after the point; a small value has three significant ones."""
+    """Returns a formatter in units of `of` with `digits` decimals, or three significant digits below of / 10."""
     return lambda value: unit(of, digits)(value) if not value or value >= of / 10 else three(value / of)
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A quantity: its value, its header and formatter in tables, and a sentence about it for the legend."""
+    """A quantity: its value, its header and formatter in tables, and its meaning for the legend."""
 
     header: str
     meaning: str
@@ -116,7 +116,7 @@ QUANTITIES = {
 
 @dataclass(frozen=True)
 class ChosenColumn:
-    """A quantity by its name, at a context (0: it has none). `name` is the column as it was written: kv@32k."""
+    """A column of the table. `name`: the user's text, such as kv@32k. `context`: 0 for a quantity without a context."""
 
     name: str
     quantity: Quantity
@@ -129,7 +129,7 @@ class ChosenColumn:
 
 
 DEFAULT = "params,active,kv@32k,kv@128k,flops@32k,tokens/s@32k"
-HELP = f"Columns with commas between: {', '.join(name + '@32k' * q.at_context for name, q in QUANTITIES.items())}."
+HELP = f"Columns, separated by commas: {', '.join(name + '@32k' * q.at_context for name, q in QUANTITIES.items())}."
 
 
 def command(
@@ -159,8 +159,8 @@ def command(
 
 
 def parse_columns(text: str) -> list[ChosenColumn]:
-    """Parses columns with commas between them: params,kv@32k. Raises UsageError for an unknown one, and for one that
-    lacks its context or has none."""
+    """Parses columns, separated by commas: params,kv@32k. Raises UsageError for an unknown column, for a column that
+    lacks its context, and for a context on a column that takes none."""
     found: dict[str, ChosenColumn] = {}
     for word in filter(None, (part.strip().lower() for part in text.split(","))):
         name, at, context = word.partition("@")
@@ -178,7 +178,7 @@ def parse_columns(text: str) -> list[ChosenColumn]:
 
 
 def quantity_row(model: NamedSpec, chosen: Sequence[ChosenColumn], config: InferenceConfig, device: Device) -> Row:
-    """Returns a model's row, with the value of each column by the column's name."""
+    """Returns a model's row. Its `values` are {name of a column: value}."""
     config = config.of(model)
     conditions = ((each, Conditions(model, config, device, each.context)) for each in chosen)
     return {

@@ -110,13 +110,13 @@ def command(
 
 
 def _require_peer(tp: int, train: bool, peer: Peer | None, peer_compiled: bool) -> None:
-    """Raises UsageError for measurements and baselines that several processes do not support."""
+    """Raises UsageError if --tp, --train and the baselines cannot be combined."""
     if tp > 1 and train:
         raise UsageError("--train with --tp: training divides the data, torchrun -m zoo.train")
     if tp > 1 and (peer is Peer.transformers or peer_compiled):
         raise UsageError("transformers runs in one process; with --tp, --peer is one-process")
     if tp == 1 and peer is Peer.one_process:
-        raise UsageError("--peer one-process is for several: torchrun --nproc-per-node 2 -m benchmarks ... --tp 2")
+        raise UsageError("--peer one-process needs --tp: torchrun --nproc-per-node 2 -m benchmarks ... --tp 2")
 
 
 def _workloads(
@@ -127,13 +127,13 @@ def _workloads(
     context: int | None,
     batch: int | None,
 ) -> tuple[Workload, ...]:
-    """Returns the workloads to time. Raises UsageError for an option that none of them uses."""
+    """Returns the workloads to time. Raises UsageError for an option that does not apply to them."""
     if train:
         for name, value in (("--prompt", prompt), ("--generate", generate), ("--depth", depth or None)):
             if value is not None:
                 raise UsageError(f"{name} is for prefill and decode; a training step has --context and --batch")
         return (Workload("train", context or TRAINING_CONTEXT, batch=batch or TRAINING_BATCH),)
     if context is not None:
-        raise UsageError("--context is for --train; a prefill has --prompt, and what is in the cache before, --depth")
+        raise UsageError("--context is for --train; a prefill takes --prompt, with --depth tokens in the cache")
     prompt, generate = PROMPT if prompt is None else prompt, GENERATE if generate is None else generate
     return workloads(prompt, generate, depth or [0], batch or 1)

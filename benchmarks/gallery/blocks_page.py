@@ -1,7 +1,7 @@
 """The tutorial on blocks: docs/blocks.md for readers of the repository, and a section of the page.
 
-The text names drawings, in the shapes and colours of the model diagrams. Two kinds of comments in it mark the parts
-that are generated from specs: the sentence on the users of a block, and the table of the costs of attention.
+The text refers to drawings, which have the shapes and colours of the model diagrams. HTML comments mark the parts that
+are generated from specs: the sentences on the users of a block, and the table of attention costs.
 """
 
 import re
@@ -31,7 +31,7 @@ from zoo.diagram.region import Region
 from zoo.registry import Block
 from zoo.units import format_bytes, format_count
 
-PACKAGED = Path(__file__).parent / "static" / "blocks.md"  # its place in an installed package (pyproject.toml)
+PACKAGED = Path(__file__).parent / "static" / "blocks.md"  # the text in an installed package (pyproject.toml)
 SOURCE = PACKAGED if PACKAGED.is_file() else DOCS / "blocks.md"
 USED = re.compile(r"(<!-- used: (.+) -->\n\*Who uses .+?:\*) .*")
 COSTS = re.compile(r"(?<=<!-- costs -->\n)(\|.*\n)+")
@@ -41,13 +41,13 @@ HEADING = re.compile(r"<h(\d)>(.*?)</h\1>")
 TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 IMAGES = re.compile(r'<p>((?:<img src="blocks/[\w-]+\.svg" alt="[^"]*" />\s*)+)</p>')
 IMAGE = re.compile(r'<img src="blocks/([\w-]+)\.svg" alt="([^"]*)" />')
-USERS = "<p><em>Who uses"  # how a paragraph on the users of a block begins
+USERS = "<p><em>Who uses"  # the beginning of a paragraph on the users of a block
 STYLE_SHEET = re.compile(r"<style[^>]*>(.*?)</style>", re.DOTALL)
 
 
 @cache
 def markdown(linked: Collection[str] = ()) -> str:
-    """Returns the text of docs/blocks.md, with its generated parts. Architectures that are `linked` get links."""
+    """Returns the text of docs/blocks.md with its generated parts. Architectures in `linked` become links."""
     source = SOURCE.read_text(encoding="utf-8").strip()
     text = USED.sub(lambda found: f"{found[1]} {users(found[2], linked)}.", source)
     return COSTS.sub(lambda _: f"{costs()}\n", text)
@@ -62,7 +62,7 @@ def pictures() -> dict[str, str]:
 def html(shown: frozenset[str] = frozenset()) -> str:
     """Returns the section of the page: headings one level lower, drawings inline, wide content in boxes that scroll.
 
-    Architectures that are `shown` on the page get links.
+    Architectures in `shown`, those on the page, become links.
     """
     text: str = mistune.create_markdown(escape=False, plugins=["table"])(COMMENT.sub("", markdown(shown)))
     text = HEADING.sub(_lower_heading, text)
@@ -88,7 +88,7 @@ def _inline(match: re.Match[str]) -> str:
 
 
 def users(word: str, linked: Collection[str] = ()) -> str:
-    """Returns the architectures that use a block, alias, option or norm placement, with the sizes if only some do."""
+    """Lists the architectures that use a block, alias, option or norm placement, with the sizes if not all sizes do."""
     found = []
     for family, module in families().items():
         names = [name for name in module.SIZES if word in words(name)]
@@ -100,7 +100,7 @@ def users(word: str, linked: Collection[str] = ()) -> str:
 
 @cache
 def words(name: str) -> frozenset[str]:
-    """Returns the words for all parts of a preset: kinds of blocks, aliases, norm placements, and options in use."""
+    """Returns the names that `users` finds in a preset: kinds of blocks, aliases, norm placements, options in use."""
     return frozenset(used_names(sizes()[name].spec))
 
 
@@ -137,7 +137,7 @@ def draw(name: str, description: str, prefix: str = "", theme: Theme = "auto") -
     """
     title, width, drawing = DRAWINGS[name]
     canvas = Canvas(width, title, description)
-    if theme != "auto":  # a file has its own paper, whatever page shows it
+    if theme != "auto":  # an SVG file has a background of its own
         paper = canvas.rect(0, 0, width, 0, "paper")
     drawing(canvas)
     if theme != "auto":
@@ -146,12 +146,12 @@ def draw(name: str, description: str, prefix: str = "", theme: Theme = "auto") -
 
 
 def without_style(drawing: str) -> str:
-    """Returns an SVG without its style sheet, for a page that has the style sheet of all drawings once."""
+    """Returns an SVG without its style sheet, for a page that includes this style sheet once for all drawings."""
     return STYLE_SHEET.sub("", drawing)
 
 
 def _block(block: Block, dim: int) -> tuple[str, float, Draw]:
-    """Returns the title, the width and the drawing of the inside of a block, as in the diagrams."""
+    """Returns the title, the width and the drawing function for the inside of a block, as in model diagrams."""
 
     def drawing(canvas: Canvas) -> None:
         frame = canvas.rect(1, 1, BLOCK_WIDTH - 2, 0, "ffn" if block.role == "ffn" else "attn", 8)
@@ -188,7 +188,7 @@ def _forward_pass(canvas: Canvas) -> None:
 
 
 def _one_head(canvas: Canvas) -> None:
-    """Draws one head, from rows of the stream to the rows that it adds: projections, scores, softmax, values."""
+    """Draws one attention head, from its input rows to its output rows: projections, scores, softmax, values."""
     tokens, cell = 6, 9.0
 
     def matrix(x: float, y: float, columns: int, look: str, label: str, causal: bool = False) -> None:

@@ -1,7 +1,7 @@
-"""A chart: drawn in Vega-Lite, compiled to Vega for the page, and as a picture; its fonts, colours, legends and axes.
+"""Charts in Vega-Lite, compiled to Vega for the page or drawn as pictures: fonts, colours, legends and axes.
 
-Colours in a chart are names that begin with @ until `styled` replaces them. Models and parts are distinguishable on a
-white and on a dark page; parts have the colours of the diagrams.
+Until `styled` replaces them, colours in a chart are names that begin with @. The colours of models and parts are
+distinguishable on a white and on a dark page. Parts have the colours of the model diagrams.
 """
 
 import re
@@ -31,7 +31,7 @@ COUNT_LABEL = "datum.value < 1 ? format(datum.value, '~r') : replace(format(datu
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 HUES = ("#3b76d6", "#d9731a", "#2f9e5b", "#d6455d", "#9a5fd0", "#1295a0", "#8f8412", "#d459a6")  # hues of architectures
-LIGHTNESS_RANGE = 0.16  # lightness of the lightest size of an architecture minus that of the darkest (full scale: 1)
+LIGHTNESS_RANGE = 0.16  # difference in lightness between a family's lightest and darkest size (of 1)
 PART_COLOURS = {
     "embedding": "#7565c2",
     "head": "#a99ee0",
@@ -50,10 +50,10 @@ PAGE = {name: f"var(--{name})" for name in LIGHT}  # the page's own colours, whi
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of the rows of the first of its `tables`. Some of its marks may show rows of the other tables.
+    """A chart that shows the rows of its first table. Some of its marks may show rows of its other tables.
 
-    `figure`: the column that a row needs to be shown. `by_model`: whether its colours distinguish models. `row`:
-    the pixels of each model's row, in a chart of rows. `panels`: whether it has several panels, one above the other.
+    `figure`: the column that a row needs to be shown. `by_model`: whether colours distinguish models. `row`: the height
+    of each model's row in pixels, in a chart of rows. `panels`: whether panels are stacked in it.
     """
 
     title: str
@@ -75,8 +75,8 @@ class Chart:
         return spec
 
     def size(self, tables: Tables) -> dict[str, int]:
-        """Returns the chart's height on the page, without its legend, in pixels: of the plot or of each model's row,
-        and of the axis below. Panels are drawn to find their height."""
+        """Returns heights in pixels, without the legend: of the plot or of each model's row, and of the axis below it.
+        Panels are drawn to find their height."""
         if not self.panels:
             return ({"row": self.row} if self.row else {"height": HEIGHT}) | {"axis": AXIS}
         svg = vl_convert.vega_to_svg(self._filled(tables) | {"legends": []})

@@ -14,7 +14,7 @@ from benchmarks.output.report import named
 from zoo.cli.tables import Row
 from zoo.model.decoder import Decoder
 
-CONTEXTS = tuple(round(2 ** (8 + i / 2)) for i in range(25))  # 256 to 1M tokens, two for each doubling
+CONTEXTS = tuple(round(2 ** (8 + i / 2)) for i in range(25))  # 256 to 1M tokens, two steps per doubling
 PASS_CONTEXT = 4096  # tokens of context in the roofline
 PASSES = (("decode", 1), ("decode", 8), ("decode", 64), ("prefill", 1))  # phase and batch
 ONE_BYTE, TWO_BYTES = torch.uint8, torch.bfloat16
@@ -36,7 +36,7 @@ def tables(models: Sequence[NamedSpec], measured: Iterable[Mapping[str, Any]] = 
 
 
 def _contexts(models: Sequence[NamedSpec]) -> Iterator[Row]:
-    """Yields every context, and the model's max context if in range. `beyond`: the context exceeds the maximum."""
+    """Yields a row for each context, and for the model's max context if in range. `beyond`: above the max context."""
     for model in models:
         max_context = model.spec.context
         own = [max_context] if max_context and max_context <= CONTEXTS[-1] else []
@@ -49,13 +49,13 @@ def _contexts(models: Sequence[NamedSpec]) -> Iterator[Row]:
 
 
 def _cache(spec: Decoder, context: int) -> dict[str, int]:
-    """Returns the cache of one sequence: `elements` in its dtype, and `float32_bytes` of states always in float32."""
+    """Returns one sequence's cache: `elements` in the cache dtype, and `float32_bytes` of states, always in float32."""
     one, two = (spec.kv_bytes(context, dtype=dtype) for dtype in (ONE_BYTE, TWO_BYTES))
     return {"elements": two - one, "float32_bytes": 2 * one - two}
 
 
 def _crossings(models: Sequence[NamedSpec]) -> Iterator[Row]:
-    """Yields the contexts at which the smaller of two caches changes, in bfloat16, and the cache's size there."""
+    """Yields the contexts from which on the other of two models has the smaller bfloat16 cache, with its size there."""
     growth = {model.name: pieces(model.spec, TWO_BYTES) for model in models}
     for first, second in combinations(models, 2):
         for change in changes(growth[first.name], growth[second.name])[1:]:

@@ -23,7 +23,7 @@ from benchmarks.gallery.chart import (
 from zoo.cli.tables import Row
 
 ROW, MEASURED_ROW = 22, 46  # pixels of a model's row
-RINGS = "rings"  # the parameter that shows the rings of crossings: 0 or 1
+RINGS = "rings"  # the chart parameter that shows (1) or hides (0) the rings around crossings
 MOST_RINGED = 8  # models whose crossings are marked in the chart
 TOKEN_TICKS = [2**i for i in range(8, 21, 2)]
 BYTE_TICKS = [2**i for i in range(16, 51, 2)]
@@ -50,8 +50,8 @@ def model_colour(orient: str = "bottom") -> alt.Color:
 
 
 def pictures(tables: Tables, params: Mapping[str, float]) -> dict[str, bytes]:
-    """Returns {file name: image} of each chart with data: of the most frequent workload, and with rings if there are
-    few models. `params`: the parameters that the page sets."""
+    """Returns {file name: image} of each chart with data. Speeds are those of the most frequent workload. Rings mark
+    crossings if there are few models. `params`: the parameters that the page sets."""
     charts, models = dict(CHARTS), {row["model"] for row in tables["kv"]}
     if measured := tables["measured"]:
         workload, _ = Counter(row["workload"] for row in measured).most_common(1)[0]
@@ -67,13 +67,13 @@ def _sized(chart: alt.LayerChart, params: Mapping[str, float] = {}, rows: bool =
 
 
 def _lines(table: str, y: alt.Y, tip: alt.Tooltip, **calculated: str) -> alt.LayerChart:
-    """Returns a line for each model by context, dashed beyond its max context."""
+    """Returns a line over the context for each model, dashed beyond the model's max context."""
     base = alt.Chart(alt.NamedData(table)).transform_calculate(**calculated)
     x = log_axis(alt.X("context:Q"), TOKEN_TICKS, TOKENS_LABEL, "tokens of context", base=2, domain=[2**8, 2**20])
     tips = [alt.Tooltip("model:N"), alt.Tooltip("context:Q", format=","), tip]
     line = base.encode(x=x, y=y, color=model_colour(), tooltip=tips)
     within = line.transform_filter("!datum.beyond").mark_line(strokeWidth=2.2)
-    # The segment from the last point within to the first point beyond is dashed.
+    # The segment from the last point within the max context to the first point beyond it is dashed.
     next_point = {"sort": [alt.SortField("context")], "groupby": ["model"]}
     beyond = line.transform_window(next="lead(beyond)", **next_point).transform_filter("datum.beyond || datum.next")
     return alt.layer(beyond.mark_line(strokeWidth=1.6, strokeDash=[3, 4], strokeOpacity=0.8), within)
@@ -141,7 +141,7 @@ def _passes() -> alt.Chart:
 
 
 def _pass_points(**channels: object) -> alt.Chart:
-    """Returns a point for each pass, in a shape for its phase and batch."""
+    """Returns a point for each pass. Its shape shows the phase and the batch."""
     shape = alt.Shape("pass:N", sort=None).legend(**LEGEND)
     points = _passes().mark_point(size=80, strokeWidth=1.8, opacity=1)
     rates = {"intensity:Q": "FLOPs per byte", "tokens_per_s:Q": "tokens per second"}

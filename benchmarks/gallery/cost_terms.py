@@ -1,11 +1,11 @@
-"""Costs of a model as terms that the page only adds up.
+"""Costs of a model as terms, so that the page only has to add them up.
 
 Terms are pairs (number of layers, CostTerms): one for everything outside the branches of layers, one for each distinct
 attention branch and one for each distinct feed-forward branch.
 
 The formulas use kept = min(context, limit), or context without a limit;
-visible = the tokens that the last one sees (zoo.costs.seen_tokens), divided by every and rounded down;
-and grown = entry + flops * visible, but 0 up to a context of start.
+visible = the number of tokens that the last token sees (zoo.costs.seen_tokens) / every, rounded down;
+grown = entry + flops * visible, or 0 for a context of at most start.
 
     parameters                         sum of layers * each of params
     active parameters                  sum of layers * active_params
@@ -15,8 +15,8 @@ and grown = entry + flops * visible, but 0 up to a context of start.
     FLOPs of one decoded token         sum of layers * (each of fixed_flops + each of growing_flops' grown)
     parameters read by a decode step   sum of layers * read_params[i], for BATCHES[i] sequences
 
-If several cards hold the model, the terms are those of one card, and `sent_terms` those of the data that it sends.
-The terms follow from what every spec reports of itself, whatever its kind, and are checked against it.
+If several cards hold the model, the terms describe one card, and `sent_terms` the data that this card sends.
+The terms are derived from the costs that every spec reports, and are checked against these costs.
 """
 
 from collections import Counter
@@ -39,10 +39,10 @@ NO_CACHE = CacheSpec()
 
 @dataclass(frozen=True)
 class GrowingFlops:
-    """FLOPs for each token that the last token sees, by the three numbers of a Reach.
+    """FLOPs that grow with the tokens that the last token sees. `period`, `limit`, `stride`: those of a Reach.
 
-    With `every` above 1, they are FLOPs for each complete block of `every` tokens. They and `entry` FLOPs are spent
-    only in contexts of more than `start` tokens.
+    `flops` are spent for each visible token or, with `every` above 1, for each complete block of `every` tokens. They
+    and `entry` FLOPs are spent only in contexts of more than `start` tokens.
     """
 
     flops: int
@@ -63,8 +63,8 @@ class GrowingFlops:
 class CostTerms:
     """Terms of one layer's attention or feed-forward branch, norms included, or of everything outside these branches.
 
-    FLOPs are by part. `cache_elements` are stored for each of the last `limit` tokens (None: for all tokens). Each of
-    the `entries` (elements, every) stores its elements for each block of `every` tokens.
+    FLOPs are by part. `cache_elements` are stored for each of the last `limit` tokens (None: for all tokens). For each
+    (elements, every) in `entries`, so many elements are stored for each block of `every` tokens.
     """
 
     params: Mapping[str, int]
@@ -100,7 +100,7 @@ def model_terms(spec: Decoder) -> Terms:
 
 
 def stored_bytes(spec: Decoder, form: WeightForm) -> list[int]:
-    """Returns the bytes of the weights in a form: one number per term of `model_terms`, in order, for one layer."""
+    """Returns the bytes of one layer's weights in a form, for each term of `model_terms`, in the same order."""
     attn = dict.fromkeys((layer.attn, layer.cache_spec()) for layer in spec.layers if layer.attn)
     ffn = dict.fromkeys(layer.ffn for layer in spec.layers if layer.ffn)
     branches: list[Block] = [*(branch for branch, _ in attn), *ffn]
@@ -109,9 +109,9 @@ def stored_bytes(spec: Decoder, form: WeightForm) -> list[int]:
 
 
 def card_part(spec: Decoder, cards: int) -> tuple[InferenceConfig, Decoder | None]:
-    """Returns how `cards` cards divide a model, and the shard of the first one; None if they cannot divide it.
+    """Returns the config that divides a model over `cards` cards, and the first card's shard (None: not divisible).
 
-    Each card holds whole experts of a mixture or, if their number does not divide, a part of each expert.
+    Each card holds whole experts or, if the number of experts is not divisible, a part of each expert.
     """
     for ep in (cards, 1):
         config = InferenceConfig(tp=cards, ep=ep)
@@ -123,8 +123,8 @@ def card_part(spec: Decoder, cards: int) -> tuple[InferenceConfig, Decoder | Non
 def sent_terms(spec: Decoder, config: InferenceConfig) -> dict[str, float]:
     """Returns the terms of the data that one card sends to the others in a decode step.
 
-    Each sequence adds `elements` of the activations' dtype and `float32_bytes`; `step_bytes` do not depend on their
-    number.
+    Each sequence adds `elements` of the activations' dtype and `float32_bytes`. `step_bytes` do not depend on the
+    number of sequences.
     """
     divided, cards = config.divided(spec), config.tp
     exchanges = [*divided.exchanges(spec.dim, cards), divided.head_exchange(cards)]
@@ -147,16 +147,15 @@ def feed_forward_terms(layers: Mapping[Layer, int], dim: int) -> Terms:
 
 
 def outside_terms(spec: Decoder) -> CostTerms:
-    """Returns the terms of everything outside attention and feed-forward: the rest of the model's costs.
+    """Returns the terms of everything outside the attention and feed-forward branches.
 
-    It covers the embedding, the final norm and the head, and what layers hold beside the branches: inputs of their own,
-    a scale of the output.
+    This covers the embedding, the final norm, the head and, in the layers, per-layer inputs and scales of the output.
     """
     both = (branch for layer in spec.layers for branch in (layer.attn, layer.ffn) if branch)
     dim, branches = spec.dim, Counter(both).items()
     params = _sum([(1, spec.param_breakdown()), *((-n, branch.param_breakdown(dim)) for branch, n in branches)])
     flops = _sum([(1, spec.flop_breakdown(0, 1)), *((-n, branch.flop_breakdown(dim, 0, 1)) for branch, n in branches)])
-    # Rounded to integers, since the branches' share of the difference is an expectation over experts.
+    # Rounded to integers: both terms are floats, because the branches' numbers are expectations over experts.
     read = (spec.read_params(b) - sum(n * branch.read_params(dim, b) for branch, n in branches) for b in BATCHES)
     return CostTerms(params, sum(params.values()), tuple(map(round, read)), flops, {})
 
@@ -190,7 +189,7 @@ def _branch_terms(branch: Block, cache: CacheSpec, dim: int) -> CostTerms:
 
 
 def _growth(branch: Block, part: str, dim: int) -> GrowingFlops:
-    """Returns the growth of a part's FLOPs, from the first token and from two tokens that are one step apart."""
+    """Returns the growth of a part's FLOPs, from the FLOPs of the first token and of two tokens one step apart."""
     mixer = next((each for each in branch.walk() if isinstance(each, Mixer)), None)
     reach, start, every = mixer.flop_growth(part) if mixer else FlopGrowth(Full())
     step = every * reach.stride

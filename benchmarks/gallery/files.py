@@ -49,7 +49,7 @@ CONTEXT, DEVICE = 4096, "h100"  # context and device of the costs in the compari
 DTYPES = {"float32": 4, "bfloat16": 2, "float8": 1}
 DTYPE_NAMES = {"float8_e4m3fn": "float8"}
 FORM_LABELS = {"mxfp4": "MXFP4", "mxfp4+fp8": "MXFP4 and fp8"}
-LAYOUTS: tuple[Literal["wide", "narrow"], ...] = ("wide", "narrow")  # of diagrams: on a large screen, on a phone
+LAYOUTS: tuple[Literal["wide", "narrow"], ...] = ("wide", "narrow")  # of diagrams, for large screens and for phones
 Json = dict[str, Any]
 Interned = dict[str, tuple[int, Any]]  # repr of each distinct value -> (its index, the value)
 
@@ -106,7 +106,7 @@ def _packed(value: Any) -> str:
 
 
 def _feature_counts(models: Sequence[NamedSpec]) -> dict[str, int]:
-    """Returns the features that some but not all architectures have, with the number of architectures."""
+    """Returns {feature: number of architectures with it}, for features that some but not all architectures have."""
     found = [timeline.features(model.spec) for model in typical(models)]
     counts = {name: sum(name in each for each in found) for name in timeline.FEATURES}
     return {name: count for name, count in counts.items() if 0 < count < len(found)}
@@ -117,14 +117,14 @@ def _read(name: str) -> str:
 
 
 def _index(values: Interned, value: Any) -> int:
-    """Returns the index of a value among the distinct values so far, by `repr`. A new value is added to them."""
+    """Returns the index of a value among the distinct values so far, compared by `repr`. A new value is added."""
     return values.setdefault(repr(value), (len(values), value))[0]
 
 
 def all_tables(
     models: Sequence[NamedSpec], measured: Mapping[str, Any] | None, learned: Sequence[Row] | None
 ) -> dict[str, list[Row]]:
-    """Returns the tables of all charts, some of them without rows."""
+    """Returns the tables of all charts. Some tables may have no rows."""
     return tables(models, measured["rows"] if measured else ()) | learning_tables(learned or [])
 
 
@@ -176,7 +176,7 @@ def _forms() -> dict[str, Json]:
 
 
 def _drawings(model: NamedSpec) -> dict[str, dict[str, str]]:
-    """Returns the model's diagram in each layout, alone and with call-outs of what is new since its ancestor."""
+    """Returns the model's diagram in each layout: `plain`, and as a `figure` with notes on what its ancestor lacks."""
     earlier = ancestor(model.name) if model.size else None
     found = structure_differences(model.spec, one(earlier).spec) if earlier else []
     heading = f"New compared with {title(earlier)}" if earlier and found else ""
@@ -192,7 +192,7 @@ def _drawings(model: NamedSpec) -> dict[str, dict[str, str]]:
 
 
 def _marks(model: NamedSpec, others: Sequence[NamedSpec]) -> dict[str, list[tuple[list[int], list[int]]]]:
-    """Returns the elements to mark in the model's diagram, by layout and by other model (diagram.marked_elements)."""
+    """Returns, by layout and other model, the elements to mark in the model's diagram (diagram.marked_elements)."""
     specs, names = [other.spec for other in others], (title_of(model), subtitle_of(model))
     return {
         layout: marked_elements(model.spec, names[0], specs, layout=layout, subtitle=names[1]) for layout in LAYOUTS
@@ -249,9 +249,9 @@ def _model(model: NamedSpec, terms: Interned) -> Json:
 
 
 def _comparisons(models: Sequence[NamedSpec]) -> Json:
-    """Returns, for every two models, the differences of their specs, as indices into `strings`, and the smaller cache.
+    """Returns the differences of every two models' specs, and the contexts at which each cache is smaller.
 
-    In both orders, it also has the structural differences of the second model from the first.
+    `structure`: structural differences of the second model from the first, for both orders. Integers index `strings`.
     """
     strings: Interned = {}
     differences, caches, structure = {}, {}, {}
@@ -293,7 +293,7 @@ def write_gallery(
         if rows:
             text = render(rows, columns(**{key: key for key in rows[0]}), Format.csv)
             files[folder / "data" / f"{name}.csv"] = f"{text}\n".encode()
-    if images:  # of one size per architecture, with the page's defaults
+    if images:  # one size per architecture, with the page's defaults
         progress("drawing charts")
         card, shown = device(DEVICE), all_tables(typical(models), measured, learned)
         drawn = charts.pictures(shown, {"rate": card.flops, "bandwidth": card.bandwidth})

@@ -1,4 +1,4 @@
-"""Charts of learning: bits per byte by KV-cache bytes and by training tokens, FLOPs and seconds, and accuracy at tasks.
+"""Charts of learning: bits per byte by KV-cache bytes and by training tokens, FLOPs and seconds; accuracy at tasks.
 
 They are drawn from the rows of `python -m benchmarks learn`, as pictures or for a page.
 """
@@ -38,7 +38,7 @@ Y_TITLE = "bits per byte, held-out text"
 SIZE_TITLE = "size of the task"
 PANEL = 230  # pixels: the height of one of several panels
 NARROW = 480  # pixels; below this width, a page shows its legend instead of names in the chart
-PLOT_WIDTH, PLOT_HEIGHT = 560, 340  # pixels: the narrowest plot that shows names; their places are chosen for it
+PLOT_WIDTH, PLOT_HEIGHT = 560, 340  # pixels: the narrowest plot that shows names, for which `label_places` places them
 LETTER, LINE, POINT = 6.6, 13, 7  # pixels: the width of a letter, the height of a line, half a point
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
@@ -85,7 +85,7 @@ def _by_training(by: str, key: str, label: str, title: str, note: str = "") -> C
 
 def _by_cache(data: Sequence[Row]) -> alt.LayerChart:
     sizes = [row["kv_bytes_per_token"] for row in data]
-    domain = [min(sizes) / 1.6, max(sizes) * 1.6]  # room for the names
+    domain = [min(sizes) / 1.6, max(sizes) * 1.6]  # space for the names
     title = "bytes of KV cache per token"
     x = log_axis(alt.X("kv_bytes_per_token:Q"), POWERS_OF_TWO, BYTES_LABEL, title, base=2, domain=domain)
     tips = [alt.Tooltip(f"bits_per_byte_{end}:Q", format=".3f", title=end) for end in ("low", "high")]
@@ -102,9 +102,9 @@ def _by_cache(data: Sequence[Row]) -> alt.LayerChart:
 
 
 def _labels(base: alt.Chart, place: Place, models: Sequence[str]) -> alt.Chart:
-    """Returns the names of these models, each at this place beside its point."""
+    """Returns a layer with the names of these models, each at this place beside its point."""
     chosen = base.transform_filter(alt.FieldOneOfPredicate("model", list(models)))
-    size = alt.expr(f"width < {NARROW} ? 0 : 12")  # size 0, since invisible names would still take room
+    size = alt.expr(f"width < {NARROW} ? 0 : 12")  # size 0, because even invisible names would take space
     return chosen.mark_text(align=place.align, dx=place.dx, dy=place.dy, fontSize=size).encode(text="model:N")
 
 
@@ -122,7 +122,7 @@ PLACES = [place for dy in (0, -13, 13, -26, 26) for place in (Place("left", 10, 
 def label_places(names: Sequence[str], x: Sequence[float], y: Sequence[float], domain: Sequence[float]) -> list[Place]:
     """Returns a place for the name of each point: the first of PLACES with the least overlap.
 
-    Overlap counts with other points, with names placed before, and with the edges. `x` is on a logarithmic scale that
+    Overlap with other points, with names placed before and with the edges counts. `x` is on a logarithmic scale that
     shows `domain`, `y` on a linear one.
     """
     left, right = map(log, domain)
@@ -156,7 +156,7 @@ def _cost(box: Box, others: Sequence[Box]) -> float:
 
 
 def _accuracy(data: Sequence[Row]) -> alt.TopLevelMixin:
-    """Returns accuracy by the size of a task, such as the number of pairs in a recall.
+    """Returns the chart of accuracy by the size of a task, such as the number of pairs in a recall.
 
     It has a line for each model and a panel for each task.
     """

@@ -1,6 +1,6 @@
-"""The results of learning, as tables of plain rows: the data of the charts, the CSV files, and the table of the page.
+"""The results of learning as tables of plain rows, for the charts, the CSV files and the table of the page.
 
-All are made from the rows of `python -m benchmarks learn --json`.
+All tables are made from the rows of `python -m benchmarks learn --json`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from zoo.cli.tables import Row
 from zoo.units import format_count
 
 BITS_KEYS = ("bits_per_byte", "bits_per_byte_low", "bits_per_byte_high")
-TEXTS = ("model", "data", "data_hash", "task", "measure")  # columns of words; all others hold numbers
-OPTIONAL = (*BITS_KEYS, "low", "high")  # None if there is no such figure
+TEXTS = ("model", "data", "data_hash", "task", "measure")  # columns of text; all others hold numbers
+OPTIONAL = (*BITS_KEYS, "low", "high")  # columns that may be None
 
 
 def learning_tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Returns every table, by name; empty for a comparison without such figures.
+    """Returns every table, by name. A table is empty if the comparison has no figures for it.
 
     All rows of a table have the same columns.
 
-    Raises KeyError for a row that lacks a figure, ValueError or TypeError for a value of another kind.
+    Raises KeyError for a row that lacks a figure, ValueError or TypeError for a value of the wrong type.
     """
     makers = {
         "learning": _models,
@@ -69,7 +69,7 @@ def _models(rows: Sequence[Row]) -> Iterator[Row]:
 def _curves(rows: Sequence[Row]) -> Iterator[Row]:
     """Yields the evaluations during training: a row for each model and number of tokens.
 
-    A row holds the means over the seeds, and the lowest and the highest seed.
+    A row holds the means over the seeds, and the lowest and highest bits per byte of a seed.
     """
     for row in _of_table(rows, "learn"):
         points = dict[int, list[Row]]()
@@ -88,7 +88,7 @@ def _accuracies(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def _lengths(rows: Sequence[Row]) -> Iterator[Row]:
-    """Yields a row for each model and each context beyond the training context: bits per byte."""
+    """Yields a row for each model and each evaluated context length: bits per byte."""
     return _figures(rows, BITS)
 
 
@@ -103,8 +103,8 @@ def _figures(rows: Sequence[Row], unit: str, *more: str) -> Iterator[Row]:
 class Section:
     """The text and the table of the page's section on learning.
 
-    `facts`: models, data and budget. `notes`: explanations of the figures. `head`, `cells`: the table's head and lines,
-    as text.
+    `facts`: models, data and budget. `notes`: explanations of the figures. `head`, `cells`: the header and the rows of
+    the table, as text.
     """
 
     facts: tuple[str, ...]

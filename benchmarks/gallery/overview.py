@@ -1,4 +1,4 @@
-"""The models of a page by architecture, and all architectures at a glance: the picture at the top of the README."""
+"""A page's models grouped by architecture, and the overview picture of all architectures at the top of the README."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ def subtitle_of(model: NamedSpec) -> str:
 
 
 def size_of(spec: Decoder) -> str:
-    """Returns the number of parameters, and of active ones if these are fewer."""
+    """Returns the number of parameters as text, and the number of active parameters if it is smaller."""
     params, active = spec.params(), spec.active_params()
     return format_count(params) + (f", {format_count(active)} active" if active < params else "")
 
@@ -79,7 +79,7 @@ def _about(family: str) -> tuple[str, str, str]:
 
 
 def overview(models: Sequence[NamedSpec], prefix: str = "", theme: Theme = "auto") -> str:
-    """Returns an SVG with a row for each model. Ids begin with `prefix`. Theme "light" or "dark" is for a file."""
+    """Returns an SVG with a row for each model. Ids begin with `prefix`. A file has the theme "light" or "dark"."""
     description = "; ".join(map(_describe, models))
     canvas = Canvas(WIDTH, f"{len(models)} architectures at a glance", description)
     paper = canvas.rect(0.5, 0.5, WIDTH - 1, 0, "paper", 10)
@@ -118,7 +118,7 @@ def _layer_pattern(spec: Decoder) -> str:
 
 
 def _attention(spec: Decoder) -> tuple[str, str]:
-    """Returns two texts: mixer kinds with the main attention's heads or elements; QK-norm, sinks and encodings."""
+    """Returns two texts: mixers with heads or cache elements, and QK-norm, sinks and position encodings."""
     mixers = [mixer for mixer, _ in Counter(layer.mixer for layer in spec.layers if layer.mixer).most_common()]
     recurrent = list(dict.fromkeys(mixer.names()[0] for mixer in mixers if _is_recurrent(mixer)))
     attn = next((mixer for mixer in mixers if mixer.cache_spec().per_token), next(iter(mixers)))
@@ -154,7 +154,7 @@ def _feed_forward(spec: Decoder) -> tuple[str, str]:
 
 
 def _describe(model: NamedSpec) -> str:
-    """Returns a row as text."""
+    """Returns a row of the overview as text, for screen readers."""
     spec = model.spec
     size = f"{model.name}: {format_count(spec.params())} parameters, {len(spec.layers)} layers, {_layer_pattern(spec)}"
     blocks = " ".join([_attention(spec)[0], *_feed_forward(spec)])

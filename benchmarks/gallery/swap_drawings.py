@@ -1,10 +1,10 @@
 """Diagrams of swapped models, as parts that the page stacks.
 
 A choice of attention (keys and values, window, positions) does not change the feed-forward, and a choice of
-feed-forward does not change attention. So the branches of each choice are drawn by themselves.
+feed-forward does not change attention. So the branches of the two are drawn separately.
 
-Equal layers are found once for each group of choices. A group makes the same layers equal and gives them the same
-names, as all numbers of KV heads do.
+Choices are grouped: in a group, such as all numbers of KV heads, the same layers are equal and have the same names.
+Equal layers are found once for each group.
 """
 
 from collections import Counter, defaultdict
@@ -36,8 +36,8 @@ from zoo.diagram.rows import Rows
 from zoo.model.decoder import Decoder
 from zoo.model.layer_pattern import aspects, labels
 
-NARROW = LAYOUTS["narrow"]  # two diagrams stand side by side, or on a phone one above the other
-STRIP_PLACE = {  # place of the strip of layers, which the page draws: its box, its margins, the width of a drawing
+NARROW = LAYOUTS["narrow"]  # two diagrams stand side by side or, on a phone, one above the other
+STRIP_PLACE = {  # place of the strip of layers, which the page draws: its box and margins, in a drawing of this width
     "page": NARROW.width,
     "left": NARROW.left,
     "width": NARROW.panel_end - NARROW.left,
@@ -51,15 +51,15 @@ Intern = Callable[[Fragment], int]  # a part -> its index among the parts that a
 Drawn = Callable[[Callable[[Rows], None]], list[int]]  # a function that draws parts -> their indices
 Json = dict[str, Any]
 Branches = Sequence[Placement | None]  # branches of all layers, in one role
-Cell = tuple[int | None, ...]  # for each layer the index of its branch, None if it has none
-Rest = tuple[Placement | None, LayerScale | None]  # of a layer: its own input, and the scale of its output
-Kind = tuple[int | None, int | None, int]  # contents of a layer: the indices of its branches, and of its rest
+Cell = tuple[int | None, ...]  # for each layer, the index of its branch (None: no branch)
+Rest = tuple[Placement | None, LayerScale | None]  # rest of a layer: its per-layer inputs, and the scale of its output
+Kind = tuple[int | None, int | None, int]  # indices of a layer's attention, feed-forward and Rest
 
 
 class Frame(NamedTuple):
-    """A kind of layer: the part at the top of its frame, its look, and the contents of the frame.
+    """The frame that is drawn for a kind of layer. `top`: the index of the part at its top. `look`: its look.
 
-    `attn` and `ffn` are (the index of the branch, the index of its part in SHOWN); `rest` is the index of the Rest.
+    `attn` and `ffn` are (index of the branch, index of its part in SHOWN). `rest` is the index of a Rest.
     """
 
     top: int
@@ -70,22 +70,21 @@ class Frame(NamedTuple):
 
 
 def swap_drawings(spec: Decoder, intern: Intern) -> Json:
-    """Returns the data from which the page draws a model and all its swaps. Parts are indices.
+    """Returns the data from which the page draws a model and all its swaps. Drawn parts are indices from `intern`.
 
-    `before`, `after`: the parts around the layers.
+    `before`, `after`: the parts before and after the layers.
 
-    `attention`: an entry for each choice of keys and values; `feed_forward`: for each number of experts and of experts
-    per token. An entry has its `group`, and three parts for each distinct branch. They show the branch in full, or say
-    that it is drawn above, or below. The entry is None for an invalid model.
+    `attention`: an entry for each choice of keys and values. `feed_forward`: an entry for each number of experts and of
+    experts per token. An entry has its `group` and, for each distinct branch, three parts: the branch in full, a note
+    that it is drawn above, and a note that it is drawn below. The entry of an invalid model is None.
 
-    `rests`: the parts of a layer after the two branches, as [role, part].
+    `rests`: for each Rest, the parts of a layer after the two branches, as [role, part].
 
-    `frames`: kinds of layers, each with the `top` of its frame, its `look`, [branch, part] in `attn` and `ffn`, and its
-    `rest`.
+    `frames`: kinds of layers, as `Frame`. `attn` and `ffn` are [branch, part], and `rest` is an index of `rests`.
 
-    `structures`: by group of attention, group of the feed-forward, window and positions. The `kinds` of layers are
-    indices of frames, and the `runs` of layers are [number, index of a kind]. The `pattern` stands below the strip. A
-    structure is None for an invalid model.
+    `structures`: by group of attention, group of feed-forward, window and positions. `kinds`: indices of frames.
+    `runs`: [number of layers, index in `kinds`]. `pattern`: the part below the strip. The structure of an invalid model
+    is None.
     """
 
     def drawn(draw: Callable[[Rows], None]) -> list[int]:
@@ -115,9 +114,9 @@ def _rows(cells: Sequence[Any], columns: int) -> list[Sequence[Any]]:
 
 
 class _Variant(NamedTuple):
-    """The branches of a role after one choice: the distinct branches, and the cells that assign them to layers.
+    """A role's distinct branches after one choice, and the cells that assign them to layers.
 
-    Attention has a cell for each choice of a window and of positions, one after the other; None is an invalid model.
+    Attention has a cell for each combination of window and positions. The cell of an invalid model is None.
     """
 
     branches: tuple[Placement, ...]
@@ -134,8 +133,8 @@ def _variant(cells: Sequence[Branches | None]) -> _Variant:
 def _attention(spec: Decoder, choices: dict[str, list[Choice]]) -> list[_Variant]:
     """Returns the attention variant of each choice of keys and values.
 
-    A choice that changes a field of blocks is applied after the others, to one layer of each kind. That takes a tenth
-    of the work.
+    A choice that only changes fields of blocks is applied last, to one layer of each kind. That takes a tenth of the
+    work.
     """
 
     def with_others(spec: Decoder) -> list[Decoder | None]:
@@ -158,7 +157,7 @@ def _attention(spec: Decoder, choices: dict[str, list[Choice]]) -> list[_Variant
 
 
 def _feed_forward(spec: Decoder, choices: dict[str, list[Choice]]) -> list[_Variant | None]:
-    """Returns the feed-forward variant of each number of experts with each number of experts per token."""
+    """Returns the feed-forward variant of each number of experts and of experts per token."""
     changed = (each for n in choices["experts"] for each in both(spec, n, choices["k"]))
     return [_variant([_branches(each, "ffn")]) if each else None for each in changed]
 
@@ -168,10 +167,10 @@ def _branches(spec: Decoder, role: str) -> Branches:
 
 
 class _Role:
-    """The variants of a role, and their groups.
+    """The variants of a role (attention or feed-forward), and their groups.
 
-    The variants of a group make the same layers equal and give them the same names and looks. `used` holds the ways in
-    which each branch of a group is shown anywhere.
+    In all variants of a group, the same layers are equal and have the same names and looks. `used`: {(group, branch):
+    all ways of SHOWN in which some drawing shows the branch}.
     """
 
     def __init__(self, spec: Decoder, name: str, variants: Sequence[_Variant | None]) -> None:
@@ -188,7 +187,7 @@ class _Role:
         return variant.cells, tuple((aspects(layer), look(layer, self.spec)) for layer in alone)
 
     def parts(self, intern: Intern) -> list[Json | None]:
-        """Returns the group and the parts of the branches, for each variant."""
+        """Returns, for each variant, its group and the parts of its branches."""
 
         def part(group: int, i: int, branch: Placement, shown: Shown) -> int | None:
             if shown not in self.used[group, i]:
@@ -203,7 +202,7 @@ class _Role:
 
 
 class _Structures:
-    """The equal layers of swapped models, and the contents of the frames of each kind."""
+    """The kinds of equal layers in swapped models, and the contents of each kind's frame."""
 
     def __init__(self, spec: Decoder, drawn: Drawn, attention: _Role, feed_forward: _Role) -> None:
         self.spec, self.drawn = spec, drawn
@@ -216,7 +215,7 @@ class _Structures:
         self.pattern = cache(lambda *stated: drawn(lambda rows: rows.pattern(*stated))[0])
 
     def of(self, i: int, j: int) -> list[Json | None]:
-        """Returns the structures of attention group i with feed-forward group j, by the cells of attention."""
+        """Returns the structures of attention group i with feed-forward group j, one for each cell of attention."""
         computing = self.feed_forward.groups[j].cells[0] or ()
         cells = self.attention.groups[i].cells
         return [
@@ -264,7 +263,7 @@ class _Structures:
         )
 
     def rest_parts(self, intern: Intern) -> list[list[tuple[str, int]]]:
-        """Returns the parts after the two branches, as [role, part]: the layer's own input, and the frame's bottom."""
+        """Returns the parts after the two branches, as [role, part]: per-layer inputs, and the bottom of the frame."""
 
         def parts(inputs: Placement | None, output_scale: LayerScale | None) -> Iterator[tuple[str, int]]:
             if inputs:

@@ -1,6 +1,6 @@
-"""Swaps of a model's blocks, computed ahead: grids of cost terms in which the page looks up a choice.
+"""Costs of swapped blocks, computed ahead: grids of cost terms in which the page looks up the reader's choices.
 
-Attention and feed-forward costs are independent, so each has a grid of its own: keys and values by window, experts by
+Attention and feed-forward costs are independent, so there are two grids: keys and values by window, and experts by
 experts per token. The first choice of every axis is the released model.
 """
 
@@ -26,14 +26,14 @@ ORDINALS = {2: "second", 4: "fourth", 6: "sixth"}
 
 @dataclass(frozen=True)
 class Choice:
-    """One choice of an axis: the swaps that make it, in order (zoo.swaps.grammar)."""
+    """One choice of an axis: its label, and its swaps in the order in which they apply (zoo.swaps.grammar)."""
 
     label: str
     swaps: tuple[str, ...] = ()
 
     @property
     def edits(self) -> bool:
-        """Whether the choice only changes fields of blocks. Such a choice may also be applied after others."""
+        """Whether the choice only changes fields of blocks. Such a choice can be applied after any other."""
         return all("=" not in text.partition("(")[0] for text in self.swaps)
 
     def shown(self, spec: Decoder) -> dict[str, Any]:
@@ -50,7 +50,7 @@ RELEASED = Choice("as released")
 
 @dataclass(frozen=True)
 class Grid:
-    """Terms by the choices of two axes; None for an invalid combination. Every row has a valid one."""
+    """Terms for each combination of two axes' choices; None if it is invalid. Every row has a valid combination."""
 
     rows: tuple[Choice, ...]
     columns: tuple[Choice, ...]
@@ -59,13 +59,13 @@ class Grid:
 
 @lru_cache(maxsize=256)
 def attention_grid(spec: Decoder) -> Grid:
-    """Returns the attention terms: keys and values by window."""
+    """Returns the grid of attention terms: keys and values by window."""
     return _grid(spec, attention_terms, _kv_choices(spec), _window_choices())
 
 
 @lru_cache(maxsize=256)
 def expert_grid(spec: Decoder) -> Grid:
-    """Returns the feed-forward terms: number of experts by experts per token."""
+    """Returns the grid of feed-forward terms: number of experts by experts per token."""
     sparse = any(layer.mixture for layer in spec.layers)
     text = "MoE(experts={})" if sparse else "ffn=MoE(experts={}, k=2)"
     dense = [Choice("dense", ("ffn=GLU",))] if sparse else []
@@ -79,9 +79,9 @@ def positions(spec: Decoder) -> list[dict[str, Any]]:
 
 
 def _positions(spec: Decoder) -> list[tuple[Choice, Decoder]]:
-    """Returns the choices that change a model, each with the model that it makes.
+    """Returns the released model and the choices that change it, each with the resulting model.
 
-    The first of several choices that make the same model stands for all of them.
+    If several choices give the same model, only the first of them is returned.
     """
     everywhere = (Choice(f"{name} in all layers", (f"rope={name}",)) for name in ("RoPE", "NoPE"))
     choices = {spec: RELEASED}
@@ -96,7 +96,7 @@ def _positions(spec: Decoder) -> list[tuple[Choice, Decoder]]:
 
 
 def _positions_note(spec: Decoder) -> str:
-    """Returns the note on a model's position encodings, and on the number of layers without one."""
+    """Returns a sentence on a model's position encodings, with the number of layers without an encoding."""
     if spec.positions:
         return f"Positions: {spec.positions.describe()}."
     encodings = [layer.position_encoding for layer in spec.layers if layer.position_encoding]
@@ -130,7 +130,7 @@ def _grid(
 
 
 def both(spec: Decoder, first: Choice, others: Iterable[Choice]) -> list[Decoder | None]:
-    """Returns the models after one choice and each of some others, None for an invalid model."""
+    """Returns the models after `first` and each of `others`; None for an invalid model."""
     changed = swapped(spec, first)
     return [changed and swapped(changed, other) for other in others]
 
@@ -144,9 +144,9 @@ def swapped(spec: Decoder, choice: Choice) -> Decoder | None:
 
 
 def single_choices(spec: Decoder) -> dict[str, list[Choice]]:
-    """Returns {axis of the page: its choices}, the first of which is the released model.
+    """Returns {axis of the page: its choices}. The first choice of each axis is the released model.
 
-    The choices of positions are valid by themselves. Others may be valid only beside a choice of another axis.
+    Every choice of positions is valid alone. Other choices may be valid only together with a choice of another axis.
     """
     attention, experts = attention_grid(spec), expert_grid(spec)
     return {
@@ -159,10 +159,9 @@ def single_choices(spec: Decoder) -> dict[str, list[Choice]]:
 
 
 def _kv_choices(spec: Decoder) -> list[Choice]:
-    """Returns the choices of KV heads, for each number that divides the heads, and of latents.
+    """Returns the choices of keys and values: numbers of KV heads, and ranks of latents.
 
-    If some layers have a state instead of attention, a choice that replaces attention is left out: it would replace the
-    states too.
+    A choice that replaces attention is left out if some layers have a state instead: it would replace the states too.
     """
     mixers = [layer.mixer for layer in spec.layers if layer.mixer]
     attn, texts = next((mixer for mixer in mixers if isinstance(mixer, GQA | MLA)), None), dict[str, str]()

@@ -18,34 +18,34 @@ from zoo.swaps.differences import Difference, structure_differences
 from zoo.units import format_count
 
 FLOPS_CONTEXT = 4096  # tokens of context in the explained FLOPs
-SHOWN_SENTENCES = 6  # sentences on the differences of an architecture from its ancestor; its panel has the others
-UNDATED = "9999-99"  # the month of an unpublished model: after all others
+SHOWN_SENTENCES = 6  # sentences in the list on the differences from the ancestor; the panel has the other ones
+UNDATED = "9999-99"  # the month of an unpublished model, which sorts after all others
 
 
 def _named(*names: str) -> Callable[[Decoder], bool]:
-    """Returns a test of whether a spec uses a kind of block, an alias or a norm placement of one of these names."""
+    """Returns a function that tests whether a spec uses a block, an alias or a norm placement of one of these names."""
     return lambda spec: not used_names(spec).isdisjoint(names)
 
 
 def _states(key: str) -> Callable[[Decoder], bool]:
-    """Returns a test of whether a block of a spec states an option with this key."""
+    """Returns a function that tests whether a block of a spec states an option with this key."""
     return lambda spec: any(key in options(node) for node in set(spec.walk()))
 
 
 def _of_cache(holds: Callable[[CacheSpec], bool]) -> Callable[[Decoder], bool]:
-    """Returns a test of whether `holds` is true of the cache of some layer."""
+    """Returns a function that tests whether `holds` is true for the cache of at least one layer of a spec."""
     return lambda spec: any(holds(layer.cache_spec()) for layer in spec.layers)
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A feature that a reader may filter by: a test of whether a spec has it, and its section in the text on blocks."""
+    """A feature that a reader may filter by. `has` tests a spec for it; `section` is in the text on blocks."""
 
     has: Callable[[Decoder], bool]
     section: str
 
 
-FEATURES = {  # in the order shown: each follows from the specs
+FEATURES = {  # in the order shown; all are derived from the specs
     "multi-head": Feature(_named("MHA"), "Many heads: MHA"),
     "grouped queries": Feature(_named("GQA"), "Shared keys: GQA and MQA"),
     "latents (MLA)": Feature(_named("MLA"), "One latent: MLA"),
@@ -74,8 +74,8 @@ def features(spec: Decoder) -> list[str]:
 class Entry:
     """An architecture in the list.
 
-    `months`: months since the architecture before it. `came_from`: the architecture that it builds on. `differences`:
-    the sentences on its structural differences from that one.
+    `months`: months since the previous architecture. `came_from`: the architecture that it builds on. `differences`:
+    sentences on its structural differences from `came_from`.
     """
 
     group: Group
@@ -88,7 +88,7 @@ class Entry:
 
     @property
     def added(self) -> list[str]:
-        """The first of the sentences."""
+        """The first SHOWN_SENTENCES sentences on the differences."""
         return [each.sentence for each in self.differences[:SHOWN_SENTENCES]]
 
 
@@ -112,13 +112,13 @@ def entries(models: Sequence[NamedSpec]) -> list[Entry]:
 
 
 def _came_from(group: Group) -> Group | None:
-    """Returns the architecture that a published one builds on, as its best-known size."""
+    """Returns the architecture that a published one builds on, with its best-known size; None if there is no such."""
     earlier = ancestor(group.typical.name) if group.typical.size else None
     return groups([one(earlier)])[0] if earlier else None
 
 
 def _month(group: Group) -> str:
-    """Returns the month of release of an architecture's first size, whether or not the page shows that size."""
+    """Returns the release month of an architecture's first size, even if the page does not show that size."""
     return released(families()[group.name]) if group.typical.size else UNDATED
 
 
@@ -129,7 +129,7 @@ def _count(month: str) -> int:
 
 
 def facts(model: NamedSpec) -> dict[str, Any]:
-    """Returns the facts of a size beside its costs. An empty text means that there is nothing to state."""
+    """Returns the facts about a size that the page shows beside its costs. A text without content is empty."""
     spec, size = model.spec, model.size
     said = about(model.name) if size else None
     return {
@@ -148,7 +148,7 @@ def facts(model: NamedSpec) -> dict[str, Any]:
 
 
 def _why_active(model: NamedSpec) -> str:
-    """Returns the publisher's count of active parameters beside the zoo's rule; empty if none is published."""
+    """Explains the publisher's count of active parameters and the zoo's rule; empty if no count is published."""
     if not model.size or not model.size.active:
         return ""
     published, rule = model.size.active
@@ -156,9 +156,9 @@ def _why_active(model: NamedSpec) -> str:
 
 
 def why_flops(spec: Decoder, context: int) -> str:
-    """Explains a decoded token's FLOPs: 2 per active parameter in products with weights, plus those of attention.
+    """Explains a decoded token's FLOPs: 2 per active parameter in products with weights, plus attention.
 
-    The text is empty if attention over the context takes less than 5 % of them.
+    The text is empty if attention over the context takes less than 5 % of the FLOPs.
     """
     whole, fixed = spec.flops(context - 1, 1), spec.flops(0, 1)
     attention = whole - fixed
@@ -181,7 +181,7 @@ def why_flops(spec: Decoder, context: int) -> str:
 
 
 def _why_context(spec: Decoder, size: Size | None) -> str:
-    """Returns the publisher's context beside the config's, and the original context if RoPE scaling extends it."""
+    """Explains the max context: the publisher's number, and the original number if RoPE scaling extends it."""
     stated = ""
     if size and size.stated_context:
         stated = f"The publisher states {size.stated_context:,} tokens; this is the config's max_position_embeddings."
@@ -195,7 +195,7 @@ def _why_context(spec: Decoder, size: Size | None) -> str:
 
 
 def _why_cache(spec: Decoder) -> str:
-    """Returns the numbers of layers whose cache stops growing; empty if there are none."""
+    """Returns a sentence on the layers whose cache stops growing; empty if every layer's cache grows."""
     layers = [layer.cache_spec() for layer in spec.layers]
     windows = [each.reach.limit for each in layers if each.per_token and each.reach.limit is not None]
     states = sum(1 for each in layers if each.state and not each.per_token)

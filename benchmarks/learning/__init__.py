@@ -1,1 +1,1 @@
-"""Learning of models at an equal budget: tasks, runs that are kept, learning rates, intervals."""
+"""Learning of models at an equal budget: tasks, stored runs, learning rates, intervals."""

@@ -1,7 +1,7 @@
-"""The comparison: its models in their small forms, its runs in their order, their outcomes and their expected time.
+"""A comparison: models in their small forms, training runs in their order, their outcomes and expected time.
 
-Every model is trained at its own learning rate, which a sweep chose on the tuning text. Then each seed trains every
-model on the same data in the same order. Runs that are kept are not made again.
+Every model is trained at its own learning rate, which a sweep chooses on the tuning text. Then each seed trains every
+model on the same data in the same order. Stored runs are not repeated.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from zoo.training.run import time_steps
 from zoo.training.text.tokens import Split, TokenFile, open_tokens
 
 VOCAB = 256  # bytes
-TASK_LAYERS = 2  # of the forms that learn synthetic tasks: recall takes two layers of attention
+TASK_LAYERS = 2  # of the small forms for synthetic tasks: recall needs two layers of attention
 LENGTH = "length"  # text beyond the training context
 ALL_TASKS = (TEXT, LENGTH, *TASKS)
 SWEEP_SHARE = 0.5  # steps of a sweep run, as a share of the steps of a final run
 # The learning rate of synthetic tasks. A model learns recall all at once, after some hundred steps at a constant rate.
 # At half or twice this rate, or under a cosine, it learns recall later or not at all.
 TASK_RATE = 4e-3
-SWEEP_SEED = 10_000  # no final run has this seed, so that a lucky seed does not choose its own rate
+SWEEP_SEED = 10_000  # no final run has this seed: a lucky seed must not choose its own learning rate
 MIN_STEPS = 2
 OVERHEAD = 1.2  # factor of the expected time: evaluations, building, and processes that share the memory's bandwidth
 
@@ -78,10 +78,10 @@ def small_models(
     context: int = 256,
     ignore_fields: Iterable[str] = (),
 ) -> list[Entry]:
-    """Returns the small forms of each named model (no names: of every family).
+    """Returns the small forms of each named model; without names, of every family.
 
-    For each of `swaps`, another entry follows: its small forms are changed, then meet their budgets again. A swap of
-    several changes has ";" between them.
+    Each of `swaps` adds an entry, whose small forms are changed and then fitted to their budgets again. Several changes
+    in one swap are separated by ";".
 
     Raises UsageError for unknown names, for swaps without names and for swaps that cannot be parsed, SpecError for a
     budget that is too small.
@@ -109,9 +109,9 @@ def small_models(
 class LearnConfig:
     """The training of a comparison.
 
-    `tasks` of ALL_TASKS; `steps` of text in batches of `batch` sequences of `context` tokens; `seeds` seeds. `rates`:
-    the first learning rates of a sweep. `fixed` gives the rate of a model without a sweep. `task_rate`: the rate of
-    synthetic tasks.
+    `tasks`: names in ALL_TASKS. A run on text has `steps` steps of `batch` sequences of `context` tokens. `seeds`:
+    their number. `rates`: the first learning rates of a sweep. `fixed`: returns a model's rate, without a sweep.
+    `task_rate`: the rate of synthetic tasks.
     """
 
     tasks: tuple[str, ...]
@@ -130,7 +130,7 @@ class LearnConfig:
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """The tasks that are trained. The length task is measured on the models trained on text."""
+        """The tasks to train. The length task is measured on the models that are trained on text."""
         return tuple(dict.fromkeys(TEXT if task == LENGTH else task for task in self.tasks))
 
 
@@ -146,7 +146,7 @@ class Results:
     outcomes: dict[Run, Outcome] = field(default_factory=dict)
 
     def run(self, entry: Entry, task: str, seed: int, rate: float | None = None) -> Run:
-        """Returns a run of a task of `LearnConfig.trained`. The learning rate on text is the model's own, or `rate`."""
+        """Returns a model's run on a task of `LearnConfig.trained`. On text, `rate` replaces the model's own rate."""
         config = self.config
         if task == TEXT:
             rate = rate or self.rates[entry]
@@ -157,18 +157,18 @@ class Results:
         return Run(spec, task, config.task_rate, seed, synthetic.steps, batch, context)
 
     def sweep_run(self, entry: Entry, rate: float) -> Run:
-        """Returns a shorter run on text, evaluated on the tuning text."""
+        """Returns a run on text for a sweep: shorter, and evaluated on the tuning text."""
         steps = max(MIN_STEPS, round(self.config.steps * SWEEP_SHARE))
         return replace(self.run(entry, TEXT, SWEEP_SEED, rate), steps=steps, split="tuning")
 
     def figures(self, entry: Entry, task: str, figure: str) -> dict[int, float]:
-        """Returns {seed: figure} for the runs that ended with figures."""
+        """Returns {seed: figure} for the finished runs that have figures."""
         ended = {seed: self.outcomes.get(self.run(entry, task, seed)) for seed in range(self.config.seeds)}
         return {seed: outcome.figures[figure] for seed, outcome in ended.items() if outcome and outcome.figures}
 
 
 class Comparison:
-    """Makes the runs of a comparison that have no kept outcome yet, `jobs` at a time.
+    """Makes the runs of a comparison that have no stored outcome yet, `jobs` runs at a time.
 
     Notes on stderr state the expected time and name each run that fails or diverges. `made` and `failed` count runs.
     """
@@ -205,14 +205,14 @@ class Comparison:
                     for entry in results.entries
                 )
             except KeyboardInterrupt:
-                note(f"{self.made} runs were made and are kept in {self.store.folder}; the same command goes on")
+                note(f"{self.made} runs were made and are kept in {self.store.folder}; the same command continues")
                 raise
 
     def planned(self) -> list[Run]:
-        """Returns the runs that still have to be made.
+        """Returns the runs that are still to be made.
 
-        A run whose learning rate is not chosen yet counts as made if it was made at any rate of the sweep. Runs by
-        which a sweep may widen are not included.
+        As long as a learning rate is not chosen, a run counts as made if it was made at any rate of the sweep. Runs
+        that widen a sweep are not included.
         """
         results, config, found = self.results, self.results.config, list[Run]()
         for entry in results.entries:
@@ -225,7 +225,7 @@ class Comparison:
                 rates = [choose_rates([entry], rates, self._kept_losses)[entry].best]
             for task in config.trained:
                 for seed in range(config.seeds):
-                    # The runs of several rates are one run for a synthetic task.
+                    # On a synthetic task, the runs at several rates are the same run.
                     runs = list(dict.fromkeys(results.run(entry, task, seed, rate) for rate in rates))
                     if len(self.store.missing(runs)) == len(runs):
                         found.append(runs[0])
@@ -250,7 +250,7 @@ class Comparison:
         return {pair: outcome.figures.get(BITS_PER_BYTE, inf) for pair, outcome in kept.items() if outcome}
 
     def _make(self, runs: Iterable[Run], later: int = 0) -> None:
-        """Makes the runs that have no kept outcome, the longest first; `later` more runs follow."""
+        """Makes the runs without a stored outcome, the longest first; `later` more runs follow."""
         runs = list(dict.fromkeys(runs))
         outcomes = self.results.outcomes
         outcomes |= {run: kept for run in runs if (kept := self.store.load(run)) is not None}
@@ -292,7 +292,7 @@ def seconds_per_token(spec: Decoder, config: LearnConfig) -> float:
 
 
 def _perform_and_keep(run: Run, store: RunStore, token_path: Path) -> Outcome:
-    """Makes and keeps a run, in any process."""
+    """Performs a run and stores its outcome, in any process."""
     outcome = perform(run, _opened(token_path) if run.task == TEXT else None)
     store.save(run, outcome)
     return outcome
@@ -304,7 +304,7 @@ def _opened(path: Path) -> TokenFile:
 
 
 def check_text(tokens: TokenFile, context: int) -> None:
-    """Raises UsageError if a split of the text is shorter than the longest evaluated context."""
+    """Raises UsageError if a split of the text is shorter than the longest context of the evaluation."""
     longest = max(LENGTHS) * context
     for split in get_args(Split):
         if (count := len(getattr(tokens, split)) - 1) < longest:

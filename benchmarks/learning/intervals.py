@@ -1,7 +1,7 @@
 """Intervals of means and of paired differences over seeds, with Holm's correction, and differences in words.
 
-Student's t for the mean of n values with n - 1 degrees of freedom. With three seeds a 95 % interval extends 2.5
-standard deviations to each side, with five 1.2. scipy computes the quantiles.
+The interval of a mean of n values uses Student's t with n - 1 degrees of freedom. A 95 % interval extends 2.5 standard
+deviations to each side with three seeds, and 1.2 with five. scipy computes the quantiles.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean of paired differences, its uncorrected p value, and its interval at `level`.
+    """A mean of paired differences, its uncorrected p value, and its interval at the corrected `level`.
 
-    Holm's procedure tests the difference at `level`. The interval holds zero exactly if the procedure does not reject
-    the hypothesis of no difference.
+    Holm's procedure tests the difference at the significance level `level`. The interval contains zero exactly if the
+    procedure does not reject the hypothesis of no difference.
     """
 
     interval: Interval
@@ -56,10 +56,9 @@ def mean_interval(values: Sequence[float], alpha: float = ALPHA) -> Interval:
 def paired_differences(pairs: Sequence[Sequence[float]], alpha: float = ALPHA) -> list[Difference]:
     """Returns the interval of each sequence of paired differences, corrected by Holm (1979) over all of them.
 
-    A paired difference is a value minus the first model's value at the same seed. In the order of their p values,
-    hypothesis
-    i of m is tested at alpha / (m - i), i = 0, 1, ... The level of the first one that is not rejected holds for the
-    rest. Raises UsageError for fewer than two differences.
+    A paired difference is a value minus the first model's value at the same seed. In the order of p values, hypothesis
+    i of m (i = 0, 1, ...) is tested at alpha / (m - i). The level of the first hypothesis that is not rejected also
+    applies to all later ones. Raises UsageError for a sequence of fewer than two differences.
     """
     p_values = [_p_value(each) for each in pairs]
     order = sorted(range(len(pairs)), key=p_values.__getitem__)
@@ -72,7 +71,7 @@ def paired_differences(pairs: Sequence[Sequence[float]], alpha: float = ALPHA) -
 
 
 def in_words(difference: Difference, show: str, unit: str, scale: float = 1.0) -> str:
-    """Returns "no difference beyond seeds" if the corrected interval holds zero, else "lower by 0.12 bits"."""
+    """Returns "no difference beyond seeds" if the corrected interval contains zero, else "lower by 0.12 bits"."""
     if not difference.beyond_seeds:
         return NO_DIFFERENCE
     mean = difference.interval.mean
@@ -82,7 +81,7 @@ def in_words(difference: Difference, show: str, unit: str, scale: float = 1.0) -
 def _p_value(differences: Sequence[float]) -> float:
     """Returns the two-sided p value of the hypothesis that the mean is zero.
 
-    Equal differences have no spread: the value is 0 if they differ from zero, else 1.
+    If all differences are equal, the p value is 0 for a mean other than zero, else 1.
     """
     mean_interval(differences)  # refuses fewer than two
     mean, error = fmean(differences), _standard_error(differences)

@@ -27,10 +27,10 @@ BITS, SHARE = "bits per byte", "accuracy"
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure for the comparison of models.
+    """A figure by which models are compared.
 
-    `task`: a task of the comparison. `trained`: the task of its runs. `figure`: its name in their outcomes. `size`: the
-    size of the task (for length: a multiple of the training context).
+    `task`: a task of the comparison. `trained`: the task on which its runs are trained. `figure`: its name in the
+    outcomes of runs. `size`: the size of the task (for length: a multiple of the training context).
     """
 
     task: str
@@ -41,7 +41,7 @@ class Measure:
     chance: float | None = None
 
     def row(self, tokens: TokenFile) -> Row:
-        """Returns the columns of the measure: its name in words, and the text, if any, that it is measured on."""
+        """Returns the columns of the measure: its name in words, and the text on which it is measured, if any."""
         name = BITS if self.size is None else f"{self.task}, {self.size} {size_word(self.task)}"
         data = (tokens.name, tokens.hash) if self.trained == TEXT else (None, None)
         row = {"task": self.task, "size": self.size, "measure": name, "unit": self.unit}
@@ -68,12 +68,12 @@ def measures(config: LearnConfig) -> list[Measure]:
 
 
 def model_rows(results: Results) -> list[Row]:
-    """Returns a row for each model: its small form and costs, its learning rate and the sweep, and all of its runs."""
+    """Returns a row for each model: its small form and costs, its learning rate and sweep, and all of its runs."""
     return [_model_row(entry, results) for entry in results.entries]
 
 
 def figure_rows(results: Results) -> list[Row]:
-    """Returns a row for each model and each measure of a task with sizes, if at least one run ended."""
+    """Returns a row for each model and each measure with a size, if at least one run has ended."""
     rows = []
     for measure in measures(results.config):
         for entry in results.entries:
@@ -95,8 +95,7 @@ def figure_rows(results: Results) -> list[Row]:
 def difference_rows(results: Results) -> list[Row]:
     """Returns a row for each measure and model after the first: differences from the first model at equal seeds.
 
-    Holm's correction covers the models compared in one measure. A model without two seeds in common with the first has
-    no row.
+    Holm's correction covers all models of a measure. A model needs at least two seeds in common with the first model.
     """
     rows = []
     first, *others = results.entries
@@ -167,13 +166,13 @@ def _model_row(entry: Entry, results: Results) -> Row:
 
 
 def layer_pattern(spec: Decoder) -> str:
-    """Returns the kinds of a model's layers in their order, with repetitions folded."""
+    """Returns the kinds of a model's layers in order, with repetitions folded."""
     names = dict(zip(dict.fromkeys(spec.layers), labels(spec.layers), strict=True))
     return fold([names[layer] for layer in spec.layers])
 
 
 def _runs(entry: Entry, results: Results) -> list[dict[str, Any]]:
-    """Returns every run of a model that ended, with its samples."""
+    """Returns the finished runs of a model, with their figures and curves."""
     wanted = (results.run(entry, task, seed) for task in results.config.trained for seed in range(results.config.seeds))
     return [
         {
@@ -192,6 +191,6 @@ def _runs(entry: Entry, results: Results) -> list[dict[str, Any]]:
 
 
 def _spread(values: Sequence[float], keys: Sequence[str] = ("mean", "low", "high")) -> Row:
-    """Returns a mean with the bounds of its 95 % interval, which needs two values."""
+    """Returns a mean with the bounds of its 95 % interval; None for bounds of fewer than two values."""
     found = mean_interval(values) if len(values) > 1 else (fmean(values) if values else None, None, None)
     return dict(zip(keys, found, strict=True))

@@ -1,8 +1,8 @@
-"""Runs: their definition, their outcomes, and the folder that keeps each as a file from the moment it ends.
+"""Runs: their definition, their outcomes, and the folder that stores each finished run as a file.
 
 A run is named by the hash of everything that determines its figures: the spec, the task, the learning rate, the seed,
-the sizes of its steps, the text and the code. A run that differs in any of them is another run. So figures of different
-data or code are never compared, and the same command resumes an interrupted comparison.
+the sizes of its steps, the text and the code. A run that differs in any of them has another name. So figures of
+different data or code are never compared, and the same command resumes an interrupted comparison.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from zoo.model.decoder import Decoder
 from zoo.new_files import write_file
 from zoo.training.text.tokens import Split
 
-SCHEMA = 1  # version of the kept files' format
+SCHEMA = 1  # version of the stored files' format
 TEXT = "text"
 ROOT = Path(zoo.__file__).parents[1]
 # Code that determines the figures of a run; the rest of the code only chooses runs and shows them.
@@ -53,8 +53,8 @@ def code_hash() -> str:
 class Run:
     """One training run: `steps` steps of `batch` sequences of `context` tokens. A synthetic task sets its own lengths.
 
-    `split`: the text of the evaluation, held-out or tuning; only the choice of learning rates uses the tuning text.
-    `data` is the hash of the text, empty for synthetic tasks; `code` is the hash of the code.
+    `split`: the part of the text for evaluation, held-out or tuning. Only the choice of learning rates uses the tuning
+    part. `data`: the hash of the text, empty for synthetic tasks. `code`: the hash of the code.
     """
 
     spec: Decoder
@@ -81,7 +81,7 @@ class Run:
 
     @property
     def tokens(self) -> int:
-        """The maximum number of tokens in training."""
+        """The maximum number of training tokens."""
         return self.steps * self.batch * self.context
 
 
@@ -99,8 +99,8 @@ class Point:
 class Outcome:
     """The outcome of a run: its figures, its curve, and the tokens and seconds of its training steps alone.
 
-    `figures` by name: bits per byte, or the accuracy at each size of the task. `curve`: evaluations during training on
-    text. `diverged`: the message of a run whose loss became NaN; such a run has no figures.
+    `figures`: {name: bits per byte, or accuracy at one size of the task}. `curve`: evaluations during training on text.
+    `diverged`: the message of a run whose loss became NaN; such a run has no figures.
     """
 
     figures: dict[str, float]
@@ -111,7 +111,7 @@ class Outcome:
 
 
 class RunStore:
-    """The runs kept in a folder, one JSON file each."""
+    """The runs that are stored in a folder, one JSON file each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -125,7 +125,7 @@ class RunStore:
         return self.folder / f"{run.name}.json"
 
     def load(self, run: Run) -> Outcome | None:
-        """Returns the outcome of a run; None if it has not ended. Raises MalformedError for a file of another run."""
+        """Returns the stored outcome of a run, or None. Raises MalformedError for a file that holds another run."""
         path = self.path(run)
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
@@ -141,10 +141,10 @@ class RunStore:
             raise MalformedError(f"{path} is not a kept run ({error}); delete it to have the run made again") from error
 
     def save(self, run: Run, outcome: Outcome) -> None:
-        """Writes the outcome of a run: the whole file or none of it. Raises NotAvailable if that fails."""
+        """Writes the outcome of a run, as a whole file or not at all. Raises NotAvailable if writing fails."""
         text = json.dumps({"schema": SCHEMA, "key": run.key, "outcome": asdict(outcome)}, indent=1)
         write_file(self.path(run), f"{text}\n".encode())
 
     def missing(self, runs: Iterable[Run]) -> list[Run]:
-        """Returns the runs without a kept outcome, in their order and without duplicates."""
+        """Returns the runs without a stored outcome, in their order and without duplicates."""
         return [run for run in dict.fromkeys(runs) if self.load(run) is None]

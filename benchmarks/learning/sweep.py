@@ -1,7 +1,7 @@
-"""The choice of learning rates: a sweep for each model, on text that no result is measured on.
+"""The choice of learning rates: a sweep for each model, on tuning text that is not used for results.
 
-The learning rate changes a result more than most blocks do, so every model gets its own. A sweep whose best rate is its
-lowest or highest proves nothing. It is widened by the next rate to that side, at most MAX_WIDENINGS times.
+The learning rate changes a result more than most blocks do, so every model gets its own. If the best rate is the lowest
+or highest one, a better one may lie beyond: the next rate on that side is tried, at most MAX_WIDENINGS times.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from zoo.errors import CheckFailed, UsageError
 
 Model = TypeVar("Model")
 DEFAULT_RATES = (8e-3, 16e-3, 32e-3)
-MAX_WIDENINGS, FACTOR = 3, 2.0  # new rates per model; the ratio of a new rate to its neighbour
+MAX_WIDENINGS, FACTOR = 3, 2.0  # new rates per model; ratio of neighbouring rates
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Sweep:
 
     @property
     def at_edge(self) -> str | None:
-        """ "lowest" or "highest" if the best rate is at that end of the rates tried, None if it is inside."""
+        """ "lowest" or "highest" if the best rate is that one of the rates tried, else None."""
         rates = [rate for rate, _ in self.tried]
         if self.best == rates[-1]:
             return "highest"
@@ -39,7 +39,7 @@ class Sweep:
 
     @property
     def next_rate(self) -> float | None:
-        """The rate that would widen the sweep; None if the best rate is inside."""
+        """The rate that would widen the sweep; None if the best rate is neither the lowest nor the highest."""
         edge = self.at_edge
         return None if edge is None else self.best * FACTOR if edge == "highest" else self.best / FACTOR
 
@@ -52,8 +52,8 @@ def choose_rates(
 ) -> dict[Model, Sweep]:
     """Returns the sweep of each model.
 
-    `tuning_losses` trains (model, rate) pairs, all pairs of a round at once. A pair that it does not return, or returns
-    as inf, counts as diverged.
+    `tuning_losses` trains (model, rate) pairs, all pairs of a round at once. It returns their losses. A pair without a
+    loss, or with an infinite one, counts as diverged.
     """
     found = {model: dict[float, float]() for model in models}
     wanted = [(model, rate) for model in models for rate in rates]
@@ -77,11 +77,11 @@ def check_trained(sweeps: Iterable[tuple[str, Sweep]]) -> None:
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
-    """Parses learning rates from "4e-3,8e-3", lowest first. Raises UsageError for none, or for one not above 0."""
+    """Parses learning rates from "4e-3,8e-3", lowest first. Raises UsageError unless all are numbers above 0."""
     try:
         rates = sorted({float(word) for word in text.split(",")})
     except ValueError:
         rates = []
     if not rates or not all(0 < rate < inf for rate in rates):
-        raise UsageError(f"--rates {text!r}: write learning rates above 0 with commas between, as 4e-3,8e-3,16e-3")
+        raise UsageError(f"--rates {text!r}: write learning rates above 0, separated by commas, as 4e-3,8e-3,16e-3")
     return tuple(rates)

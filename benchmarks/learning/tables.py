@@ -1,4 +1,4 @@
-"""The tables of a comparison, 80 columns wide."""
+"""The tables of a comparison, 80 characters wide."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def what(row: Row) -> str:
 
 
 def data_line(row: Row) -> str:
-    """Returns the line that names the text of the figures."""
+    """Returns the legend's line on the text that was learned."""
     return f"Text: {row['data']}, {row['data_hash']}."
 
 
@@ -85,7 +85,7 @@ def plus_minus(row: Row, keys: Sequence[str], show: str, scale: float = 1) -> st
 
 
 def by_size(task: str, rows: Rows, learning_rate: float) -> Table:
-    """Returns the table of a task, with a column for each of its sizes. `learning_rate`: the rate of the task."""
+    """Returns the table of a task, with a column for each of its sizes. `learning_rate`: the task's learning rate."""
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     cells: dict[str, Row] = {}
     for row in rows:
@@ -148,7 +148,7 @@ def swept(rows: Rows) -> Table:
 
 
 def budgets(rows: Rows) -> Table:
-    """Returns the table of budgets of the small forms, the gap to each budget, and the layers."""
+    """Returns the table of small forms: layers, width, and each budget with the gap to it."""
 
     def derive(row: Row) -> Row:
         met = (f"{b['met']:,} {b['unit']} ({b['met'] / b['wanted'] - 1:+.2%})" for b in row["budgets"])

@@ -27,8 +27,8 @@ FAR_PAIRS, TRIGGERS, NOISE_PER_TOKEN = 8, 4, 3
 class Task:
     """A synthetic task.
 
-    `draw(size, batch, generator)` makes its sequences. `chance` is the accuracy of a guess without any input.
-    `size_word` is the unit of a size.
+    `draw(size, batch, generator)` returns its sequences. `chance`: the accuracy of a guess without any input.
+    `size_word`: the unit of a size.
     """
 
     name: str
@@ -41,15 +41,15 @@ class Task:
     steps: int = 500
 
     def length(self, size: int) -> int:
-        """Returns the number of tokens of a sequence."""
+        """Returns the number of tokens in a sequence."""
         return self.draw(size, 1, generator_for(self.name, "length", 0, 0)).inputs.shape[1]
 
     def batch(self, size: int) -> int:
-        """Returns the number of sequences of a step."""
+        """Returns the number of sequences per step."""
         return max(1, self.tokens // self.length(size))
 
     def training_batch(self, step: int, seed: int) -> Batch:
-        """Returns the sequences of a step. Sizes take turns in an order that the seed draws."""
+        """Returns the sequences of a step, all of one size that the seed and the step determine."""
         generator = generator_for(self.name, "train", seed, step)
         size = self.sizes[int(torch.randint(len(self.sizes), (), generator=generator))]
         return self.draw(size, self.batch(size), generator)
@@ -62,7 +62,7 @@ class Task:
 
 
 def generator_for(task: str, split: str, seed: int, step: int) -> torch.Generator:
-    """Returns a random generator that depends on its arguments alone, in every process and on every machine."""
+    """Returns a random generator that depends only on the arguments, in every process and on every machine."""
     digest = hashlib.sha256(f"{task}/{split}/{seed}/{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -101,7 +101,7 @@ def far_recall(distance: int, batch: int, generator: torch.Generator) -> Batch:
 def copying(length: int, batch: int, generator: torch.Generator) -> Batch:
     """Draws copying sequences (Arjovsky et al. 2015, section 4.1, as next-token prediction).
 
-    Random tokens, a separator, and the same tokens again, which are scored.
+    A sequence is random tokens, a separator, and the same tokens again. Only the repetition is scored.
     """
     tokens = torch.randint(SEPARATOR + 1, VOCAB, (batch, length), generator=generator)
     return _repeated(tokens, tokens)
@@ -110,8 +110,8 @@ def copying(length: int, batch: int, generator: torch.Generator) -> Batch:
 def selective_copying(count: int, batch: int, generator: torch.Generator) -> Batch:
     """Draws sequences of selective copying (Jing et al. 2019; Gu and Dao 2023, section 3.1).
 
-    Tokens stand at random places among filler. After a separator the tokens follow without the filler, and are scored.
-    Three of four places hold filler.
+    Tokens stand at random places among filler, which takes three of four places. After a separator, the tokens follow
+    without the filler, and are scored.
     """
     tokens = torch.randint(SEPARATOR + 1, VOCAB, (batch, count), generator=generator)
     places = distinct(count, 0, count * (1 + NOISE_PER_TOKEN), batch, generator).sort(dim=1).values
@@ -122,13 +122,13 @@ def selective_copying(count: int, batch: int, generator: torch.Generator) -> Bat
 def induction(length: int, batch: int, generator: torch.Generator) -> Batch:
     """Draws induction sequences (Olsson et al. 2022).
 
-    In each sequence, among noise, the same token always follows each of a few trigger tokens. It is scored from a
-    trigger's second time on.
+    A few trigger tokens stand among noise. In a sequence, a trigger is always followed by the same token, which is
+    scored from the trigger's second occurrence on.
     """
     followed = distinct(TRIGGERS, HALF, VOCAB, batch, generator)
     following = torch.randint(HALF, (batch, TRIGGERS), generator=generator)
     noise = torch.randint(HALF, (batch, length // 2, 2), generator=generator)
-    # A block has two tokens: a trigger (0 .. TRIGGERS - 1) and its follower, or noise (the numbers above).
+    # Kind of each pair of tokens: 0 .. TRIGGERS - 1 is that trigger with its follower, a larger number is noise.
     kind = torch.randint(2 * TRIGGERS, (batch, length // 2), generator=generator)
     which, is_trigger = kind.clamp(max=TRIGGERS - 1), kind < TRIGGERS
     pairs = torch.stack([followed.gather(1, which), following.gather(1, which)], dim=2)
@@ -145,7 +145,7 @@ def _interleaved(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _asked(told: Tensor, questions: Tensor, answers: Tensor) -> Batch:
-    """Returns the `told` tokens, then the questions, with the answers as targets. No answer is an input."""
+    """Returns the `told` tokens followed by the questions, with the answers as targets. No answer is an input."""
     return Batch(torch.cat([told, questions], dim=1), torch.cat([torch.full_like(told, IGNORED), answers], dim=1))
 
 

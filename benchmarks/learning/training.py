@@ -1,7 +1,7 @@
 """One run: a small model is trained on text or on a synthetic task, and evaluated.
 
-The figures of text are bits per byte on held-out files: during training, at the end, and beyond the training context.
-The figures of a synthetic task are its accuracy at each of its sizes.
+Text is evaluated by bits per byte on held-out files: during training, at the end, and beyond the training context. A
+synthetic task is evaluated by the accuracy at each of its sizes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ CURVE_POINTS, CURVE_TOKENS, FINAL_TOKENS, LENGTH_TOKENS = 6, 2**14, 2**16, 2**14
 
 
 def beyond(times: int) -> str:
-    """Returns the figure's name: bits per byte in the second half of a context of `times` the training context."""
+    """Returns a figure's name: bits per byte in the second half of a context `times` times the training context."""
     return f"{BITS_PER_BYTE}_at_{times}x"
 
 
 def at_size(size: int) -> str:
-    """Returns the figure's name: accuracy at one size of a synthetic task."""
+    """Returns a figure's name: accuracy at one size of a synthetic task."""
     return f"accuracy_at_{size}"
 
 
@@ -49,7 +49,7 @@ def perform(run: Run, tokens: TokenFile | None) -> Outcome:
 
 
 def config(run: Run) -> TrainingConfig:
-    """Returns the training config of a run: text has a cosine schedule, tasks a rate that is high until the end."""
+    """Returns the training config of a run: a cosine schedule for text, warmup-stable-decay for synthetic tasks."""
     schedule = "cosine" if run.task == TEXT else "wsd"
     return TrainingConfig(run.steps, run.learning_rate, run.batch, run.context, schedule=schedule, seed=run.seed)
 
@@ -77,7 +77,7 @@ def _learn_task(run: Run, task: Task) -> Outcome:
 
 
 def _steps(trainer: Trainer, draw: Callable[[int], Batch]) -> Iterator[tuple[int, float]]:
-    """Trains to the end. Yields the tokens and the seconds of training after each step."""
+    """Trains to the end. After each step, yields the tokens and the seconds of training so far."""
     seen, seconds = 0, 0.0
     while trainer.step < trainer.config.steps:
         batch = draw(trainer.step)
@@ -95,14 +95,14 @@ def _bits_per_byte(trainer: Trainer, tokens: TokenFile, run: Run, batches: Itera
 
 
 def _beyond(trainer: Trainer, tokens: TokenFile, run: Run, times: int) -> float:
-    """Returns bits per byte in the second half of a context of `times` the training context."""
+    """Returns bits per byte in the second half of a context `times` times the training context."""
     context = times * run.context
 
     def second_halves() -> Iterator[Batch]:
         first_half = torch.arange(context) < context // 2
         for inputs, targets in heldout_batches(tokens, max(1, run.batch // times), context, LENGTH_TOKENS, run.split):
             second = torch.where(first_half, IGNORED, targets)
-            if (second != IGNORED).any():  # the text may end in a first half
+            if (second != IGNORED).any():  # at the end of the text, a context may have no second half
                 yield Batch(inputs, second)
 
     return _bits_per_byte(trainer, tokens, run, second_halves())

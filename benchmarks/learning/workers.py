@@ -1,7 +1,7 @@
-"""Worker processes, one per core with one torch thread each. Jobs go out one by one, results come back as they end.
+"""Worker processes, one per core with one torch thread each. Each worker gets one job at a time.
 
-Workers are spawned, never forked: a fork of a process with threads may hang. They do not see Ctrl-C, which the terminal
-sends to the whole group of processes; the process that started them ends them.
+Workers are spawned, never forked: a fork of a process with threads may hang. Ctrl-C, which the terminal sends to the
+whole group of processes, does not reach them; the process that started them ends them.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class _Worker(Generic[Job]):
 class Workers(Generic[Job, Result]):
     """A pool of `count` processes that apply `function`, which must be importable by name, to jobs.
 
-    As a context manager, it ends all processes with the block, immediately if an exception or Ctrl-C ends it. With a
-    count of 1 everything runs in this process.
+    It is a context manager: the end of the block, also by an exception or Ctrl-C, kills all processes. With a count of
+    1, jobs run in this process.
     """
 
     def __init__(self, function: Callable[[Job], Result], count: int) -> None:
@@ -133,13 +133,13 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Delays Ctrl-C within the block. A process that starts here inherits the signal mask and never sees it."""
+    """Delays Ctrl-C within the block. A process that starts here inherits the signal mask and never receives it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     from multiprocessing import resource_tracker
 
-    resource_tracker.ensure_running()  # its start would let Ctrl-C through again
+    resource_tracker.ensure_running()  # started within the block, it would unblock Ctrl-C
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -153,7 +153,7 @@ def available_cores() -> int:
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
-    """Runs a worker: it does jobs until the other end closes."""
+    """Runs a worker: it performs jobs until the other end of the connection closes."""
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):  # the process that started this one has ended
         while True:

@@ -1,6 +1,6 @@
-"""The baseline: transformers' implementation of a model, with the same weights in memory, beside the zoo's.
+"""The baseline: the transformers implementation of a model, measured beside the zoo's with the same weights.
 
-It is measured with its default attention and, on request, compiled. Before that, its results must equal the zoo's.
+It is measured with its default attention and, on request, compiled. First its results must equal the zoo's.
 """
 
 import copy
@@ -35,7 +35,7 @@ CHECKED_TOKENS = 64  # tokens whose logits are compared
 
 @dataclass(frozen=True)
 class BaselineRunner(Runner):
-    """A causal language model of transformers, with its own dynamic cache. `compiled`: its form for a static cache."""
+    """A causal language model in transformers, with its dynamic cache, or `compiled` with its static cache."""
 
     compiled: Callable[..., Any] | None = None
 
@@ -45,19 +45,19 @@ class BaselineRunner(Runner):
         return transformers().StaticCache(config=self.model.config, max_cache_len=tokens)
 
     def __call__(self, tokens: Tensor, cache: Any) -> Tensor:
-        # Releases that accept `cache` warn about the older name.
+        # Newer releases name this argument `cache` and warn about `past_key_values`.
         name = "cache" if "cache" in signature(self.model.forward).parameters else "past_key_values"
         call = self.model if self.compiled is None else self.compiled  # a compiled module has no truth value
         return call(input_ids=tokens, use_cache=True, logits_to_keep=1, **{name: cache}).logits
 
     def snapshot(self, cache: Any) -> Callable[[], Any]:
-        """Returns a function that restores the cache: a static one in place, since compiled code may rely on it."""
+        """Returns a function that restores the cache; a static one in place, because compiled code may rely on it."""
         kept = copy.deepcopy(cache)
         return (lambda: copy.deepcopy(kept)) if self.compiled is None else (lambda: _restored(cache, kept))
 
 
 def _restored(cache: Any, kept: Any) -> Any:
-    """Restores `cache` to its state when `kept` was copied from it, and returns it. An empty cache is reset."""
+    """Restores `cache` to the state of its earlier copy `kept`, and returns it. Layers that were empty are reset."""
     for layer, before in zip(cache.layers, kept.layers, strict=True):
         if not before.is_initialized:
             layer.reset()
@@ -71,7 +71,7 @@ def _restored(cache: Any, kept: Any) -> Any:
 
 
 def baseline_candidates(benchmark_model: BenchmarkModel, model: Model, config: ThroughputConfig) -> Iterator[Candidate]:
-    """Yields the baseline's candidates for inference, as `checked_candidates` does."""
+    """Yields the baseline's candidates for inference (see `checked_candidates`)."""
     tokens = random_tokens(Workload("prefill", CHECKED_TOKENS), model.spec.vocab, config.seed, config.device)
 
     def runner_of(reference: Any, compiled: bool) -> BaselineRunner:
@@ -95,11 +95,12 @@ def checked_candidates(
     runner_of: Callable[[Any, bool], Any],
     difference: Callable[[Any], str | None],
 ) -> Iterator[Candidate]:
-    """Yields the baseline with its default attention and, if the config says so, compiled.
+    """Yields candidates for the baseline: with its default attention and, if the config says so, compiled.
 
-    `runner_of` makes the runner of a model in transformers, compiled or not. `difference` describes how its results
-    differ from the zoo's; None: by no more than rounding. If the compiled form does not run, a line on stderr says why.
-    Raises CheckFailed if the default form differs, SpecError for a model that no config of transformers describes.
+    `runner_of(model, compiled)` returns a runner of a transformers model. `difference(runner)` describes how its
+    results differ from the expected ones; None if only rounding differs. A compiled model that fails or differs is left
+    out, and a line on stderr says why. Raises CheckFailed if the model differs uncompiled, SpecError if transformers
+    has no config for it.
     """
     reference = build_baseline(model, config.device)
     runner = runner_of(reference, False)
@@ -121,7 +122,7 @@ def checked_candidates(
 
 
 def build_baseline(model: Model, device: torch.device) -> Any:
-    """Returns the model in transformers. Weights with the same layout in both share memory."""
+    """Returns the transformers model with these weights. Weights with the same layout in both share memory."""
     fields, tensors = to_checkpoint(model)
     config = transformers().AutoConfig.for_model(**fields)
     kind = causal_class(config)
@@ -133,7 +134,7 @@ def build_baseline(model: Model, device: torch.device) -> Any:
 def logits_difference(
     benchmark_model: BenchmarkModel, logits: Tensor, expected: Tensor, config: ThroughputConfig, others: str
 ) -> str | None:
-    """Describes the difference of logits from the expected ones, which are `others`; None if it may be rounding."""
+    """Describes how logits differ from the expected ones, named `others`; None if the difference may be rounding."""
     difference = (logits - expected).abs().max().item()
     bound = TOLERANCE[config.dtype] * expected.abs().max().item()
     if difference <= bound or not comparable(benchmark_model, config):  # a NaN differs, too
@@ -142,9 +143,9 @@ def logits_difference(
 
 
 def comparable(benchmark_model: BenchmarkModel, config: ThroughputConfig) -> bool:
-    """Whether two implementations compute the same, up to rounding.
+    """Whether two implementations must have equal results, up to rounding.
 
-    A mixture of experts in 16 bits does not: rounding may decide a near tie in a router, and the rest then differs.
+    A mixture of experts in 16 bits need not: rounding may decide a near tie in a router and change all later results.
     """
     return config.dtype.itemsize >= 4 or not any(layer.mixture for layer in benchmark_model.spec.layers)
 

@@ -20,7 +20,7 @@ from zoo.swaps.tiny import tiny
 
 @dataclass(frozen=True)
 class BenchmarkModel:
-    """A model to measure. `entry`: its name and the spec that is built. Without a `source`, weights are random."""
+    """A model to measure. `entry`: its name and spec. `source`: its weights, or None for random weights."""
 
     entry: NamedSpec
     source: Source | None = None
@@ -47,12 +47,12 @@ class BenchmarkModel:
 
 @dataclass(frozen=True)
 class Variant:
-    """The form of each named model in a measurement: tiny, only its first `layers`, or with `swaps` beside it."""
+    """A change to every named model: `tiny` widths, only its first `layers`, or a second model with `swaps`."""
 
     tiny: bool = False
     layers: int | None = None
     swaps: tuple[str, ...] = ()
-    released: bool = False  # presets, too, have their released weights
+    released: bool = False  # presets and hub ids, too, have their released weights
 
     def of(self, model: BenchmarkModel) -> BenchmarkModel:
         """Returns the tiny form or the first layers of a model, with random weights if that changes the spec."""
@@ -63,10 +63,11 @@ class Variant:
 
 
 def benchmark_models(names: Sequence[str], variant: Variant, ignore_fields: Iterable[str] = ()) -> list[BenchmarkModel]:
-    """Returns each named model in its variant, followed by its swapped form if any; no names: every architecture.
+    """Returns each named model in its variant, followed by its swapped form if there are swaps.
 
-    A .gguf file, or a folder with safetensors files, is measured with the weights in it, unless its variant differs. A
-    swap changes the full model, as in every command; then the tiny form or the first layers are taken.
+    Without names, every architecture is measured. A .gguf file or a folder with safetensors files keeps its weights,
+    unless the variant changes its spec. A swap changes the full model; the tiny form or the first layers are taken
+    after it.
     """
     named = [_named(name, variant, ignore_fields) for name in names] or [map(BenchmarkModel, representatives([]))]
     found = [model for models in named for model in models]
@@ -93,9 +94,9 @@ def _named(name: str, variant: Variant, ignore_fields: Iterable[str]) -> Iterato
 
 
 def first_layers(spec: Decoder, number: int) -> Decoder:
-    """Returns the spec with `number` of its layers, in their order: the first of each kind, then the first others.
+    """Returns the spec with only `number` of its layers, in their order.
 
-    A spec with fewer layers keeps all of them.
+    The first layer of each kind is chosen before any other layer. A spec with fewer layers keeps all of them.
     """
     firsts = [spec.layers.index(kind) for kind in dict.fromkeys(spec.layers)]
     others = (index for index in range(len(spec.layers)) if index not in set(firsts))

@@ -1,4 +1,4 @@
-"""Measurements of each block alone: a prefill, and one decoded token at a context. The blocks take turns.
+"""Timing of each block outside a model: a prefill, and one decoded token at a context. The blocks take turns.
 
 `block_list` is the one place that lists the measured blocks.
 """
@@ -59,13 +59,13 @@ from zoo.units import dtype_name
 PREFILL, DECODE = "prefill", "decode"
 HEAD_DIM, QUERIES_PER_KEY = 64, 4  # width of a head; query heads that share a key in GQA
 WINDOW = 512  # tokens in a window or a chunk, and tokens that an indexer chooses
-CONV = 4  # tokens
-TOKEN_IDS = 2**15  # size of the table of a router by token id
-EXPERTS, ACTIVE_EXPERTS = 16, 4  # each expert has 1 / ACTIVE_EXPERTS of the dense width: active parameters are equal
+CONV = 4  # tokens that a short convolution sees
+TOKEN_IDS = 2**15  # vocabulary of the router that chooses experts by token id
+EXPERTS, ACTIVE_EXPERTS = 16, 4  # an expert has 1 / ACTIVE_EXPERTS of the dense width: equal active parameters
 
 
 class BlockEntry(NamedTuple):
-    """A block under its name in tables. `group`: attention, feed-forward, norm or placement."""
+    """A block to measure. `label`: its name in tables. `group`: attention, feed-forward, norm or placement."""
 
     group: str
     label: str
@@ -73,21 +73,21 @@ class BlockEntry(NamedTuple):
 
 
 def block_list(dim: int) -> list[BlockEntry]:
-    """Returns every block at width `dim`, which must be a multiple of 256, each beside comparable ones.
+    """Returns every block at width `dim`. Comparable blocks follow each other.
 
-    Attention has dim / 64 heads of 64, MLA in the proportions of DeepSeek-V2 (section 2.1.3). A feed-forward block has
-    4 x dim active hidden units, dense or in experts. Raises UsageError for another width.
+    Attention has dim / 64 heads of width 64. MLA has the proportions of DeepSeek-V2 (section 2.1.3). A feed-forward
+    block has 4 x dim active hidden units, dense or in experts. Raises UsageError unless `dim` is a multiple of 256.
     """
     unit = HEAD_DIM * QUERIES_PER_KEY
     if dim < 1 or dim % unit:
-        raise UsageError(f"--dim {dim} must be a multiple of {unit}, for heads of {HEAD_DIM} in fours")
+        raise UsageError(f"--dim {dim} must be a multiple of {unit}, for {QUERIES_PER_KEY} heads of {HEAD_DIM} per key")
     ffn, norm = _feed_forward(dim), RMSNorm(1e-6)
     groups: dict[str, dict[str, Block]] = {
         "attention": _attention(dim),
         "feed-forward": ffn,
         "placement": {name: place(norm, ffn["SwiGLU"]) for name, place in PLACEMENTS.items()},
-        # Norms with the rounding of each released model, named after the first model that has it. Norms are last: they
-        # take a few microseconds, and their times would include the release of memory by an MoE before them.
+        # Norms with the rounding of released models, each named after the first model with this rounding. Norms are
+        # last: they take microseconds, and directly after an MoE their times would include the release of its memory.
         "norm": {
             "RMSNorm, Llama": norm,
             "RMSNorm, OLMo": replace(norm, scale_in_fp32=True),
@@ -175,7 +175,7 @@ class BlockConfig:
 
 
 def run(entries: Sequence[BlockEntry], config: BlockConfig, samples: Samples) -> None:
-    """Fills `samples` by (label, phase)."""
+    """Times all blocks in turns, and fills `samples` by (label, phase)."""
     with torch.inference_mode(), progress("measuring") as bar:
         pairs = ((entry, build_block(entry.spec, config.dim, config.dtype, config.seed)) for entry in entries)
         tasks = [task for entry, module in pairs for task in block_tasks(entry, module, config)]
@@ -208,7 +208,7 @@ def build_block(spec: Block, dim: int, dtype: torch.dtype, seed: int) -> nn.Modu
 
 
 def block_context(spec: Mixer, cache: Cache, past: int, new: int, dtype: torch.dtype = torch.float32) -> ForwardContext:
-    """Returns the context of a pass of `new` tokens after `past` through one mixer over its `cache`.
+    """Returns the forward context of one mixer for `new` tokens that follow `past` tokens in its `cache`.
 
     `dtype` is passed to `prepare_forward`.
     """
@@ -218,8 +218,8 @@ def block_context(spec: Mixer, cache: Cache, past: int, new: int, dtype: torch.d
 def block_tasks(entry: BlockEntry, module: nn.Module, config: BlockConfig) -> Iterator[Task]:
     """Yields the prefill task, then the decode task.
 
-    A mixer gets a cache with a random past. Its forward context is prepared beforehand, as a model prepares it once
-    for all layers. A router by token id gets random ids.
+    A mixer gets a cache filled with random values. Its forward context is prepared beforehand, because a model prepares
+    it once for all layers. A router that chooses by token id gets random ids.
     """
     generator = torch.Generator().manual_seed(config.seed)
     for phase, past, new in ((PREFILL, 0, config.tokens), (DECODE, config.context - 1, 1)):
@@ -239,7 +239,7 @@ def block_tasks(entry: BlockEntry, module: nn.Module, config: BlockConfig) -> It
 
 
 def _touched(x: Tensor, run: Callable[[], object]) -> Callable[[], object]:
-    """Reads `x`, and returns `run`. In a model x was just written; here another block has evicted it."""
+    """Reads `x` into the processor's caches, where a model would have just written it. Returns `run`."""
     x.clone()
     return run
 

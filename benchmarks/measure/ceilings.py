@@ -1,7 +1,7 @@
-"""Ceilings of this machine, measured in turns with the models: read bandwidth and arithmetic rate.
+"""Ceilings of this machine, its read bandwidth and arithmetic rate, measured in turns with the models.
 
-The read bandwidth is the best of several kernels that read a buffer far larger than any cache and write next to
-nothing. The arithmetic rate is the best of two square matrix products in the dtype of the models.
+The read bandwidth is the best of several kernels that read a buffer far larger than any cache and write almost nothing.
+The arithmetic rate is the best of two square matrix products in the dtype of the models.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,11 +17,11 @@ from zoo.core.devices import free_memory
 from zoo.core.ops.linear import linear
 from zoo.units import dtype_name
 
-BUFFER_BYTES = 2**30  # bytes that each kernel reads, if there is room
+BUFFER_BYTES = 2**30  # bytes that each kernel reads, if memory allows
 MEMORY_PARTS = 4  # the buffer takes at most 1 / MEMORY_PARTS of the free memory
 MATRIX_WIDTH = 4096  # width of the buffer as a matrix in a matrix-vector product
 MAX_PRODUCT_SECONDS = 0.1
-SIDES = (512, 1024, 2048, 4096, 8192)  # sides of square matrices: the largest product below that limit is used
+SIDES = (512, 1024, 2048, 4096, 8192)  # sides of square matrices; the largest product within the limit is used
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class Kernel:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The kernel's name among the samples."""
+        """The key of the kernel's samples."""
         return ("ceiling", self.kind, self.name, dtype_name(self.dtype))
 
 
 def kernels(
     device: torch.device, dtype: torch.dtype, clock: Clock, compiled: bool = False, agree: Agree = float
 ) -> list[Kernel]:
-    """Returns all kernels, ready to run. The `compiled` kernel, the fastest reader, is for runs with compiled models.
+    """Returns all kernels, ready to run. `compiled` adds the fastest reader, for runs with compiled models.
 
-    `clock` and `agree` are those of `measure`.
+    `clock` and `agree` are passed to `measure`.
     """
     return [*reading_kernels(device, dtype, compiled), *matmul_kernels(device, dtype, clock, agree)]
 
@@ -55,7 +55,7 @@ def reading_kernels(device: torch.device, dtype: torch.dtype, compiled: bool = F
     free = free_memory(device)
     size = BUFFER_BYTES if free is None else min(BUFFER_BYTES, free // MEMORY_PARTS)
     row = 4 * MATRIX_WIDTH
-    # Written once: pages that were never written share one page of zeros.
+    # torch.ones writes every page: pages that were never written would all share one page of zeros.
     buffer = torch.ones(size // row * row // 4, device=device)
     runs: dict[tuple[str, torch.dtype], Callable[[], object]] = {("sum", torch.float32): buffer.sum}
     runs["max", torch.int32] = buffer.view(torch.int32).amax
@@ -84,11 +84,11 @@ def matmul_kernels(device: torch.device, dtype: torch.dtype, clock: Clock, agree
 
 
 def best(rows: Sequence[Row], kind: str) -> Row | None:
-    """Returns the fastest kernel of a kind."""
+    """Returns the row of the fastest kernel of a kind; None if there is no row of this kind."""
     return max((row for row in rows if row["kind"] == kind), key=lambda row: row["median"], default=None)
 
 
 def measured_device(rows: Sequence[Row]) -> Device | None:
-    """Returns this machine as a device with a roofline, once both kinds were measured."""
+    """Returns this machine as a device with a roofline; None unless both kinds of kernel were measured."""
     bandwidth, flops = best(rows, "bandwidth"), best(rows, "matmul")
     return Device("this machine", flops["median"], bandwidth["median"]) if bandwidth and flops else None

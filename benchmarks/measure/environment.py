@@ -1,4 +1,4 @@
-"""The machine of a measurement: its clock, memory and caches, and the facts about it that influence figures."""
+"""The machine of a measurement: its clock, memory, caches, and other facts that influence the results."""
 
 import ctypes
 import os
@@ -22,7 +22,7 @@ from zoo.units import format_bytes
 CPU = torch.device("cpu")
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 ROOT = Path(__file__).resolve().parents[2]
-# The extensions that matter to matrix products, as Linux names them on x86 and on ARM.
+# The instruction set extensions that matter to matrix products, as Linux names them on x86 and on ARM.
 ISA = re.compile(r"avx2|fma|avx512f|avx512_bf16|avx512_fp16|avx512_vnni|amx_\w+|asimd\w*|sve\w*|i8mm|bf16")
 OR = " or "
 
@@ -55,9 +55,9 @@ def clock(device: torch.device) -> Clock:
 def start_memory_meter(device: torch.device) -> Callable[[], int | None]:
     """Starts a memory meter: a function that returns the peak memory since now, in bytes above the memory in use now.
 
-    The function returns None if the system does not report it. On a CUDA device it counts by torch's allocator.
-    Elsewhere it counts this process's resident memory, by Linux's record of the peak, which can be reset. Free memory
-    goes back to the system first: its use would not be counted otherwise.
+    The meter returns None if the system does not report the peak. On a CUDA device it reads torch's allocator.
+    Elsewhere it reads this process's peak resident memory from Linux, which can reset that record. Unused heap memory
+    goes back to the system first, because reusing it would not raise the peak.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -74,13 +74,13 @@ def start_memory_meter(device: torch.device) -> Callable[[], int | None]:
     try:
         RESET.write_text("5", encoding="ascii")
         resident = _status("VmRSS")
-    except OSError:  # another system, or one that does not allow it
+    except OSError:  # not Linux, or writing is not permitted
         return lambda: None
     return lambda: max(_status("VmHWM") - resident, 0)
 
 
 def _status(name: str) -> int:
-    """Returns a line of /proc/self/status, in bytes."""
+    """Returns the value of a line of /proc/self/status, in bytes."""
     lines = STATUS.read_text(encoding="ascii", errors="replace").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
@@ -97,16 +97,16 @@ def require_memory(needed: int, device: torch.device, what: str, advice: Callabl
 
 
 def last_cache(device: torch.device) -> int | None:
-    """Returns the bytes of the last cache before memory; None if the system does not report it."""
+    """Returns the size of the last-level cache in bytes; None if the system does not report it."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
     return _cpu_cache(Path("/sys/devices/system/cpu")) if device.type == "cpu" else None
 
 
 def _cpu_cache(cpus: Path) -> int | None:
-    """Returns the bytes of the highest cache level, all sockets together.
+    """Returns the size of the last-level cache in bytes, summed over all sockets.
 
-    Processors that share a cache give it the same name.
+    Processors that share a cache report the same `shared_cpu_list`.
     """
     sizes: dict[tuple[int, str], int] = {}
     for index in cpus.glob("cpu[0-9]*/cache/index*"):
@@ -125,10 +125,10 @@ def _cpu_cache(cpus: Path) -> int | None:
 def recorded(
     report: Report, device: torch.device, tables: Callable[[], Iterable[Table]] = lambda: ()
 ) -> Iterator[None]:
-    """Records the environment of a measurement in the report, whether it is complete, and the kernels that it used.
+    """Records a measurement's environment, the kernels it used, and whether it is complete, in the report.
 
-    Kernels are chosen while models are built, so they are read at the end. Then the `tables` of what was measured are
-    added. Both happen also after an exception or Ctrl-C.
+    Kernels are chosen while models are built, so they are recorded at the end. Then the `tables` are added. Both also
+    happen after an exception or Ctrl-C.
     """
     report.about |= {"complete": False, "machine": environment(device)}
     try:
@@ -140,7 +140,7 @@ def recorded(
 
 
 def environment(device: torch.device) -> Row:
-    """Returns the machine of a measurement, with the kernels chosen so far.
+    """Returns facts about the machine of a measurement, with the kernels chosen so far.
 
     Raises NotAvailable or MalformedError for a ZOO_KERNELS file that cannot be read.
     """
@@ -165,7 +165,7 @@ def used_kernels() -> Row:
 
 
 def merged(choices: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """Returns the kernels of several processes. If they differ, all are named: "onednn or plain"."""
+    """Merges the kernels chosen in several processes. Different choices are joined: "onednn or plain"."""
     found: dict[str, set[str]] = {}
     for each in choices:
         for name, kernel in each.items():
@@ -199,7 +199,7 @@ def _blas(config: str) -> str:
 
 
 def _commit() -> str | None:
-    """Returns this project's commit if it runs from a checkout, "-dirty" with uncommitted changes; None elsewhere."""
+    """Returns this project's commit, with "-dirty" if there are uncommitted changes; None outside a git checkout."""
     top = _first_line("git", "-C", str(ROOT), "rev-parse", "--show-toplevel")
     if top is None or Path(top) != ROOT:
         return None

@@ -1,9 +1,9 @@
-"""Loading of a checkpoint, by the zoo and by transformers in turns: seconds and memory, each load in a new process.
+"""Time and memory of loading a checkpoint, by the zoo and by transformers in turns. Each load is a new process.
 
     python -m benchmarks.measure.loading zoo|transformers SOURCE DTYPE
 
-is one load and prints its figures as JSON. Memory is counted from the start of the load to the end of a short forward
-pass, above the memory in use after the imports.
+performs one load and prints its figures as JSON. Memory is counted from the start of the load to the end of a short
+forward pass, above the memory in use after the imports.
 """
 
 import json
@@ -36,10 +36,10 @@ ERRORS = {kind.exit_code: kind for kind in (CheckFailed, UsageError, NotAvailabl
 
 
 def run(path: Path, dtype: str, loaders: Sequence[str], repetitions: int, samples: Samples) -> dict[str, str]:
-    """Loads in turns, fills `samples` by loader, and returns the reasons why the baseline could not load, by loader.
+    """Runs the loaders in turns, and fills `samples` by loader. Returns {loader: reason} if the baseline cannot load.
 
-    The first load of each loader does not count: it brings the files into memory. Raises the error of the zoo's own
-    load.
+    The first load of each loader does not count: it brings the files into memory. Raises the zoo's error if its own
+    load fails.
     """
     failed: dict[str, str] = {}
     with progress("loading") as bar:
@@ -58,7 +58,7 @@ def run(path: Path, dtype: str, loaders: Sequence[str], repetitions: int, sample
 
 
 def load_once(loader: str, path: Path, dtype: str) -> Sample:
-    """Performs one load in a process of its own."""
+    """Performs one load in a new process, and returns its figures or its error."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.measure.loading", loader, str(path), dtype]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
@@ -97,7 +97,7 @@ def rows(path: Path, dtype: str, samples: Samples) -> list[dict[str, Any]]:
 
 
 def poll_memory() -> Callable[[], dict[str, int]]:
-    """Polls this process's memory until the returned function is called, which returns the peaks.
+    """Starts to poll this process's memory. Returns a function that ends the polling and returns the peaks.
 
     Peaks are bytes above the memory at the start. Anonymous memory is the process's own. Resident memory also counts
     pages of mapped files, which the system takes back when it needs them.
@@ -130,7 +130,7 @@ def _held_bytes() -> tuple[int, int]:
 
 
 def by_zoo(source: str, dtype: str) -> Callable[[], nn.Module]:
-    """Returns a load by the zoo. All imports come before it, the architectures included."""
+    """Returns a function that loads `source` with the zoo. The function imports nothing: all imports come before."""
     import weights
 
     families()
@@ -138,7 +138,7 @@ def by_zoo(source: str, dtype: str) -> Callable[[], nn.Module]:
 
 
 def by_transformers(source: str, dtype: str) -> Callable[[], nn.Module]:
-    """Returns a load by transformers. All imports come before it, the model's own code included."""
+    """Returns a function that loads `source` with transformers. All imports, also of the model's code, come before."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM
@@ -153,7 +153,7 @@ LOADERS = {ZOO: by_zoo, BASELINE: by_transformers}
 
 @torch.no_grad()
 def measure_load(loader: str, source: str, dtype: str) -> Sample:
-    """Measures the seconds of the load alone, and with a first pass, which reads mapped pages; peaks are in bytes."""
+    """Measures memory, and the seconds of a load alone and of a load with a first pass, which reads mapped pages."""
     load = LOADERS[loader](source, dtype)
     tokens = torch.arange(1, PASS_TOKENS + 1)[None]
     stop = poll_memory()

@@ -2,7 +2,7 @@
 
 absorbed: the zoo's own `MLA`. Attention runs over cached latents; the up-projections are folded into query and output.
 latent: latents are cached, and expanded to keys and values of all heads at each step, as transformers does.
-expanded: keys and values of all heads are cached. Each is expanded once, when its token arrives.
+expanded: keys and values of all heads are cached. They are expanded once, when their token arrives.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,7 +61,7 @@ class ExpandedAttention(nn.Module):
         self.mla = mla
 
     def forward(self, x: Tensor, ctx: ForwardContext, cache: LayerCache) -> Tensor:
-        """Attends with x (b, t, dim) -> (b, t, dim)."""
+        """Returns the attention output for x: (b, t, dim) -> (b, t, dim)."""
         q_nope, q_rope, latent = self.mla.project(x, ctx)
         k, v, mask = cache.append(ctx, *self.mla.expand(latent))
         out = attention(torch.cat([q_nope, q_rope], dim=-1), k, v, mask, self.mla.scale)
@@ -69,13 +69,13 @@ class ExpandedAttention(nn.Module):
 
 
 def variants(spec: MLA) -> dict[str, MLA]:
-    """Returns {variant: a spec of equal fields that decodes in it}, the variant with the largest cache first."""
+    """Returns {variant: a spec with the same fields that decodes in this variant}, by descending cache size."""
     values = {field.name: getattr(spec, field.name) for field in fields(spec)}
     return {EXPANDED: _Expanded(**values), LATENT: _Latent(**values), ABSORBED: MLA(**values)}
 
 
 def modules(spec: MLA, source: nn.Module, dim: int) -> dict[str, nn.Module]:
-    """Returns {variant: a module with the weights of `source`}, the module of `spec`. No weight is copied."""
+    """Returns {variant: a module that shares the weights of `source`, the module built from `spec`}."""
     with torch.device("meta"):
         latent = variants(spec)[LATENT].build(dim).eval()
     latent.load_state_dict(source.state_dict(), assign=True)
@@ -83,10 +83,10 @@ def modules(spec: MLA, source: nn.Module, dim: int) -> dict[str, nn.Module]:
 
 
 def scratch_elements(variant: str, spec: MLA, context: int) -> int:
-    """Returns the elements of the large temporary tensors of a step at `context` tokens.
+    """Returns the elements of the large temporary tensors of a decode step at `context` tokens.
 
-    They are the scores and their softmax. The latent variant adds the expanded keys and values, before and after keys
-    are joined with their rotary part.
+    They are the scores and their softmax. The latent variant adds the expanded keys and values, before and after the
+    keys are joined with their rotary part.
     """
     scores = 3 * spec.heads * context
     joined = spec.nope_dim + spec.v_dim + spec.nope_dim + spec.rope_dim
@@ -107,7 +107,7 @@ def fill_cache(variant: str, module: Any, streams: list[Tensor], latent: Tensor,
 
 
 class MLAVariants(Comparison):
-    """The three variants. Their outputs must be equal, and their caches as large as the formula says."""
+    """The three variants of decoding with MLA. Outputs must be equal, and caches as large as the formula predicts."""
 
     MODEL, FEATURE = "deepseek-v3", "MLA"
     CONTEXTS = (1024, 4096, 32_768)
@@ -130,7 +130,7 @@ class MLAVariants(Comparison):
     def row(
         self, variant: str, phase: str, context: int, seconds: Sequence[float] = (), reference_s: float | None = None
     ) -> Row:
-        """Returns the costs of one decoded token, with its times."""
+        """Returns a row with the costs and the times of one decoded token."""
         spec, times = self.specs[variant], time_columns(DECODE, seconds)
         return {
             "table": "mla",
@@ -153,7 +153,7 @@ class MLAVariants(Comparison):
         }
 
     def prepare(self, module: nn.Module, phase: str, context: int) -> dict[str, Prepared]:
-        """Prepares the decoding of one token after `context` - 1 random latents. Compares outputs with absorbed's."""
+        """Prepares the decoding of one token after `context` - 1 random latents, and compares the variants' outputs."""
         config, spec = self.config, self.spec
         refused = self.too_large(context, free_memory(CPU))
         generator = torch.Generator().manual_seed(config.seed)
@@ -173,9 +173,9 @@ class MLAVariants(Comparison):
         return {variant: found[variant] for variant in self.VARIANTS}
 
     def too_large(self, context: int, free: int | None) -> Mapping[str, str]:
-        """Returns {variant: the needed and the free memory} for variants that do not fit beside those that need less.
+        """Returns {variant: a text with the needed and the free memory} for the variants that do not fit.
 
-        The caches of all variants at a context exist at the same time; the scratch memory of their steps does not.
+        The caches of all variants that fit exist at the same time; the scratch memory of their steps does not.
         """
         refused, held, scratch = {}, 0, 0
         for variant in reversed(self.VARIANTS):

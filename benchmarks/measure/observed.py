@@ -1,6 +1,6 @@
-"""One untimed run of a workload: its peak memory, the experts that tokens hit, and its GEMMs with weights.
+"""Observation of one untimed run of a workload: peak memory, experts that tokens hit, and GEMMs with weights.
 
-The GEMMs are then timed alone, as a task beside their pass.
+The GEMMs are later timed without the rest of the pass, in a task of their own.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +26,8 @@ from zoo.model.module import Model
 class Observed:
     """The observations of a run.
 
-    `peak_bytes`: weights, and the peak of cache and passes beside them; None if unknown. `hits`: distinct experts per
-    pass, on average, by layer. `gemms`: weight and rows of x of each GEMM.
+    `peak_bytes`: the weights, plus the peak of cache and passes; None if unknown. `hits`: {layer: mean number of
+    distinct experts per pass}. `gemms`: the weight and the number of rows of x of each GEMM.
     """
 
     peak_bytes: int | None = None
@@ -38,10 +38,10 @@ class Observed:
 def observe(
     task: Task, weight_bytes: int, start_meter: Callable[[], Callable[[], int | None]], model: Model | None
 ) -> Observed:
-    """Runs the task for the first time, which allocates and fills its cache, under a memory meter.
+    """Runs a task under a memory meter. This first run also allocates and fills the task's cache.
 
-    Experts and GEMMs are recorded for a `model` of the zoo that runs eagerly. A compiled model would be compiled again,
-    recording included.
+    `model`: the zoo's eager model, whose experts and GEMMs are recorded; None to record neither. Recording a compiled
+    model would make it compile again.
     """
     peak = start_meter()
     run = task.prepare()
@@ -54,7 +54,7 @@ def observe(
 
 
 class _Gemms(TorchFunctionMode):
-    """Records each GEMM with a weight of the model. (Attention calls the same function, on keys and values.)"""
+    """Records each GEMM with a weight of the model. Attention calls the same function with keys and values."""
 
     def __init__(self, model: Model, gemms: list[tuple[Tensor, int]]) -> None:
         super().__init__()
@@ -87,12 +87,12 @@ def _recording(model: Model, gemms: list[tuple[Tensor, int]], counts: dict[int, 
 
 
 def gemm_key(key: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the samples' name of the GEMMs alone, for the pass named `key`."""
+    """Returns the key of the samples that time only the GEMMs of the pass with this key."""
     return ("GEMMs alone", *key)
 
 
 def gemm_task(key: tuple[str, ...], gemms: Sequence[tuple[Tensor, int]]) -> Task:
-    """Returns the task that runs every GEMM of a pass, one after the other, and nothing between."""
+    """Returns the task that runs only the GEMMs of a pass, one after the other."""
     kinds = {(rows, weight.shape[-1], weight.dtype): weight.device for weight, rows in gemms}  # routers are float32
     inputs = {kind: torch.randn(kind[:2], device=device).to(kind[2]) for kind, device in kinds.items()}
 

@@ -1,8 +1,8 @@
 """Throughput of a model divided over several processes (tensor parallel), beside one process with the whole model.
 
-All processes run the same turns. Each begins a run when all are ready, and the run ends when the slowest is done. The
-first process's clock counts in all of them, so that they agree on when a warm-up has settled. The exchanges are also
-timed alone, in the same turns. With the reading of weights and cache they predict the time of a step.
+All processes run the same turns. A run begins when all processes are ready, and ends when the slowest is done. All use
+the first process's times, so that they agree on when a warm-up has settled. The exchanges are also timed alone, in the
+same turns. Their time, and the time to read weights and cache, predict the time of a step.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -49,14 +49,14 @@ def ready_clock(clock: Clock) -> Clock:
 
 
 def seconds_of_first(seconds: float) -> float:
-    """Returns the seconds that the first process measured."""
+    """Returns, in every process, the seconds that the first process measured."""
     return processes.from_first(lambda: seconds)
 
 
 def whole_candidates(model: BenchmarkModel, divided: Model, config: ThroughputConfig) -> list[Candidate]:
-    """Returns the candidates of the whole model in the first process, while the others wait.
+    """Returns the candidates that run the whole model in the first process; in other processes they are idle.
 
-    Raises CheckFailed unless its logits equal those of the `divided` model.
+    Raises CheckFailed unless the whole model's logits equal those of the `divided` model.
     """
     tokens = random_tokens(Workload("prefill", CHECKED_TOKENS), model.spec.vocab, config.seed, config.device)
     with inference(config.threads):
@@ -72,7 +72,7 @@ def whole_candidates(model: BenchmarkModel, divided: Model, config: ThroughputCo
 
 
 def exchange_key(label: str, work: Workload) -> Key:
-    """Returns the samples' name of the exchanges in a workload."""
+    """Returns the key of the samples that time the exchanges of a workload."""
     return ("exchanges", label, work.label)
 
 
@@ -86,7 +86,7 @@ def exchange_tasks(candidates: Sequence[Candidate], config: ThroughputConfig) ->
 def exchanges_of(spec: Decoder, config: ThroughputConfig, work: Workload) -> Callable[[], None]:
     """Returns a function that runs the exchanges of all passes of a workload, one collective after the other.
 
-    In an all-to-all each rank gets an equal amount from every other.
+    In an all-to-all, each rank gets an equal amount from every other rank.
     """
     ranks, group = config.ranks, config.ranks.group
     assert group is not None
@@ -115,10 +115,10 @@ def _collective(exchange: Exchange, tokens: int, config: ThroughputConfig, group
 
 
 def parts_of_a_step(row: Row, machine: Device | None, exchange_seconds: list[float] | None, passes: int) -> Row:
-    """Returns columns for a row: measured and predicted seconds per pass, None if one process holds the whole model.
+    """Returns the PARTS columns of a row, in seconds per pass; all None without measured ceilings or exchanges.
 
     `step_seconds` is measured. The prediction is the longer of reading weights and cache (`read_seconds`) and computing
-    (`compute_seconds`), plus the exchange (`exchange_seconds`).
+    (`compute_seconds`), plus the exchange (`exchange_seconds`). `of_predicted` is the measured time / the prediction.
     """
     if machine is None or exchange_seconds is None:
         return dict.fromkeys(PARTS)

@@ -1,7 +1,7 @@
-"""Candidates that take turns in a throughput measurement: they run workloads, without sampling or text.
+"""Candidates of a throughput measurement. They take turns at running workloads, without sampling or text.
 
-A `Workload` defines the timed passes, under the labels of llama-bench. A `Runner` is a model in one implementation, a
-`Candidate` such a model in one mode.
+A `Workload` defines the timed passes and has a label as in llama-bench. A `Runner` runs a model in one implementation.
+A `Candidate` is a model in one implementation and one mode.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,13 +22,13 @@ from zoo.errors import UsageError
 from zoo.model.module import Model
 from zoo.model.parallel import Ranks
 
-# Bounds as shares of the largest element, by dtype of the measurement: candidates of one model differ by less. They
-# guard against timing two different models; equality is proven in float64 (weights.parity, zoo.cli.self_check).
+# Largest allowed difference between candidates of one model, as a share of the largest element, by dtype. It guards
+# against timing two different models; equality is tested in float64 (weights.parity, zoo.cli.self_check).
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 ZOO, BASELINE = "zoo", "transformers"  # implementations
 EAGER, COMPILED = "eager", "compiled"  # modes
-FILL_TOKENS = 512  # tokens per pass while a cache is filled to its depth
+FILL_TOKENS = 512  # tokens per untimed pass that fills the cache before a workload
 
 Phase = Literal["prefill", "decode", "train"]
 Key = tuple[str, ...]
@@ -36,7 +36,7 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Runner:
-    """The passes of a model over its own kind of cache. This base class computes nothing and has no cache."""
+    """A model and its passes over its own kind of cache. This base class computes nothing and has no cache."""
 
     model: Any
 
@@ -44,17 +44,17 @@ class Runner:
         """Returns an empty cache for `batch` sequences of up to `tokens` tokens."""
 
     def __call__(self, tokens: Tensor, cache: Any) -> Any:
-        """Passes token ids (batch, new) after those in the cache, and returns the logits of the last one."""
+        """Passes token ids (batch, new), which follow those in the cache, and returns the logits of the last token."""
 
     def snapshot(self, cache: Any) -> Callable[[], Any]:
-        """Returns a function that restores the present state of the cache, whatever passes were added to it."""
+        """Returns a function that restores the cache to its present state after any later passes."""
         return lambda: None
 
     def train_step(self, tokens: Tensor) -> None:
         """Takes a training step on token ids (batch, t + 1): each of the first t predicts the next."""
 
     def release(self) -> None:
-        """Frees the memory that is kept between tasks beside the weights."""
+        """Frees memory, apart from the weights, that stays allocated between tasks."""
 
     @property
     def weight_bytes(self) -> int:
@@ -88,8 +88,8 @@ class ZooRunner(Runner):
 class Workload:
     """A prefill, a decode or a training step.
 
-    Prefill: `tokens` tokens in one pass. Decode: `tokens` tokens, one at a time, after a first one. Both run on `batch`
-    sequences whose cache already holds `depth` tokens. Train: one training step on `batch` sequences, without a cache.
+    Prefill: `tokens` tokens in one pass. Decode: one untimed token, then `tokens` tokens, one at a time. Both run on
+    `batch` sequences whose cache already holds `depth` tokens. Train: one training step on `batch` sequences.
     """
 
     phase: Phase
@@ -106,12 +106,12 @@ class Workload:
 
     @property
     def untimed(self) -> int:
-        """Untimed tokens after the first `depth` tokens: 1 in decode, whose first token is not timed, else 0."""
+        """The number of untimed tokens after the `depth` cached ones: 1 in decode, else 0."""
         return int(self.phase == "decode")
 
     @property
     def capacity(self) -> int:
-        """Tokens per sequence: the capacity of its cache; in training the step's tokens and the last target."""
+        """The tokens per sequence in the cache at the end; in training, the step's tokens and the last target."""
         return self.depth + self.untimed + self.tokens + (self.phase == "train")
 
     @property
@@ -122,9 +122,9 @@ class Workload:
 
 
 def workloads(prompt: int, generate: int, depths: Sequence[int], batch: int) -> tuple[Workload, ...]:
-    """Returns a prefill of `prompt` and a decode of `generate` tokens at each depth; 0 tokens: none.
+    """Returns a prefill of `prompt` and a decode of `generate` tokens at each depth; 0 tokens leave a phase out.
 
-    Raises UsageError if nothing is left.
+    Raises UsageError if both are 0.
     """
     tests: list[tuple[Phase, int]] = [("prefill", prompt), ("decode", generate)]
     found = [Workload(phase, n, depth, batch) for depth in dict.fromkeys(depths) for phase, n in tests if n]
@@ -134,7 +134,7 @@ def workloads(prompt: int, generate: int, depths: Sequence[int], batch: int) -> 
 
 
 def task(name: Key, runner: Runner, workload: Workload, tokens: Tensor) -> Task:
-    """Returns the task of `workload` on `tokens` (batch, capacity). The cache is filled once, then restored."""
+    """Returns the task that runs `workload` on `tokens` (batch, capacity). The cache is filled once, then restored."""
     if workload.phase == "train":
         with torch.inference_mode(False):  # a tensor of inference mode cannot take part in a backward pass
             batch = tokens.clone()
@@ -207,18 +207,18 @@ class Candidate:
     runner: Runner
 
     def key(self, workload: Workload) -> Key:
-        """Returns the candidate's name among the samples of a workload."""
+        """Returns the key of the candidate's samples for a workload."""
         return (self.model.label, self.implementation, self.mode, workload.label)
 
     def task(self, workload: Workload, config: ThroughputConfig) -> Task:
-        """Returns the task of the workload on random tokens."""
+        """Returns the task that runs the workload on random tokens."""
         tokens = random_tokens(workload, self.model.spec.vocab, config.seed, config.device)
         return task(self.key(workload), self.runner, workload, tokens)
 
 
 @dataclass
 class Results:
-    """The candidates of a measurement, and the results so far, by `Candidate.key` or by a name of their own."""
+    """The candidates of a measurement and the results so far. A key is a `Candidate.key` or another task's name."""
 
     config: ThroughputConfig
     candidates: list[Candidate] = field(default_factory=list)
@@ -229,14 +229,14 @@ class Results:
 
     @property
     def timed(self) -> Samples:
-        """The samples that count. A task that an interruption left without samples has its warm-up samples instead."""
+        """The samples to report. A task interrupted before its first sample has its warm-up samples instead."""
         return self.warmups | self.samples
 
 
 def zoo_candidates(
     benchmark_model: BenchmarkModel, model: Model, modes: Iterable[str], implementation: str = ZOO
 ) -> list[Candidate]:
-    """Returns a candidate of the zoo for each mode. All of them share their weights."""
+    """Returns a candidate of the zoo for each mode. All candidates share their weights."""
     modules = ((mode, model if mode == EAGER else compiled_twin(model)) for mode in modes)
     return [Candidate(benchmark_model, implementation, mode, ZooRunner(module)) for mode, module in modules]
 

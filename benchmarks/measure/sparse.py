@@ -1,7 +1,8 @@
-"""Attention over chosen keys beside attention over all keys, without projections and compiled.
+"""Sparse attention over the keys that an indexer chooses, timed against full attention over all keys.
 
-full: latent attention over every stored token, as in DeepSeek-V3. sparse: the indexer scores the stored tokens;
-attention runs over the k best, which are gathered, as in DeepSeek-V3.2. Both have the same queries and cache.
+full: latent attention over every cached token, as in DeepSeek-V3. sparse: the indexer scores the cached tokens, and
+attention runs over the k best, as in DeepSeek-V3.2. Both are compiled and have the same queries and cache. Projections
+are not timed.
 """
 
 from bisect import bisect_left
@@ -29,7 +30,7 @@ from zoo.costs import linear_flops
 from zoo.errors import UsageError
 
 FULL, SPARSE = "full", "sparse"
-LONGEST = 2**24  # tokens: if sparse is not cheaper up to here, it never is
+LONGEST = 2**24  # tokens: the longest context that `crossover` tries
 
 
 def attention_flops(spec: SparseMLA, dim: int, past: int, new: int) -> dict[str, int]:
@@ -45,7 +46,7 @@ def attention_flops(spec: SparseMLA, dim: int, past: int, new: int) -> dict[str,
 
 
 def crossover(spec: SparseMLA, dim: int) -> int | None:
-    """Returns the number of stored tokens from which on sparse decodes with fewer FLOPs than full; None: never."""
+    """Returns the fewest cached tokens at which sparse decodes with fewer FLOPs than full; None if above LONGEST."""
 
     def is_cheaper(context: int) -> bool:
         flops = attention_flops(spec, dim, context - 1, 1)
@@ -56,10 +57,10 @@ def crossover(spec: SparseMLA, dim: int) -> int | None:
 
 
 class SparseVariants(Comparison):
-    """The full and the sparse variant.
+    """The full and sparse variants of one layer's attention.
 
-    The sparse output must equal that of attention to all tokens under the mask of the chosen ones. Raises UsageError
-    for a context at which every token is chosen.
+    The output of sparse must equal the output of full with every token masked that the indexer did not choose. Raises
+    UsageError for a context so short that the indexer chooses every token.
     """
 
     MODEL, FEATURE = "deepseek-v3.2", "sparse attention"
@@ -70,17 +71,17 @@ class SparseVariants(Comparison):
     def __init__(self, spec: SparseMLA, dim: int, config: VariantsConfig) -> None:
         super().__init__(spec, dim, config)
         if short := [tokens for tokens in config.contexts if tokens <= spec.indexer.k]:
-            raise UsageError(f"--context {short[0]}: of at most k={spec.indexer.k} tokens all are chosen; take more")
+            raise UsageError(f"--context {short[0]}: give more than the k={spec.indexer.k} tokens that are chosen")
 
     @staticmethod
     def measures(mixer: object) -> bool:
-        """Whether the mixer is sparse attention with an indexer of its own."""
+        """Whether the mixer is sparse attention with its own indexer."""
         return isinstance(mixer, SparseMLA) and not mixer.shares_choice
 
     def row(
         self, variant: str, phase: str, context: int, seconds: Sequence[float] = (), reference_s: float | None = None
     ) -> Row:
-        """Returns the FLOPs of a pass, its times, the gain over full attention, and its share of the predicted gain."""
+        """Returns FLOPs and times of a pass, its speedup over full (`gain`), and its share of the predicted gain."""
         spec, new, times = self.spec, self.config.new(phase, context), time_columns("attention", seconds)
         flops = attention_flops(spec, self.dim, context - new, new)
         gain = ratio(reference_s, times["attention_s"])
@@ -106,9 +107,9 @@ class SparseVariants(Comparison):
         }
 
     def prepare(self, module: Any, phase: str, context: int) -> dict[str, Prepared]:
-        """Prepares attention of new tokens, after random latents and index keys of the others, `context` in all.
+        """Prepares the attention of a pass's new tokens over a cache of random latents and index keys.
 
-        Outputs of the last token are compared.
+        `context` counts the new and the cached tokens. Only the outputs of the last token are compared.
         """
         spec, config, new = self.spec, self.config, self.config.new(phase, context)
         generator = torch.Generator().manual_seed(config.seed)

@@ -1,6 +1,6 @@
-"""Timing of the throughput rows: `measure_throughput` builds the candidates, `run` times them in turns.
+"""Measurement of throughput: `measure_throughput` builds the candidates, and `run` times them in turns.
 
-The machine's ceilings take turns with them. All timed runs, also before an interruption, become rows and tables.
+The machine's ceilings are measured in the same turns. After an interruption, the runs timed so far are reported.
 """
 
 from bisect import bisect
@@ -40,7 +40,7 @@ def throughput_config(
     tiny: bool = False,
     **settings: Any,
 ) -> ThroughputConfig:
-    """Returns the config with these settings. `dtype` None: bfloat16 on a GPU, float32 elsewhere."""
+    """Returns a config with these settings. `dtype` None: bfloat16 on a GPU, float32 elsewhere."""
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     threads = threads or (TINY_THREADS if tiny else torch.get_num_threads())
     return ThroughputConfig(works, dtype, device, threads, **settings)
@@ -61,11 +61,10 @@ def measure_throughput(
     config: ThroughputConfig,
     tables: Callable[[Rows, Rows, Row], Iterable[Table]] = throughput_tables,
 ) -> None:
-    """Builds and times all models, and adds to the report the `tables` of speeds, ceilings and machine.
+    """Builds and times all models, and adds the `tables` of speeds, ceilings and machine to the report.
 
-    Raises NotAvailable, before anything is built, if the models do not fit into memory. Raises CheckFailed if the
-    zoo's logits differ from transformers', or the ranks' from one process's; in training, if a loss or gradient norm
-    differs.
+    Raises NotAvailable, before anything is built, if the models do not fit into memory. Raises CheckFailed if the zoo's
+    results differ from the baseline's: logits or, in training, the loss or the gradient norm.
     """
     if config.baseline:
         require_package("transformers", "parity")
@@ -99,10 +98,10 @@ def build(models: Sequence[BenchmarkModel], results: Results) -> None:
 
 
 def needed_bytes(spec: Decoder, dtype: torch.dtype, works: Sequence[Workload], modes: int, copies: int = 1) -> int:
-    """Returns the needed bytes of weights, caches and activations.
+    """Returns the bytes that weights, caches and activations need.
 
-    Weights count `copies` times. Each of `modes` and each workload has a cache and a snapshot of its sliding windows.
-    Activations are those of the widest pass. In training each of `modes` has weights of its own.
+    Weights count `copies` times. In each of `modes` modes, every workload has a cache and a snapshot of its sliding
+    windows. Activations are those of the pass with the most tokens. In training, every mode has its own weights.
     """
     if works[0].phase == "train":
         return max(training_bytes(spec, dtype, work, modes) for work in works)
@@ -115,7 +114,7 @@ def needed_bytes(spec: Decoder, dtype: torch.dtype, works: Sequence[Workload], m
 
 
 def require_model_memory(models: Sequence[BenchmarkModel], config: ThroughputConfig) -> None:
-    """Raises NotAvailable, with the options that would fit, unless all models fit together into the free memory.
+    """Raises NotAvailable, naming options that would fit, unless all models together fit into the free memory.
 
     On the CPU, the shards of all ranks of this machine count.
     """
@@ -172,10 +171,10 @@ def run(results: Results) -> None:
 
 
 def _observe(results: Results, tasks: dict[runners.Key, Task]) -> None:
-    """Observes each task once. A compiled model has run before, since compiling takes memory too.
+    """Observes each task once. A compiled model runs once before that, because compiling takes memory too.
 
-    GEMMs are kept only for the zoo's prefills: a decode step does little else than read the same weights. In training
-    only the memory is observed.
+    GEMMs are recorded only for the zoo's prefills: a decode step does little else than read the same weights. In
+    training, only the memory is observed.
     """
     config = results.config
     for candidate in results.candidates:

@@ -1,4 +1,4 @@
-"""Throughput rows and their tables: tokens per second, and the ceilings that this machine sets."""
+"""Rows and tables of throughput: measured tokens per second, and the upper limits (ceilings) of this machine."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -23,7 +23,7 @@ from zoo.cli.tables import Column
 from zoo.model.decoder import Decoder
 from zoo.units import dtype_name, format_bytes, format_count
 
-# Mark of a row -> its sign in the table; sign -> its meaning.
+# SIGNS: mark of a row -> its sign in the table. MEANINGS: sign -> its explanation in the legend.
 ABOVE = dict.fromkeys(("above_bandwidth", "above_matmul_rate", "above_gemms"), "!")
 SIGNS = ABOVE | {"weights_in_cache": "c", "not_settled": "~", "warming_up": "w"}
 MEANINGS = {
@@ -58,7 +58,7 @@ def rows(results: Results) -> list[Row]:
     machine = ceilings.measured_device(ceiling_rows(results))
     pairs = [(candidate, work) for candidate in results.candidates for work in results.config.workloads]
     found = [_row(each, work, results, machine) for each, work in pairs if each.key(work) in results.timed]
-    # Baselines are transformers with its defaults, and one process with the whole model in the same mode.
+    # The baseline is transformers with its defaults or, for several ranks, one process in the same mode.
     keys = [(row["model"], row["swap"], row["test"], row["mode"] if row["ranks"] > 1 else None) for row in found]
     baselines = {
         key: row
@@ -91,7 +91,7 @@ def ceiling_rows(results: Results) -> list[Row]:
 
 
 def harness_key(work: Workload) -> Key:
-    """Returns the samples' name of a workload with a model that computes nothing."""
+    """Returns the key of the samples that time a workload with a model that computes nothing."""
     return ("harness", work.label)
 
 
@@ -153,8 +153,8 @@ def least_work(spec: Decoder, work: Workload, dtype: torch.dtype, hits: dict[int
     """Returns the FLOPs of all passes of a workload, and the least number of bytes that they read.
 
     Each pass reads the cache with the new tokens, and the weights once. Unused rows of the embedding and experts that
-    no token hits do not count. `hits` has the counted experts by layer; for other layers, the expected number is used.
-    Training counts FLOPs alone.
+    no token hits do not count. `hits`: {layer: measured number of experts hit}; other layers use the expected number.
+    For training, only FLOPs are counted.
     """
     if work.phase == "train":
         return Pass(work.batch * work.tokens, training_flops(spec, work), weight_bytes=0, kv_bytes=0)
@@ -174,15 +174,15 @@ def least_work(spec: Decoder, work: Workload, dtype: torch.dtype, hits: dict[int
 
 
 def expected_hits(block: MoE, tokens: int) -> float:
-    """Returns the expected number of experts that `tokens` tokens hit, E (1 - (1 - k/E)^tokens).
+    """Returns the expected number of distinct experts that `tokens` tokens hit: E (1 - (1 - k/E)^tokens).
 
-    All experts are assumed to be equally likely.
+    Each token hits k of the E experts, which are assumed to be equally likely.
     """
     return block.experts * (1 - (1 - block.router.k / block.experts) ** tokens)
 
 
 def predicted_hits(spec: Decoder, work: Workload) -> float | None:
-    """Returns the mean of `expected_hits` of a pass over the layers with experts; None if there are none."""
+    """Returns the mean `expected_hits` of a pass over the layers with experts; None if no layer has experts."""
     tokens = work.batch * work.passes[0][1]
     hits = [expected_hits(layer.mixture, tokens) for layer in spec.layers if layer.mixture]
     return fmean(hits) if hits else None
@@ -194,7 +194,7 @@ def trains(row: Row) -> bool:
 
 
 def _marks(row: Row, results: Results, key: Key) -> list[str]:
-    """Returns the marks of a row, which warn about its figures."""
+    """Returns the keys of SIGNS that apply to a row: warnings about its figures."""
     config, cache = results.config, last_cache(results.config.device)
     holds = {
         "above_bandwidth": (row["mbu"] or 0) > 1,
@@ -209,7 +209,7 @@ def _marks(row: Row, results: Results, key: Key) -> list[str]:
 
 
 def tables(rows: Rows, kernels: Rows, machine: Row) -> Iterator[Table]:
-    """Yields the speeds, their shares of the ceilings, and the machine's ceilings, with the rows of a test together."""
+    """Yields the tables of speeds, of shares of the ceilings, of parts of a pass, and of ceilings, ordered by test."""
     tests = list(dict.fromkeys(row["test"] for row in rows))
     rows = sorted(rows, key=lambda row: tests.index(row["test"]))
     yield speeds(rows, machine)
@@ -261,7 +261,7 @@ def _cells(row: Row) -> Row:
 
 
 def by(row: Row) -> str:
-    """Returns the implementation and the mode; the zoo's eager mode is not named."""
+    """Returns the implementation and mode as text, such as "zoo compiled"; "eager" is left out for the zoo."""
     who, how = row["implementation"], row["mode"]
     if row["ranks"] > 1:
         who = f"{row['ranks']} processes" if who == ZOO else who
@@ -270,7 +270,7 @@ def by(row: Row) -> str:
 
 
 def repetitions(rows: Rows) -> str:
-    """Returns the number of repetitions and of warm-up rounds, also after an interruption."""
+    """Describes the numbers of repetitions and warm-up rounds, as in "Medians of 5 repetitions after 4 rounds ..."."""
     counted, warm = {len(row["seconds"]) for row in rows}, {row["warmups"] for row in rows}
     times = "One repetition" if counted == {1} else f"Medians of {_span(counted, 'repetition')}"
     if warm == {0}:
@@ -284,7 +284,7 @@ def _span(numbers: set[int], what: str) -> str:
 
 
 def limits(rows: Rows, machine: Row) -> Table:
-    """Returns the table of the share of the machine's ceilings that each speed reaches, with the peak memory."""
+    """Returns the table of each speed as a share of the machine's ceilings, with the peak memory."""
     large = max(row["peak_bytes"] or 0 for row in rows) >= 2**30
     word, of, digits = ("GiB", 2**30, 2) if large else ("MiB", 2**20, 1)
     shown = [
@@ -318,7 +318,7 @@ def _percent(share: float) -> str:
 
 
 def steps(rows: Rows) -> Table:
-    """Returns the table of the parts of a pass, for rows of several processes."""
+    """Returns the table of the parts of a pass (reading, computing, exchange) for models in several processes."""
     ms = three_in(1e-3)
     shown = [
         *TEST_COLUMNS,

@@ -1,7 +1,7 @@
-"""Timing in turns: every task runs once per round, warm-up rounds are kept apart, and every sample is kept.
+"""Timing in turns: every task runs once per round. All samples are kept, warm-up samples separately.
 
 Turns (A B C, A B C, ...) spread a machine's drift evenly over all tasks. Medians and extremes then show how far a
-difference can be trusted. The clock is an argument: tests do not wait, and a device brings its own.
+difference can be trusted. The clock is an argument, for tests that do not wait and for devices with their own clock.
 """
 
 import time
@@ -12,14 +12,14 @@ from statistics import NormalDist, fmean, median, stdev
 from typing import NamedTuple, Self
 
 Clock = Callable[[], float]
-Agree = Callable[[float], float]  # measured seconds of a process -> the seconds that count (float: the same)
+Agree = Callable[[float], float]  # seconds measured in this process -> seconds to record (float: unchanged)
 Samples = dict[tuple[str, ...], list[float]]  # seconds of each run, by the task's name
 
-MEDIAN_SAMPLES = 3  # samples under each median of the warm-up
+MEDIAN_SAMPLES = 3  # samples per median during the warm-up
 MEDIAN_TOLERANCE = 0.03  # two successive medians have settled if they differ by no more than this share
 MIN_WARMUP_ROUNDS = MEDIAN_SAMPLES + 1  # no task has settled before this round
-MAX_WARMUP_ROUNDS = 10  # a machine that never settles is measured as it is
-MAX_WARMUP_SECONDS = 120  # no warm-up round begins later
+MAX_WARMUP_ROUNDS = 10  # then a machine that has not settled is measured all the same
+MAX_WARMUP_SECONDS = 120  # no warm-up round begins after this time
 # 97.5 % quantiles of Student's t distribution with 1, 2, 3 ... degrees of freedom: the half width of a 95 % interval.
 T_QUANTILES = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
@@ -30,7 +30,7 @@ T_QUANTILES = (
 
 @dataclass(frozen=True)
 class Task:
-    """A task to time. `prepare` is not timed; it returns the function that is."""
+    """A task to time. `prepare` runs untimed and returns the function to time."""
 
     name: tuple[str, ...]
     prepare: Callable[[], Callable[[], object]]
@@ -51,7 +51,7 @@ class Spread(NamedTuple):
 
 
 class PairedRatio(NamedTuple):
-    """A speed relative to a baseline's, with the ends of its 95 % interval."""
+    """A speed relative to a baseline's, with the bounds of its 95 % interval."""
 
     ratio: float
     low: float
@@ -72,11 +72,11 @@ def measure(
 ) -> None:
     """Runs every task once per round: warm-up rounds first, then `repetitions` rounds.
 
-    Warm-up rounds run until all tasks have `settled`: at most `max_warmups`, and none begins after MAX_WARMUP_SECONDS.
-    Their seconds go to `warmups`, the seconds of the other rounds to `samples`. Both are filled run by run. So they
-    hold all measurements if an exception or Ctrl-C ends the rounds early.
+    Warm-up rounds run until all tasks have `settled`: at most `max_warmups` rounds, and none begins after
+    MAX_WARMUP_SECONDS. Their seconds go to `warmups`, the seconds of the other rounds to `samples`. Both are filled
+    after each run, so they hold all measurements even if an exception or Ctrl-C ends the rounds early.
 
-    `agree` maps the clock's seconds of a run to the seconds that count, which are equal in all processes. `tick` is
+    `agree` maps the measured seconds of a run to the seconds to record, which must be equal in all processes. `tick` is
     called after each run and not timed. `expect` is called before each warm-up round, with the total number of runs if
     the warm-up ends with that round.
     """
@@ -92,7 +92,7 @@ def measure(
 
 
 def settled(seconds: Sequence[float]) -> bool:
-    """Whether the median of the last samples agrees with the one before it, so that the warm-up is over."""
+    """Whether the medians of the last samples and of those one round earlier agree, so that the warm-up may end."""
     if len(seconds) < MIN_WARMUP_ROUNDS:
         return False
     before, now = median(seconds[-MEDIAN_SAMPLES - 1 : -1]), median(seconds[-MEDIAN_SAMPLES:])
@@ -110,9 +110,9 @@ def _round(tasks: Sequence[Task], samples: Samples, clock: Clock, agree: Agree, 
 
 
 def rate(amount: float, seconds: Sequence[float]) -> Spread:
-    """Returns `amount` per second, over samples of its seconds: the rate at the median, and the spread.
+    """Returns the rate, `amount` per second, at the median of the samples' seconds, with its spread.
 
-    A single sample has the deviation 0.
+    A single sample has the standard deviation 0.
     """
     rates = [amount / each for each in seconds]
     std = stdev(rates) if len(rates) > 1 else 0.0
@@ -123,11 +123,11 @@ def paired_ratio(seconds: Sequence[float], baseline_seconds: Sequence[float]) ->
     """Returns the speed of a candidate relative to a baseline that took turns with it: above 1 the candidate is faster.
 
     The n-th samples of both are from the same round, so a drift of the machine cancels in their ratio. The ratio is the
-    geometric mean over the rounds. The interval is Student's for the mean of the ratios' logarithms, as if these were
-    independent and normally distributed.
+    geometric mean over the rounds. The interval is Student's for the mean of the ratios' logarithms, which are assumed
+    to be independent and normally distributed.
 
-    A round with only one of the two, after an interruption, does not count. One round does not show the spread: its
-    interval is from 0 to infinity. Raises ValueError without any round.
+    A round in which only one of the two was timed, after an interruption, does not count. A single round has no spread:
+    its interval is from 0 to infinity. Raises ValueError if there is no round.
     """
     logs = [log(baseline / own) for own, baseline in zip(seconds, baseline_seconds, strict=False)]
     if not logs:

@@ -1,7 +1,7 @@
-"""Training steps as candidates: forward, backward and AdamW, of the zoo and of the baseline, in the same loop.
+"""Training steps (forward, backward, AdamW) of the zoo and of the baseline, as candidates in the same timing loop.
 
-An optimiser changes the weights, so each candidate owns a copy. All start from the same values. Before the timing, each
-one's loss and gradient norm on the measured tokens must equal the zoo's.
+An optimiser changes the weights, so each candidate has its own copy. All copies start from the same values. Before a
+candidate is timed, its loss and gradient norm on the measured tokens must equal those of the zoo's eager mode.
 """
 
 import copy
@@ -38,7 +38,7 @@ LOGITS_BYTES = 16  # bytes per logit: the logit, its float32 copy, its log-softm
 
 
 class Gradients(NamedTuple):
-    """The loss of a batch in nats per token, and the norm of all its gradients together."""
+    """The loss of a batch in nats per token, and the norm over all gradients."""
 
     loss: float
     norm: float
@@ -63,7 +63,7 @@ class TrainingRunner(Runner):
         return cls(model.train(), forward, torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True))
 
     def train_step(self, tokens: Tensor) -> None:
-        """Takes a step on tokens (b, t + 1): each of the first t predicts the next. Leaves no gradients."""
+        """Takes an optimiser step on tokens (b, t + 1), whose first t predict the next one. Clears the gradients."""
         with torch.inference_mode(False):
             self._loss(tokens).backward()
             self.optimizer.step()
@@ -79,7 +79,7 @@ class TrainingRunner(Runner):
             return Gradients(loss.item(), torch.stack(norms).norm().item())
 
     def release(self) -> None:
-        """Frees the moments, which the next step makes again."""
+        """Frees the optimiser's moments; the next step creates new ones."""
         self.optimizer.state.clear()
 
     def _loss(self, tokens: Tensor) -> Tensor:
@@ -88,9 +88,9 @@ class TrainingRunner(Runner):
 
 
 def training_candidates(benchmark_model: BenchmarkModel, model: Model, config: ThroughputConfig) -> Iterator[Candidate]:
-    """Yields the zoo in each mode, then the baseline, as `checked_candidates` does.
+    """Yields candidates for the zoo in each mode, then those of `checked_candidates` for the baseline.
 
-    None of them holds the weights of `model` itself. Raises CheckFailed also if the zoo's compiled form differs.
+    Each candidate trains a copy of `model`. Also raises CheckFailed if the zoo's results differ when it is compiled.
     """
     (work,) = config.workloads
     tokens = random_tokens(work, model.spec.vocab, config.seed, config.device)
@@ -124,22 +124,22 @@ def training_candidates(benchmark_model: BenchmarkModel, model: Model, config: T
 
 
 def baseline_runner(reference: Any, compiled: bool) -> TrainingRunner:
-    """Returns the runner of a copy of a model of transformers."""
+    """Returns the runner for a copy of a transformers model."""
     own = copy.deepcopy(reference)
     call = torch.compile(own) if compiled else own
     return TrainingRunner.of(own, lambda tokens: call(input_ids=tokens, use_cache=False).logits)
 
 
 def training_flops(spec: Decoder, work: Workload) -> int:
-    """Returns the FLOPs of a training step: a forward pass with all logits, and a backward pass of twice the FLOPs.
+    """Returns the FLOPs of a training step: a forward pass with all logits, and a backward pass with twice its FLOPs.
 
-    The backward pass computes the gradients of the weights and those of the inputs, at one forward pass each.
+    The backward pass computes gradients of weights and of inputs. Each costs as many FLOPs as a forward pass.
     """
     return 3 * work.batch * spec.flops(0, work.tokens)
 
 
 def training_bytes(spec: Decoder, dtype: torch.dtype, work: Workload, copies: int) -> int:
-    """Returns the bytes of weights and moments of `copies` candidates, and of one's gradients and activations."""
+    """Returns the bytes of weights and moments of `copies` candidates, plus one's gradients and activations."""
     tokens, size = work.batch * work.tokens, dtype.itemsize
     # Activations that a layer keeps for its gradients: inputs and outputs of the matrix products, and of norms in
     # float32.

@@ -26,8 +26,8 @@ from zoo.units import dtype_name
 class VariantsConfig:
     """Settings of the measurement.
 
-    `contexts`: tokens that the last one sees, itself included. `phases`: DECODE is one token after the others, PREFILL
-    all of them at once.
+    `contexts`: numbers of tokens that the last token sees, itself included. `phases`: DECODE passes only the last
+    token, PREFILL all tokens at once.
     """
 
     contexts: Sequence[int]
@@ -42,14 +42,14 @@ class VariantsConfig:
 
 
 class Prepared(NamedTuple):
-    """A variant at a context: its `step` (None: it does not fit), and the columns of its row that are already known."""
+    """A variant at a context: its `step` (None: too large for memory), and the columns of its row known so far."""
 
     step: Callable[[], object] | None
     found: Row
 
 
 def ratio(first: float | None, second: float | None) -> float | None:
-    """Returns first / second; None where one is missing."""
+    """Returns first / second; None if either is missing."""
     return first / second if first and second else None
 
 
@@ -57,11 +57,11 @@ class Comparison(ABC):
     """The variants of an attention `spec` in a model of width `dim`."""
 
     MODEL: ClassVar[str]  # the default model
-    FEATURE: ClassVar[str]  # the name of the attention, for an error
+    FEATURE: ClassVar[str]  # the name of the attention in error messages
     CONTEXTS: ClassVar[tuple[int, ...]]  # tokens
     VARIANTS: ClassVar[tuple[str, ...]]
     REFERENCE: ClassVar[str]  # the variant whose time the others are compared with
-    EXPECTED: ClassVar[str]  # the output from which all but the reference may differ within the bound, for an error
+    EXPECTED: ClassVar[str]  # name, in error messages, of the output that other variants must match
 
     def __init__(self, spec: Any, dim: int, config: VariantsConfig) -> None:
         self.spec, self.dim, self.config = spec, dim, config
@@ -71,11 +71,11 @@ class Comparison(ABC):
     @staticmethod
     @abstractmethod
     def measures(mixer: object) -> bool:
-        """Whether this comparison measures such a mixer."""
+        """Whether this comparison can measure the mixer."""
 
     @abstractmethod
     def prepare(self, module: nn.Module, phase: str, context: int) -> dict[str, Prepared]:
-        """Returns the variants of `module`, which was built from the spec. Each has run once."""
+        """Returns the variants of `module`, which was built from the spec, after one run of each variant."""
 
     @abstractmethod
     def row(
@@ -88,7 +88,7 @@ class Comparison(ABC):
 
     @classmethod
     def failures(cls, rows: Sequence[Row]) -> list[str]:
-        """Returns a line for each allocation that differs from the formula, and for each output above its bound."""
+        """Returns a line for each cache size that differs from the formula, and for each output outside its bound."""
         lines = []
         for row in rows:
             phase = f" in {row['phase']}" if "phase" in row else ""
@@ -100,7 +100,7 @@ class Comparison(ABC):
         return lines
 
     def require_weight_memory(self) -> None:
-        """Raises NotAvailable if not even the weights fit into the free memory."""
+        """Raises NotAvailable unless the weights fit into the free memory."""
         what, advice = "the weights of one layer's attention need", "--tiny measures it at toy widths"
         require_memory(self.spec.params(self.dim) * self.config.dtype.itemsize, CPU, what, lambda free: advice)
 
@@ -110,7 +110,7 @@ class Comparison(ABC):
 
 
 def run(comparison: Comparison, rows: list[Row]) -> None:
-    """Measures all phases and contexts into `rows`, which keep the results so far after an exception or Ctrl-C."""
+    """Measures all phases and contexts. After an exception or Ctrl-C, `rows` holds the results so far."""
     config = comparison.config
     module = build_block(comparison.spec, comparison.dim, config.dtype, config.seed)
     for phase, context in product(config.phases, config.contexts):

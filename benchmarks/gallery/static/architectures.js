@@ -1,6 +1,6 @@
-// The architectures in order of release, arcs to where each came from, and the diagram and facts of the chosen one.
+// The architectures in order of release, arcs from each to its ancestor, and the chosen one's diagram and facts.
 
-const WIDE = matchMedia("(min-width: 1080px)"); // the chosen architecture stands beside the list, and not inside it
+const WIDE = matchMedia("(min-width: 1080px)"); // wide: the chosen architecture stands beside the list, not inside it
 const entriesOf = () => [...document.querySelectorAll("#timeline .entry")];
 const familyOf = name => DATA.families.find(family => family.models.includes(name));
 const openButton = entry => entry.querySelector(".open");
@@ -22,7 +22,7 @@ function fact(term, ...content) {
   return content.length && content[0] !== null && content[0] !== "" ? [make("dt", {}, term), make("dd", {}, ...content)] : [];
 }
 
-// A short reason beside a number, which opens by touch and by key.
+// An explanation of a number, which opens by touch and by keyboard.
 const why = text => (text ? [" ", make("details", {class: "why"}, make("summary", {}, "why?"), make("span", {}, text))] : []);
 
 function facts(model) {
@@ -44,7 +44,7 @@ function facts(model) {
     ...fact("not built here", told.left_out), ...fact("not certain", told.note));
 }
 
-// Put the chosen size beside the list, or on a narrow screen below its entry.
+// Show the chosen size beside the list or, on a narrow screen, below its entry.
 function showChosen() {
   const model = MODELS.get(chosenSize), family = familyOf(chosenSize), panel = byId("chosen");
   for (const entry of entriesOf()) {
@@ -80,8 +80,8 @@ function choose(name) {
   showChosen();
 }
 
-// Each ancestor has a line down to the last that came from it, with a turn to each of them. Lines that are seen at the
-// same height stand side by side, the short ones inside.
+// Each ancestor has a vertical line down to its last descendant, with a branch to each descendant. Lines that overlap
+// vertically stand side by side, short lines nearest to the list.
 function drawArcs() {
   const timeline = byId("timeline"), svg = byId("arcs"), top = timeline.getBoundingClientRect().top, places = new Map();
   for (const entry of entriesOf())

@@ -1,9 +1,9 @@
-// The charts: Vega gets the rows of the selected models, and draws a chart once it comes near the view.
+// The charts: Vega gets the rows of the selected models, and draws a chart when the reader scrolls near it.
 
 const SPECS = PACKED.specs;
 const EMBED_OPTIONS = {mode: "vega", actions: false, defaultStyle: false};
-const SHAPES = ["○", "□", "✚", "◇", "△", "▽"]; // as Vega's first shapes
-const LABELS_FROM = 620, LETTER = 6.6, LEAST_GAP = 10, LEADER = 26; // pixels: names beside lines, from a width of the plot on
+const SHAPES = ["○", "□", "✚", "◇", "△", "▽"]; // in the order of Vega's shapes
+const LABELS_FROM = 620, LETTER = 6.6, LEAST_GAP = 10, LEADER = 26; // pixels; the first is the least plot width with names beside lines
 const MOST_RINGED = 8; // models whose crossings are marked in the chart
 const drawn = new Map(); // chart -> the promise of its last drawing
 
@@ -23,11 +23,11 @@ function chartParams() {
   return {
     batch: Number(byId("kv-batch").value), itemsize: DATA.dtypes[byId("kv-dtype").value],
     rate: device.flops, bandwidth: device.bandwidth,
-    rings: selectedModels().length > MOST_RINGED ? 0 : 1, // more are too many to tell apart: they are in the list below
+    rings: selectedModels().length > MOST_RINGED ? 0 : 1, // more rings are hard to tell apart: see the list below
   };
 }
 
-// The charts of lines: what a row's x and y are, and how they are shown.
+// Line charts: the x and y of a row, and the format of y.
 const LINES = {
   kv: {x: "context", y: row => { const {batch, itemsize} = chartParams(); return (row.elements * itemsize + row.float32_bytes) * batch; }, show: formatBytes},
   flops: {x: "context", y: row => row.flops, show: formatFlops},
@@ -36,13 +36,13 @@ const LINES = {
   "learning-accuracy": {x: "size", y: row => row.mean, show: value => `${(100 * value).toFixed(1)} % right`},
   "learning-by-seconds": {x: "seconds", y: row => row.bits_per_byte, show: value => `${value.toFixed(3)} bits per byte`},
 };
-// Several panels have no scales of their own: nothing to follow there.
+// A chart of several panels has no scale "x" of its own, so a pointer cannot follow its lines.
 for (const name of Object.keys(LINES)) if (!SPECS[name]?.vega.scales?.some(scale => scale.name === "x")) delete LINES[name];
 const showX = {size: value => `size ${value}`, context: value => `${formatTokens(value)} tokens`, tokens: value => `${formatCount(value)} tokens`, flops: value => `${formatFlops(value)}FLOPs`, seconds: value => `${threeDigits(value)} s`};
 
 const labelled = (name, width, count) => name in LINES && width >= LABELS_FROM && count > 0;
 
-// The names that a chart of lines has, in the order of their rows.
+// The names of the lines in a line chart, in the order of their rows.
 const linesOf = name => [...new Set(records(SPECS[name].tables[0], selectedModels()).map(row => row.model))];
 
 const labelRoom = names => LEADER + 12 + LETTER * Math.max(...names.map(name => name.length));
@@ -75,14 +75,14 @@ function measuredDomain() {
   return [Math.min(...values) / 1.15, Math.max(...values) * 1.15];
 }
 
-// The height that a chart will have: set before anything is drawn, so that nothing below it moves later.
+// The height of a chart. It is set before the chart is drawn, so that nothing below moves later.
 function plotHeight(name) {
   const {height, row, axis} = SPECS[name];
   if (!row) return height + axis;
   return row * new Set(records(SPECS[name].tables[0], selectedModels()).map(each => each.model)).size + axis;
 }
 
-// The legend of colours and shapes as HTML, which wraps; in a saved picture Vega draws it.
+// The legend of colours and shapes, as HTML that wraps. In a saved picture, Vega draws the legend.
 function legend(spec, name, figure, width) {
   const scale = wanted => spec.scales?.find(each => each.name === wanted);
   const items = [], colours = scale("color");
@@ -105,12 +105,12 @@ function crossings() {
     make("li", {}, `From ${context.toLocaleString("en")} tokens on, ${smaller} has a smaller cache than ${larger}.`)));
 }
 
-// Vega itself, once the first chart is drawn.
+// Load Vega before the first chart is drawn.
 function loadVega() {
   if (!globalThis.vegaEmbed) runScript(PACKED.vega);
 }
 
-// Legend and height of a chart, before it is drawn.
+// Set a chart's legend and height before it is drawn.
 function prepare(figure) {
   const plot = figure.querySelector(".plot"), name = figure.dataset.chart;
   if (!plot) return null;
@@ -129,7 +129,7 @@ function draw(figure) {
   if (name === "kv") crossings();
   drawn.set(name, vegaEmbed(plot, spec, {...EMBED_OPTIONS, renderer: "svg", tooltip: name in LINES ? ringTooltip : tooltip}).then(async result => {
     (await before)?.finalize();
-    plot.setAttribute("role", "img"); // named by its heading: axes read out one by one are of no use
+    plot.setAttribute("role", "img"); // its heading names it; reading out its axes one by one would not help
     for (const attribute of ["aria-label", "aria-roledescription"]) plot.removeAttribute(attribute);
     if (labels) nameLines(name, plot, result.view);
     if (plot.scrollWidth > plot.clientWidth || name in LINES) plot.tabIndex = 0; // so that a keyboard can scroll it
@@ -139,7 +139,7 @@ function draw(figure) {
   return drawn.get(name);
 }
 
-// Names beside the ends of lines, moved apart where they would overlap.
+// Draw names beside the ends of lines, moved apart so that they do not overlap.
 function nameLines(name, plot, view) {
   const {x, y} = LINES[name], area = plotArea(plot), colour = view.scale("color");
   const ends = new Map();
@@ -162,8 +162,8 @@ function nameLines(name, plot, view) {
   svg.append(group);
 }
 
-// Places in order, at least `gap` apart and within the bounds, with the least sum of squared distances from those wanted:
-// without the gaps they may not fall, so neighbours that would are pooled at their mean (isotonic regression).
+// Places in order, at least `gap` apart and within the bounds, with the least sum of squared distances from the wanted
+// places. Less the gaps, places must not decrease; neighbours that would are pooled at their mean (isotonic regression).
 function spread(wanted, gap, low, high) {
   const pools = [];
   for (const [i, each] of wanted.entries()) {

@@ -1,9 +1,9 @@
-// Two models side by side: how their structure differs, then sizes, then what that costs.
+// Two models side by side: differences in structure, then in sizes, then in costs.
 
-const NARROW = matchMedia("(max-width: 720px)"); // diagrams are laid out in one column
+const NARROW = matchMedia("(max-width: 720px)"); // then diagrams have one column
 const layout = () => (NARROW.matches ? "narrow" : "wide");
 
-// A copy of a model's diagram: "plain", or a "figure" with call-outs. Its ids get a prefix, because the page may hold
+// A copy of a model's diagram: "plain", or a "figure" with notes. Its ids get a prefix, because the page may hold
 // several copies.
 function diagram(name, prefix, kind = "plain") {
   const template = make("template");
@@ -51,7 +51,7 @@ function costs(first, second) {
     .map(([figure, unit, a, b]) => row(figure, [format(a, unit), format(b, unit), a ? (b / a).toPrecision(3) : ""].map(numberCell), heads));
 }
 
-// How the second model's structure differs from the first's, a sentence each, part by part.
+// The structural differences of the second model from the first: a sentence for each, by part.
 function structure(first, second) {
   const rows = (DATA.comparisons.structure[`${first} ${second}`] || []).map(indices => indices.map(index => DATA.comparisons.strings[index]));
   if (!rows.length) return [make("p", {}, first === second ? "" : `The structure of ${second} is that of ${first}: only sizes differ.`)];

@@ -1,9 +1,9 @@
-// What fits on a card: weights and cache of every model beside the memory, all on one scale.
+// Models that fit on a card: each model's weights and cache beside the card's memory, all on one scale.
 
 const CONTEXTS = Array.from({length: 25}, (_, i) => Math.round(2 ** (8 + i / 2)));
 const GB = 1e9;
 const MEMORIES = [8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 141, 192, 288, 384, 512, 640, 768, 1024, 1128, 1536, 2048];
-const SCALE = {from: 1e8, to: 4e12, marks: [1e9, 1e10, 1e11, 1e12]}; // bytes, of the bars: logarithmic
+const SCALE = {from: 1e8, to: 4e12, marks: [1e9, 1e10, 1e11, 1e12]}; // bytes; the bars are logarithmic
 const CUSTOM = "custom";
 
 function fitRow(model, setup) {
@@ -16,11 +16,11 @@ function fitRow(model, setup) {
   return {model, form, weights, cache, fits, longest, speed, beyond: model.context !== null && context > model.context};
 }
 
-// The place of so many bytes on the scale, from 0 to 100.
+// The place of a number of bytes on the scale, from 0 to 100.
 const onScale = bytes =>
   100 * Math.min(Math.max(Math.log(bytes / SCALE.from) / Math.log(SCALE.to / SCALE.from), 0), 1);
 
-// Up to the end of the weights, then up to the end of both; a line at the memory.
+// A bar of the weights, then of the cache, with a line at the card's memory.
 function bar(fit, setup) {
   const weights = onScale(fit.weights), both = onScale(fit.weights + fit.cache);
   return make("td", {class: "bar-cell"}, make("span", {class: "bar", "aria-hidden": "true"},
@@ -30,7 +30,7 @@ function bar(fit, setup) {
     make("i", {class: "limit", style: `left:${onScale(setup.memory).toFixed(2)}%`})));
 }
 
-// The longest context that fits, at most the one that the model is published for.
+// The longest context that fits, as text; at most the model's max context.
 function longestShown({model, longest}) {
   if (longest === 0) return "none";
   if (model.context !== null && longest >= model.context) return `all of its ${formatTokens(model.context)}`;
@@ -53,7 +53,7 @@ function fitCells(fit, setup) {
   ];
 }
 
-// The command that prints the same figures, of one size of each architecture.
+// The command that prints the same figures, for one size of each architecture.
 function fitCommand({context, batch, gigabytes, weights, cards}) {
   const cache = byId("fit-cache").value, options = [`--context ${context}`, `--memory ${gigabytes}GB`, `--dtype ${weights}`];
   if (cache !== "bfloat16") options.push(`--cache-dtype ${cache}`);
@@ -64,7 +64,7 @@ function fitCommand({context, batch, gigabytes, weights, cards}) {
 
 const devicesOf = gigabytes => Object.entries(DATA.devices).filter(([, device]) => device.memory === gigabytes * GB);
 
-// The card's name follows the memory: a memory that no known card has is "custom", and has no rates.
+// Select the card with this memory. If no known card has it, the card is "custom" and has no rates.
 function nameCard(gigabytes) {
   const select = byId("fit-device"), known = devicesOf(gigabytes);
   const custom = [...select.options].find(option => option.value === CUSTOM);
@@ -72,7 +72,7 @@ function nameCard(gigabytes) {
   if (!known.some(([key]) => key === select.value)) select.value = known.length ? known[0][0] : CUSTOM;
 }
 
-// In an address the memory decides where it is not that of the card.
+// If an address has a card and a different memory, the memory decides.
 function rememberCard(memory, update) {
   const select = byId("fit-device"), first = select.value;
   const take = () => {

@@ -1,5 +1,5 @@
-// Unpacks what the page holds, data, drawings and scripts, and starts it. Without this the list of architectures is
-// still complete.
+// Unpacks the page's data, drawings and scripts, and starts the scripts. Without this script, the list of architectures
+// is still complete.
 "use strict";
 
 function runScript(text) {

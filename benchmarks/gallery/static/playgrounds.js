@@ -1,4 +1,4 @@
-// Drawings to play with, beside the text on blocks: what a slider moves is drawn and counted anew.
+// Interactive drawings beside the text on blocks: a move of a slider redraws the drawing and updates its numbers.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -22,7 +22,7 @@ function playground(heading, title, sliders, draw) {
     return [id, values, first];
   });
   figure.append(make("p", {class: "playground-title"}, title), controls, svg, caption);
-  let after = place.nextElementSibling; // behind the drawings that stand first
+  let after = place.nextElementSibling; // after the drawings at the start of the section
   while (after?.classList.contains("drawings")) after = after.nextElementSibling;
   place.parentElement.insertBefore(figure, after);
   const update = () => {
@@ -55,7 +55,7 @@ function drawHeads(kvHeads) {
   return [heads * pitch, 116, shapes, `${kind}: ${group} query heads read each of ${kvHeads} KV heads. At 128 elements a head in bfloat16 a layer keeps ${formatBytes(bytes)} for each token.`];
 }
 
-// Which keys each query sees, and how many tokens the cache keeps.
+// The keys that each query sees, and the number of tokens in the cache.
 function drawWindow(window, every) {
   const tokens = 16, size = 13, shapes = [], gap = 40;
   let pairs = 0;
@@ -73,7 +73,7 @@ function drawWindow(window, every) {
   return [2 * tokens * size + gap, 20 + tokens * size, shapes, `A query sees at most ${window} keys: ${pairs} pairs instead of ${tokens * (tokens + 1) / 2}. After ${tokens} tokens a layer keeps ${threeDigits(kept)} of them on average, instead of ${tokens}.`];
 }
 
-// Pairs of elements, rotated by position over a wavelength of their own; the score follows from the distance alone.
+// Pairs of elements, each rotated by the position at its own speed. The score depends on the distance alone.
 function drawRotation(query, key) {
   const pairs = 6, radius = 26, base = 100, shapes = [];
   let score = 0;
@@ -93,7 +93,7 @@ function drawRotation(query, key) {
 // A router's scores for one token: the k highest are chosen, and their softmax weights the experts.
 function drawRouting(k, token) {
   const experts = 16, pitch = 24, height = 90, shapes = [];
-  const logits = Array.from({length: experts}, (_, i) => 2.2 * Math.sin(12.9898 * (i + 1) * token + 4.1414 * i)); // as good as any
+  const logits = Array.from({length: experts}, (_, i) => 2.2 * Math.sin(12.9898 * (i + 1) * token + 4.1414 * i)); // arbitrary values
   const chosen = logits.map((logit, i) => [logit, i]).sort((a, b) => b[0] - a[0]).slice(0, k).map(([, i]) => i);
   const sum = chosen.reduce((all, i) => all + Math.exp(logits[i]), 0), share = i => (chosen.includes(i) ? Math.exp(logits[i]) / sum : 0);
   logits.forEach((logit, i) => {

@@ -1,4 +1,4 @@
-// What a pointer, a finger or the arrow keys show in a chart: the nearest line's value, or what a mark stands for.
+// Tooltips in charts, by pointer, finger or arrow keys: the nearest line's value, or the meaning of a mark.
 
 function tooltip(handler, event, item, value) {
   closeTooltip();
@@ -6,7 +6,7 @@ function tooltip(handler, event, item, value) {
   showTooltip(event.clientX, event.clientY, Object.entries(value).flatMap(([key, text], i) => [...(i ? [make("br")] : []), `${key}: `, make("b", {}, String(text))]));
 }
 
-// In charts of lines Vega's own tooltips are those of the rings alone; lines have the nearest one's.
+// In line charts, Vega's own tooltips are for rings only. The tooltip of lines shows the nearest line.
 function ringTooltip(handler, event, item, value) {
   if (item?.mark?.marktype === "symbol" && value && "than" in value) tooltip(handler, event, item, value);
 }
@@ -67,7 +67,7 @@ function followPointer(figure) {
   plot.addEventListener("pointerdown", follow);
   plot.addEventListener("pointerleave", event => { if (event.pointerType === "mouse") clear(); });
   plot.addEventListener("blur", clear);
-  // Left and right: along the line; up and down: to the next line at this place.
+  // Left and right move along the line; up and down move to the next line at the same x.
   plot.addEventListener("keydown", async event => {
     const step = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
     if (event.key === "Escape") return clear();

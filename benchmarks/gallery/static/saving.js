@@ -37,7 +37,7 @@ document.addEventListener("click", async event => {
   const text = byId(button.dataset.copy).textContent;
   try {
     await navigator.clipboard.writeText(text);
-  } catch { // not allowed for a file: select it, so that a key copies it
+  } catch { // not allowed for a page opened as a file: copy the selected text instead
     getSelection().selectAllChildren(byId(button.dataset.copy));
     document.execCommand("copy");
   }

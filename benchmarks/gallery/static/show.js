@@ -22,7 +22,7 @@ function formatBytes(bytes) {
   return `${bytes} B`;
 }
 
-// As memory of cards and files of weights are sold: in units of 1000.
+// In decimal units, 1 GB = 10^9 bytes, as for the memory of cards and files of weights.
 function formatDecimalBytes(bytes) {
   for (const [unit, name] of [[1e12, "TB"], [1e9, "GB"], [1e6, "MB"], [1e3, "kB"]])
     if (bytes >= unit) return `${threeDigits(bytes / unit)} ${name}`;
@@ -51,7 +51,7 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-// A row of a table. `heads` name its cells where the table is stacked, on a phone.
+// A row of a table. `heads` label its cells on a phone, where the table is stacked.
 function row(name, cells, heads = []) {
   const made = cells.map(cell => (cell instanceof Element ? cell : make("td", {}, cell)));
   made.forEach((cell, i) => heads[i] && cell.setAttribute("data-head", heads[i]));

@@ -1,4 +1,4 @@
-// Fill the page, then set what the address says.
+// Fill the page, then apply the settings of the address.
 
 startArchitectures();
 startCompare();

@@ -1,15 +1,15 @@
-// What a link holds: the settings that differ from those of a fresh page, after the name of a section, as in
+// Settings in the page's address. A link names a section and the settings that differ from a fresh page, as in
 // #fit?memory=24&cards=2. A change of a setting is a step of the browser's history, so that "back" undoes it.
 
-const SETTINGS = new Map(); // name in the address -> its section, how to read and set it, what shows it, its first value
-let lastChanged = null; // the setting of the newest step: moving one slider is one step
+const SETTINGS = new Map(); // name in the address -> section, functions get, set and refresh, initial value
+let lastChanged = null; // the setting of the newest step: all moves of one slider are one step
 
-// `set` gets text and returns whether it was a known value; `refresh` shows the section's settings.
+// `set` takes text and returns whether the value is known; `refresh` shows the section's settings.
 function remember(name, section, get, set, refresh) {
   SETTINGS.set(name, {section, get, set, refresh, initial: get()});
 }
 
-// A select whose options' values, or with `byLabel` their texts, stand in the address.
+// A select. The address has its option's value or, with `byLabel`, the option's text.
 function rememberSelect(name, section, select, refresh, {byLabel = false, after = () => {}} = {}) {
   const text = option => (byLabel ? option.text : option.value);
   const get = () => (select.selectedIndex < 0 ? "" : text(select.options[select.selectedIndex]));
@@ -32,7 +32,7 @@ function rememberSlider(name, section, slider, input, refresh) {
   input.addEventListener("change", () => changed(name));
 }
 
-// Boxes or buttons of which any number are chosen: their values, separated by commas. An unknown value is left out.
+// Checkboxes or buttons: the address has the chosen values, separated by commas. An unknown value is left out.
 function rememberSet(name, section, get, set, refresh) {
   remember(name, section, () => get().join(","), text => { set(text ? text.split(",") : []); return true; }, refresh);
 }
@@ -54,7 +54,7 @@ function changed(name, section = SETTINGS.get(name).section) {
 
 const currentSection = () => decodeURIComponent(location.hash.slice(1).split("?")[0]);
 
-// Set every setting as the address says, or to its first value where that is absent or unknown.
+// Set every setting to its value in the address, or to its initial value if the address has no known value.
 function readAddress() {
   const given = new URLSearchParams(location.hash.split("?").slice(1).join("?")), refreshes = new Set();
   for (const [name, each] of SETTINGS) {
@@ -74,7 +74,7 @@ function goTo(id, behavior = "instant") {
   target.focus({preventScroll: true});
 }
 
-const SEEN = {seen: true}; // marks the steps that this page made, to which the browser itself scrolls back
+const SEEN = {seen: true}; // marks history steps of this page; the browser itself scrolls back to them
 
 function startState() {
   readAddress();

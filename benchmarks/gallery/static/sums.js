@@ -1,4 +1,4 @@
-// Costs of a model: sums of the terms that Python wrote. benchmarks/gallery/cost_terms.py defines each term.
+// Costs of a model: sums of terms that Python computed. benchmarks/gallery/cost_terms.py defines each term.
 "use strict";
 
 const DATA = PACKED.data;
@@ -20,7 +20,7 @@ const sums = {
   cacheBytes: (layers, context, batch, itemsize) =>
     batch * sumLayers(layers, terms => terms.state_float32_bytes
       + itemsize * (terms.cache_elements * kept(terms, context) + entries(terms, context) + terms.state_elements)),
-  // Once every window is full: bytes whatever the context, and for each token of it.
+  // Cache bytes once every window is full: the fixed bytes, and the bytes per token of context.
   cacheFixed: (layers, itemsize) => sumLayers(layers, terms => terms.state_float32_bytes
     + itemsize * (terms.state_elements + (terms.limit === null ? 0 : terms.cache_elements * terms.limit))),
   cachePerToken: (layers, itemsize) => itemsize * sumLayers(layers, terms => (terms.limit === null ? terms.cache_elements : 0)
@@ -43,11 +43,11 @@ function longestContext(layers, free, batch, itemsize) {
   return low;
 }
 
-// A form of stored weights: {name, itemsize} in one dtype, or {name} where a part knows its bytes in that form.
-// A model's own form, where `released` is asked for.
+// A form of stored weights. `itemsize` is null if weights have several dtypes; then a part's `stored` has the bytes.
+// The name "released" stands for the model's own form.
 const formOf = (model, name) => DATA.forms[name === "released" ? model.form : name];
 
-// Bytes of the weights of a part (of onCards), and those that a decode step reads of them.
+// Bytes of the weights of a part (of onCards), and the bytes of weights that a decode step reads.
 const weightBytes = (part, form) =>
   form.itemsize ? form.itemsize * sums.params(part.layers)
     : part.layers.reduce((sum, [n], i) => sum + n * part.stored[form.name][i], 0);
@@ -61,7 +61,7 @@ function readBytes(part, form, batch) {
 }
 
 // Upper bound on decoded tokens per second, over all sequences: the roofline of benchmarks/analytic/roofline.py.
-// Of several cards, a part is one's, and what it sends (sums of SentTerms) goes over its link.
+// With several cards, `part` is one card's share, and the data that it sends (part.sent) goes over its link.
 function ceiling(part, context, batch, form, cacheBytes, device) {
   const bytes = readBytes(part, form, batch) + sums.cacheBytes(part.layers, context, batch, cacheBytes);
   const computing = Math.max(batch * sums.flops(part.layers, context) / device.flops, bytes / device.bandwidth);
@@ -71,7 +71,7 @@ function ceiling(part, context, batch, form, cacheBytes, device) {
 const sentBytes = (sent, batch, form) => batch * (form.activation * sent.elements + sent.float32_bytes) + sent.step_bytes;
 
 const released = model => [...model.outside, ...model.attention.cells[0][0], ...model.experts.cells[0][0]];
-// A model on one card, or on each of several: its layers, their bytes by form, and what a card sends; null if so many
-// cannot divide it.
+// A model's part on each of `cards` cards: its layers, their bytes by form, and the terms of the data that a card sends.
+// It is null if the model cannot be divided over so many cards.
 const onCards = (model, cards) =>
   (cards === 1 ? {layers: released(model), stored: model.stored, sent: null} : model.cards[cards]);

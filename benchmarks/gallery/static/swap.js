@@ -35,7 +35,7 @@ function reconcile(model, changedAxis) {
 const swapped = model => [...model.outside, ...cell(model, "attention", chosen("kv"), chosen("window")),
   ...cell(model, "experts", chosen("experts"), chosen("k"))];
 
-// The choices that stand: each a label, the swaps that make it, and the features that it drops.
+// The current choices. Each has a label, its swaps, and the features that they drop.
 const currentChoices = model =>
   [...Object.entries(AXES).map(([axis, [grid, i]]) => model[grid].axes[i][chosen(axis)]), model.positions[chosen("positions")]];
 const currentSwaps = model => currentChoices(model).flatMap(choice => choice.swaps);
@@ -51,7 +51,7 @@ function swapCode(model) {
   ].join("\n");
 }
 
-// The command that makes the same swap, or null where nothing is swapped.
+// The command that makes the same swap, or null if nothing is swapped.
 function swapCommand(model) {
   const swaps = currentSwaps(model);
   return swaps.length ? `python -m benchmarks kv ${model.name} ${swaps.map(swap => `--swap '${swap}'`).join(" ")}` : null;
@@ -66,7 +66,7 @@ function swapNote(model, context) {
   ].join(" ");
 }
 
-// What is changed, in words.
+// A sentence on the changes.
 function swapSummary(model) {
   const words = {
     kv: label => (label.startsWith("latent") ? `a ${label}` : label),
@@ -122,7 +122,7 @@ function startSwap() {
   const first = [...swapSelect("window").options].find(option => option.text === FIRST_SWAP && !option.disabled);
   if (first) swapSelect("window").value = first.value;
   rememberSelect("swap.model", "swap", byId("swap-model"), update, {after: () => fillSwap(model())});
-  for (const axis of [...Object.keys(AXES), "positions"]) // an address sets them in this order, each if it is not disabled
+  for (const axis of [...Object.keys(AXES), "positions"]) // an address sets them in this order, unless they are disabled
     rememberSelect(`swap.${axis}`, "swap", swapSelect(axis), update, {byLabel: true, after: () => reconcile(model(), axis)});
   rememberSlider("swap.context", "swap", context, byId("swap-context"), update);
   byId("swap-reset").addEventListener("click", () => {

@@ -1,13 +1,13 @@
 // The diagram of a swapped model, stacked from parts that were drawn ahead (benchmarks/gallery/swap_drawings.py).
 
-// What the choices that stand make of a model's layers: the frames of its kinds of layers, and runs of them; null where
-// they make no valid model. `at`: the index of the choice of each axis.
+// The layers of a swapped model: the frames of its kinds of layers, and the runs of layers; null for an invalid model.
+// `at`: {axis: index of its choice}.
 function swapStructure(model, at) {
   const drawings = PACKED.swaps.models[model.name], computing = drawings.feed_forward[at.experts][at.k];
   return computing && drawings.structures[drawings.attention[at.kv].group][computing.group][at.window][at.positions];
 }
 
-// The parts of its drawing from the top, as [role, [text, height]].
+// The parts of the swapped model's drawing from the top, as [role, [text, height]].
 function swapParts(model, at) {
   const drawings = PACKED.swaps.models[model.name], structure = swapStructure(model, at);
   const part = (role, index) => [role, PACKED.swaps.parts[index]];
@@ -27,7 +27,7 @@ function swapParts(model, at) {
   ];
 }
 
-// All layers from the first to the last, as two rows of bars: what attention reaches, and the feed-forward.
+// All layers in order, as two rows of bars: the reach of attention, and the feed-forward.
 function strip(runs, frames) {
   const {left, width, height, above, below} = PACKED.swaps.strip, layers = runs.flatMap(([n, kind]) => Array(n).fill(frames[kind].look));
   const pitch = width / layers.length, gap = pitch > 5 ? 1 : pitch > 2 ? 0.6 : 0, upper = Math.round(height * 0.6);
@@ -38,24 +38,23 @@ function strip(runs, frames) {
   return [bars.join(""), above + height + below];
 }
 
-const MOST_LINES = 4; // of a text that is wrapped; where it breaks depends on the room beside it
+const MOST_LINES = 4; // of a wrapped text; its line breaks depend on the space beside it
 
-// The lines of text in a part, and up to so many that follow each other: [elements, their text]. Lines that say where a
-// block is drawn are left out.
+// All runs of up to MOST_LINES consecutive lines of text in a part: [elements, their text]. Lines that say where a block
+// is drawn are left out.
 function textRuns(group) {
   const lines = [...group.querySelectorAll("text")].filter(line => !/^drawn (above|below)$/.test(line.textContent));
   const runs = lines.flatMap((_, i) => Array.from({length: MOST_LINES}, (_, more) => lines.slice(i, i + more + 1)));
   return runs.map(run => [run, run.map(line => line.textContent).join(" ")]);
 }
 
-// Mark the lines of a part whose text is not `known`, by itself or with the lines around it.
+// Mark the lines of a part that belong to no run with a `known` text.
 function markNew(group, known) {
   const runs = textRuns(group), same = new Set(runs.filter(([, text]) => known.has(text)).flatMap(([lines]) => lines));
   for (const [[line]] of runs) if (!same.has(line)) line.classList.add("differs");
 }
 
-// A drawing of parts one below the other. Texts that the other drawing does not have in any part of the same role are
-// marked.
+// A drawing of parts, one below the other. Texts are marked if no part of the same role has them in the other drawing.
 function stacked(parts, title, other = null) {
   const svg = shape("svg", {class: "zoo-diagram", role: "img", "aria-label": title, "font-size": "11.5"}), known = new Map();
   const drawn = markup => { const group = shape("g", {}); group.innerHTML = markup; return group; };
@@ -75,7 +74,7 @@ function stacked(parts, title, other = null) {
 
 const AS_RELEASED = {kv: 0, window: 0, positions: 0, experts: 0, k: 0};
 
-// The original, and beside it the swapped model; each with what the other does not have marked.
+// The original beside the swapped model. In each drawing, texts that the other does not have are marked.
 function drawSwap(model, at) {
   const parts = swapParts(model, AS_RELEASED), swapped = swapParts(model, at), {name} = model;
   const figure = (heading, svg) => make("figure", {}, make("p", {class: "playground-title"}, heading), svg);

@@ -93,7 +93,7 @@ def test_an_error_of_transformers_is_shown_and_the_rest_is_measured(
     assert call(str(folder), "--json") == 0
     out, err = capsys.readouterr()
     assert [row["loader"] for row in json.loads(out)["rows"]] == ["zoo"]
-    assert err == "transformers does not load it: torn\n"
+    assert err == "transformers cannot load it: torn\n"
 
 
 def test_what_the_zoo_cannot_load_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
