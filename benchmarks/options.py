@@ -134,8 +134,8 @@ class ModelOptions(SwapOptions):
     names: Annotated[
         Strings,
         typer.Argument(
-            help="Presets, hub ids, families (all their sizes) or folders with a config.json. Default: the best-known "
-            "size of each family, in order of release."
+            help="Presets, families (all their sizes), hub ids, folders, .gguf files, spec.json, or FILE.py:NAME, "
+            "which is run. Default: the best-known size of each family, in order of release."
         ),
     ] = None
     all_sizes: Annotated[bool, flag("Show every published size of every family.", "--all-sizes")] = False

@@ -23,9 +23,10 @@ from weights.loading import open_source
 from weights.sources import HUB_ID, described_by, download_config, is_path
 from zoo import catalog
 from zoo.catalog import FoundSpec
-from zoo.errors import MalformedError, NotAvailable, UsageError
+from zoo.errors import MalformedError, NotAvailable, UsageError, suggestion
 from zoo.model.decoder import Decoder
-from zoo.spec_files import spec_from
+from zoo.spec_files import from_state, spec_from
+from zoo.training.checkpoints import STATE
 
 GGUF, PYTHON = ".gguf", ".py:"
 
@@ -36,6 +37,8 @@ def find_spec(word: str, ignore_fields: Iterable[str] = ()) -> FoundSpec:
     Raises UsageError for an unknown name. Raises NotAvailable for a hub id that cannot be reached and for a folder
     without a description. Raises MalformedError for an invalid description.
     """
+    if not word:
+        raise UsageError("a model's name is empty")
     if PYTHON in word:
         return _from_python(word)
     if is_path(word):
@@ -43,7 +46,7 @@ def find_spec(word: str, ignore_fields: Iterable[str] = ()) -> FoundSpec:
     try:
         preset = catalog.resolve(word)
     except UsageError:
-        if word.startswith((".", "/")):
+        if word.startswith((".", "/")) or word.endswith("/"):
             raise NotAvailable(f"there is no folder and no file {word}") from None
         if not HUB_ID.fullmatch(word):
             raise
@@ -66,8 +69,11 @@ def _from_path(path: Path, ignore_fields: Iterable[str]) -> FoundSpec:
         config = read_json(file, CONFIG_LIMIT)
         return FoundSpec(name, _of_config(config, str(folder), ignore_fields), config=config, path=file.parent)
     if file.suffix == ".json":
-        spec = spec_from(read_json(file, CONFIG_LIMIT), str(file))
-        return FoundSpec(name if file.name == SPEC else _label(file.stem), spec, path=file.parent)
+        content = read_json(file, CONFIG_LIMIT)
+        spec = spec_from(from_state(content) if file.name == STATE else content, str(file))
+        return FoundSpec(name if file.name in (SPEC, STATE) else _label(file.stem), spec, path=file.parent)
+    if file.suffix == ".py":
+        raise UsageError(f"{path} is a Python file: write {path}:NAME, with the name of a Decoder in it")
     raise UsageError(f"{path} is no {CONFIG}, {SPEC} or {GGUF} file")
 
 
@@ -89,11 +95,14 @@ def _from_python(word: str) -> FoundSpec:
     path = Path(file)
     if not path.is_file():
         raise NotAvailable(f"there is no file {file}")
-    value = getattr(run_file(path), name, None)
+    module = run_file(path)
+    value = getattr(module, name, None)
     if callable(value):
         value = _attempt(path, value)
     if not isinstance(value, Decoder):
-        raise UsageError(f"{file} has no Decoder {name!r}, and no function of that name that returns one")
+        known = [each for each, held in vars(module).items() if isinstance(held, Decoder)]
+        hint = f"; {suggestion(name, known)}" if known else ""
+        raise UsageError(f"{file} has no Decoder {name!r}, and no function of that name that returns one{hint}")
     return FoundSpec(name, value, path=path)
 
 
@@ -122,7 +131,7 @@ def _attempt(path: Path, run: Any) -> Any:
     """Returns the result of `run`, which runs the user's file. Raises UsageError with the line that failed."""
     try:
         return run()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
         line = f":{lines[-1]}" if lines else ""

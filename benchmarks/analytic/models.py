@@ -66,7 +66,10 @@ def chosen(
             models = [one(name, ignore_fields)]
         else:
             models = [replace(one(family), name=family)] if smallest else [*map(one, families()[family].SIZES)]
-        found |= {model.name: model for model in models}
+        for model in models:
+            same = found.setdefault(model.name, model)
+            if same.spec != model.spec:  # two folders, or two files, with models of one name
+                found[name] = replace(model, name=name)
     return [each for model in found.values() for each in ((model, swapped(model, swaps)) if swaps else (model,))]
 
 

@@ -1,6 +1,7 @@
 """Two architectures side by side: only the differences."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -57,7 +58,12 @@ def pair(names: Sequence[str], swaps: Sequence[str], ignore_fields: Sequence[str
     if len(names) != (1 if swaps else 2):
         raise UsageError("compare takes two models, or one with --swap: llama3 qwen3, or qwen3 --swap rope=NoPE")
     first = one(names[0], ignore_fields)
-    return first, swapped(first, swaps) if swaps else one(names[1], ignore_fields)
+    if swaps:
+        return first, swapped(first, swaps)
+    second = one(names[1], ignore_fields)
+    if first.name == second.name and first.spec != second.spec:  # of two files or folders
+        first, second = replace(first, name=names[0]), replace(second, name=names[1])
+    return first, second
 
 
 def tables(first: NamedSpec, second: NamedSpec, context: int, config: InferenceConfig, device: Device) -> list[Table]:

@@ -39,8 +39,8 @@ class Conditions:
 
 
 def in_unit(of: float, digits: int) -> Callable[[float], str]:
-    """Returns a formatter in units of `of` with `digits` decimals, or three significant digits below of / 10."""
-    return lambda value: unit(of, digits)(value) if not value or value >= of / 10 else three(value / of)
+    """Returns a formatter in units of `of` with `digits` decimals, or three significant digits below `of`."""
+    return lambda value: unit(of, digits)(value) if not value or value >= of else three(value / of)
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,14 @@ QUANTITIES = {
         "{}\nGFLOPs",
         "10^9 FLOPs of one decoded token that sees the context, itself included",
         lambda c: c.spec.flops(c.context - 1, 1),
-        unit(1e9, 2),
+        in_unit(1e9, 2),
         at_context=True,
     ),
     "prefill-flops": Quantity(
         "prefill {}\nTFLOPs",
         "10^12 FLOPs of one prompt, with the last token's logits",
         lambda c: c.spec.flops(0, c.context, logits=1),
-        unit(1e12, 2),
+        in_unit(1e12, 2),
         at_context=True,
     ),
     "tokens/s": Quantity(

@@ -17,6 +17,7 @@ from weights.specs import find_spec
 from zoo.catalog import sizes
 from zoo.cli.runner import import_modules
 from zoo.errors import MalformedError, NotAvailable, UsageError
+from zoo.spec_files import as_json
 
 TOY = zoo.spec("qwen3", tiny=True)
 WINDOWED = zoo.swap(TOY, zoo.RMSNorm, zoo.RMSNorm(1e-3))
@@ -78,6 +79,28 @@ def test_folders_and_their_files(layout: str) -> None:
     run.mkdir()
     folder.rename(run / "model")
     assert find_spec("run").spec == TOY
+
+
+def test_words_that_nearly_name_a_model() -> None:
+    Path("mine.py").write_text("import zoo\nlarge = zoo.spec('qwen3')\n")
+    for word, error, message in (
+        ("mine.py", UsageError, r"mine\.py is a Python file: write mine\.py:NAME"),
+        ("mine.py:larg", UsageError, r"mine\.py has no Decoder 'larg'.*; did you mean large\?"),
+        ("absent/", NotAvailable, "there is no folder and no file absent/"),
+        ("", UsageError, "a model's name is empty"),
+    ):
+        with pytest.raises(error, match=message):
+            find_spec(word)
+    Path("leaves.py").write_text("raise SystemExit(3)\n")
+    with pytest.raises(UsageError, match=r"leaves\.py:1: SystemExit: 3"):
+        find_spec("leaves.py:x")
+
+
+def test_a_run_without_a_saved_model() -> None:
+    state = Path("run/checkpoints/step-00000001/state.json")
+    state.parent.mkdir(parents=True)
+    state.write_text(json.dumps({"schema_version": 1, "step": 1, "spec": as_json(TOY)}))
+    assert (find_spec("run").name, find_spec("run").spec) == ("run", TOY)
 
 
 def test_a_spec_file_of_another_name() -> None:
@@ -145,6 +168,8 @@ def test_blocks_of_ones_own_are_imported_first() -> None:
     assert type(weights.load("mine").spec.layers[0].ffn.block.act).__name__ == "Halved"
     with pytest.raises(NotAvailable, match="--import no_such: there is no module 'no_such'"):
         import_modules(["no_such"])
+    with pytest.raises(NotAvailable, match=r"no module 'own_blocks.py'; write --import own_blocks$"):
+        import_modules(["own_blocks.py"])
     Path("fails.py").write_text("1 / 0\n")
     with pytest.raises(UsageError, match="--import fails: ZeroDivisionError: division by zero"):
         import_modules(["fails"])

@@ -75,7 +75,8 @@ def exit_code(app: typer.Typer, prog: str, args: Sequence[str]) -> int:
         return _fail("interrupted", EXIT_CODE, args)
     except _BadCall as error:
         message: str = error.format_message().replace("Value error, ", "")  # type: ignore[attr-defined]
-        return _fail(f"{message[:1].lower()}{message[1:].rstrip('.')} (see {prog} --help)", 2, args)
+        asked = getattr(getattr(error, "ctx", None), "command_path", prog)  # of a verb, with its name
+        return _fail(f"{message[:1].lower()}{message[1:].rstrip('.')} (see {asked} --help)", 2, args)
     except ZooError as error:
         return _fail(str(error), error.exit_code, args, getattr(error, "__notes__", ()))
     except BrokenPipeError:  # the program that reads the output, such as `head`, has ended
@@ -103,7 +104,8 @@ def import_modules(names: Iterable[str]) -> None:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            raise NotAvailable(f"--import {name}: there is no module {error.name!r}") from error
+            advice = f"; write --import {name.removesuffix('.py')}" if name.endswith(".py") else ""
+            raise NotAvailable(f"--import {name}: there is no module {error.name!r}{advice}") from error
         except Exception as error:
             raise UsageError(f"--import {name}: {type(error).__name__}: {error}") from error
 

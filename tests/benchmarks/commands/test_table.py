@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import weights
 import zoo
 from benchmarks.__main__ import app
 from benchmarks.analytic.kv import InferenceConfig
@@ -107,3 +108,23 @@ def test_latex_and_quiet_tables(call: Call) -> None:
 )
 def test_a_wrong_column(columns: str, message: str, call: Call) -> None:
     assert message in call("qwen3-8b", "--columns", columns, code=2)
+
+
+def test_small_values_have_three_digits(call: Call, tmp_path: Path) -> None:
+    spec = zoo.spec("qwen3", tiny=True)
+    weights.save(zoo.build(spec), tmp_path / "tiny")
+    cells = (
+        call(str(tmp_path / "tiny"), "--columns", "params,kv/token,kv@1k,flops@1k", "--quiet").splitlines()[-1].split()
+    )
+    exact = spec.params() / 1e9, spec.kv_growth()[1] / 2**10, spec.kv_bytes("1k") / 2**30, spec.flops(1023, 1) / 1e9
+    assert [float(cell) for cell in cells[1:]] == pytest.approx(exact, rel=5e-3)
+
+
+def test_models_of_one_name_stay_apart(call: Call, tmp_path: Path) -> None:
+    for name, hidden in (("one", 96), ("two", 48)):
+        spec = zoo.swap(zoo.spec("qwen3", tiny=True), zoo.GLU, zoo.GLU(hidden))
+        weights.save(zoo.build(spec), tmp_path / name / "model", layout="zoo")
+    words = [str(tmp_path / name / "model") for name in ("one", "two")]
+    rows = list(csv.DictReader(io.StringIO(call(*words, "--columns", "params", "--format", "csv"))))
+    assert [row["model"] for row in rows] == ["model", words[1]]
+    assert rows[0]["params"] != rows[1]["params"]
