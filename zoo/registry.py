@@ -77,7 +77,8 @@ class Spec(ABC):
     def __post_init__(self) -> None:
         for name, fits in field_tests(type(self)).items():
             if not fits(value := getattr(self, name)):
-                self.require(False, f"{name} must be {allowed_values(type(self), name)}, not {_given(value)}")
+                allowed = f"{allowed_values(type(self), name)}{_example(fits)}"
+                self.require(False, f"{name} must be {allowed}, not {_given(value)}")
         self.check()
 
     def check(self) -> None:
@@ -361,6 +362,12 @@ class Mixer(Block, abstract=True):
     def tables(self) -> tuple[tuple[Spec, int], ...]:
         """Returns (spec, width) for each table that a forward pass looks up: `spec.table(positions, width, dtype)`."""
         return ()
+
+
+def _example(fits: Callable[[Any], bool]) -> str:
+    """Returns ", such as KIND()" with the first kind without required fields that a field may hold; "" for none."""
+    simple = (kind for kind in Spec.kinds.values() if len(_defaults(kind)) == len(field_names(kind)))
+    return next((f", such as {kind.__name__}()" for kind in simple if fits(kind())), "")
 
 
 def _given(value: Any) -> str:

@@ -99,7 +99,7 @@ IMPOSSIBLE: dict[str, Callable[[], Any]] = {
     "GQA: kv_heads=8 must divide heads=4": lambda: replace(GQA_, kv_heads=8),
     "GQA: head_dim=7 must be even": lambda: replace(GQA_, head_dim=7),
     "GQA: qk_norm_over must be 'head' or 'projection', not 'both'": lambda: replace(GQA_, qk_norm_over="both"),
-    "GQA: rope must be Position, not RMSNorm": lambda: replace(GQA_, rope=NORM),
+    "GQA: rope must be Position, such as NoPE(), not RMSNorm": lambda: replace(GQA_, rope=NORM),
     "MLA: rope_dim=5 must be even": lambda: replace(MLA_, rope_dim=5),
     "RoPE: theta=1 must be above 1": lambda: RoPE(1),
     "Llama3Scaling: low=4.5 is above high=4.0": lambda: zoo.Llama3Scaling(8, 64, low=4.5),
@@ -208,6 +208,6 @@ def test_swap_replaces_the_outermost_alone() -> None:
 
 
 def test_a_swap_that_makes_no_model_is_refused() -> None:
-    assert "rope must be Position, not RMSNorm" in refusal(lambda: zoo.swap(LAYER, RoPE, NORM))
+    assert "rope must be Position, such as NoPE(), not RMSNorm" in refusal(lambda: zoo.swap(LAYER, RoPE, NORM))
     assert "must divide" in refusal(lambda: zoo.swap(LAYER, GQA, lambda attn: replace(attn, kv_heads=3)))
     assert "attn must hold a mixer" in refusal(lambda: zoo.swap(LAYER, GQA, GLU(8)))

@@ -14,7 +14,7 @@ from zoo.core.ops.experts import Apply
 from zoo.core.ops.linear import Linear
 from zoo.costs import linear_flops, linear_params
 from zoo.facts import Fact
-from zoo.registry import Block, Spec
+from zoo.registry import Block, Spec, field_names
 from zoo.sharding import Cuts, Divide
 
 __all__ = [
@@ -37,17 +37,26 @@ class FeedForward(Block, abstract=True):
     """A block that processes each token separately. Its module takes x (b, t, dim) and a ForwardContext or None."""
 
     role = "ffn"
+    width_field: ClassVar[str] = "hidden"  # the field that holds the hidden width
 
     @property
     def width(self) -> int:
-        """The hidden width, which is adjusted to reach a number of parameters. By default it is the field `hidden`."""
-        hidden: int = vars(self)["hidden"]
-        return hidden
+        """The hidden width, which is adjusted to reach a number of parameters: the value of `width_field`."""
+        width: int = getattr(self, self._scalable_field)
+        return width
 
     def with_width(self, width: int) -> Self:
         """Returns this block with another hidden width."""
-        changes: dict[str, Any] = {"hidden": width}
+        changes: dict[str, Any] = {self._scalable_field: width}
         return replace(self, **changes)
+
+    @property
+    def _scalable_field(self) -> str:
+        """`width_field`. Raises SpecError if the block has no such field."""
+        advice = "set width_field to the name of the field that holds its hidden width, or define width and with_width"
+        has_field = self.width_field in field_names(type(self))
+        self.require(has_field, f"cannot be scaled, since it has no field {self.width_field!r}: {advice}")
+        return self.width_field
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ WIDTH, LABEL_WIDTH = 80, 15  # characters
 KV_CONTEXT, FLOPS_CONTEXT = 32 * 1024, 4096  # tokens
 CONVENTION = f"2 per multiply-add, matrix products only, of one new token that sees {FLOPS_CONTEXT:,}, itself included"
 Rows = dict[str, list[str]]  # label -> paragraphs
+BY_KIND = {"attention": "attn", "feed-forward": "ffn", "inputs": "inputs", "norms": "norms"}  # rows about layers
 
 
 def swapped_specs(
@@ -213,7 +214,7 @@ def _one_column(rows: Rows) -> list[str]:
 
 
 def _two_columns(original: Facts, swapped: Facts) -> list[str]:
-    """Formats both cards side by side. A star marks the rows that differ."""
+    """Formats both cards side by side. A star marks the rows that differ in more than the labels of the layers."""
     column = (WIDTH - LABEL_WIDTH - 2) // 2
     before, after = _card_rows(original), _card_rows(swapped)
     for label, key, where in (
@@ -227,7 +228,10 @@ def _two_columns(original: Facts, swapped: Facts) -> list[str]:
     lines = _row("", [["original"], ["swapped"]], column)
     for label, old in before.items():
         new = after.get(label, ["none"])
-        lines += _row(label if old == new else f"{label} *", [old, ["same"] if old == new else new], column)
+        is_same = old == new
+        if label in BY_KIND:
+            is_same = _texts(original, BY_KIND[label]) == _texts(swapped, BY_KIND[label])
+        lines += _row(label if is_same else f"{label} *", [old, ["same"] if is_same else new], column)
     return lines
 
 
@@ -247,10 +251,7 @@ def _card_rows(card: Facts) -> Rows:
     flops = format_count(card["flops_per_token_4k"]).replace("B", "G")
     return {
         "layers": [f"{card['layers']} = " * (len(card["kinds"]) > 1) + card["layer_pattern"]],
-        "attention": _by_kind(card, "attn"),
-        "feed-forward": _by_kind(card, "ffn"),
-        **({"inputs": _by_kind(card, "inputs")} if card["per_layer_width"] else {}),
-        "norms": _by_kind(card, "norms"),
+        **{row: _by_kind(card, key) for row, key in BY_KIND.items() if key != "inputs" or card["per_layer_width"]},
         "embedding": [
             f"{card['vocab']:,} tokens x {card['dim']:,}{scale}, {head}",
             *[f"for per-layer inputs x {card['layers']} x {card['per_layer_width']}"] * bool(card["per_layer_width"]),
@@ -271,6 +272,11 @@ def _origin_rows(origin: Facts) -> Rows:
     rows = {"came from": [f"{origin['came_from']}; new: {new}"]} if origin["came_from"] else {}
     rows |= {"report": [origin["report"]], "licence": [origin["licence"]]}
     return rows | ({"not built": [origin["left_out"]]} if origin["left_out"] else {})
+
+
+def _texts(card: Facts, key: str) -> list[str]:
+    """Returns the distinct descriptions of all kinds of layers, in order."""
+    return list(dict.fromkeys(kind[key] for kind in card["kinds"]))
 
 
 def _by_kind(card: Facts, key: str) -> list[str]:

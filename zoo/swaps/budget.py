@@ -1,15 +1,17 @@
 """Solves for the feed-forward widths with which a model meets a budget, such as a number of parameters."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from zoo.blocks.feed_forward import FeedForward
 from zoo.blocks.layer import Layer
 from zoo.errors import SpecError
 from zoo.model.decoder import Decoder
 
+T = TypeVar("T")
 TOLERANCE = 0.01
 Cost = Callable[[Decoder], int]
 STEPS = 64  # steps of the search for the common factor, per unit of the widest width
@@ -34,25 +36,40 @@ def solve_widths(spec: Decoder, wanted: int, cost: Cost, mixed: bool = False) ->
 
 
 def with_widths(spec: Decoder, factor: float) -> Decoder:
-    """Returns `spec` with every feed-forward width multiplied by `factor`, rounded, at least 1."""
+    """Returns `spec` with every feed-forward width multiplied by `factor` and rounded: at least 1, and the next larger
+    width if a block does not allow this one."""
     narrowest = min((layer.dense_width for layer in spec.layers if layer.dense_width), default=1)
-    layers = {layer: _scaled_layer(layer, factor, narrowest) for layer in dict.fromkeys(spec.layers)}
-    return replace(spec, layers=tuple(layers[layer] for layer in spec.layers))
+
+    def at(width: int) -> Decoder:
+        layers = {layer: _scaled_layer(layer, factor, narrowest, width) for layer in dict.fromkeys(spec.layers)}
+        return replace(spec, layers=tuple(layers[layer] for layer in spec.layers))
+
+    return _first_allowed(at, round(narrowest * factor), narrowest)
 
 
-def _scaled_layer(layer: Layer, factor: float, narrowest: int) -> Layer:
+def _first_allowed(make: Callable[[int], T], width: int, known: int) -> T:
+    """Returns `make(width)`, or for a width that raises SpecError the result for the next larger width that does not.
+    If `known`, a width that is allowed, is a multiple of every allowed step, the range of `known` widths has one."""
+    first = max(1, width)
+    for each in range(first, first + known):
+        with suppress(SpecError):
+            return make(each)
+    return make(first)  # raises the error of the first width
+
+
+def _scaled_layer(layer: Layer, factor: float, narrowest: int, width: int) -> Layer:
     """Returns a layer with its feed-forward widths multiplied by `factor`. If its dense width is a multiple of the
-    `narrowest` one, it remains the same multiple of the scaled narrowest width."""
+    `narrowest` one, it becomes the same multiple of `width`, the scaled narrowest width."""
     dense = layer.dense_width
     if dense and dense % narrowest == 0:
-        return layer.with_width(dense // narrowest * max(1, round(narrowest * factor)))
+        return layer.with_width(dense // narrowest * width)
     return _scaled(layer, factor)
 
 
 def _scaled(part: Any, factor: float) -> Any:
     """Returns a part with its feed-forward widths multiplied by `factor`."""
     if isinstance(part, FeedForward):
-        return part.with_width(max(1, round(part.width * factor)))
+        return _first_allowed(part.with_width, round(part.width * factor), part.width)
     return part.map(lambda child: _scaled(child, factor))
 
 
@@ -68,8 +85,10 @@ def _around(spec: Decoder, wanted: int, cost: Cost) -> tuple[Decoder, Decoder]:
         made = with_widths(spec, steps / STEPS / widest)
         return made, cost(made)
 
-    unit = (at(200 * STEPS)[1] - at(100 * STEPS)[1]) / 100  # costs are linear in the widths
-    guess = max(0, round((100 + (wanted - at(100 * STEPS)[1]) / unit) * STEPS))
+    one, two = at(widest * STEPS)[1], at(2 * widest * STEPS)[1]  # widths that every block allows
+    if one == two:
+        raise SpecError("wider feed-forwards cost no more here: no width could meet a budget")
+    guess = max(0, round((widest + (wanted - one) / (two - one) * widest) * STEPS))  # costs are linear in the widths
     reach = 2 * STEPS
     low, high = max(0, guess - reach), guess + reach
     while low and at(low)[1] > wanted:

@@ -3,9 +3,9 @@ executed."""
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from zoo.classes import accepts
 from zoo.errors import UsageError, unknown
@@ -34,6 +34,15 @@ ARITHMETIC: tuple[type[ast.AST], ...] = (
 Values = dict[str, Any]
 
 
+class GrammarError(UsageError):
+    """A text that is no swap: it cannot be parsed, or it names an unknown kind, role or field."""
+
+    @classmethod
+    def unknown(cls, what: str, word: str, known: Iterable[str]) -> Self:
+        """Returns the error for an unknown name (zoo.errors.unknown)."""
+        return cls(str(unknown(what, word, known)))
+
+
 class BlockCall(NamedTuple):
     """A block as written: KIND(field=value, ...). A value can itself be a BlockCall or a Formula."""
 
@@ -45,7 +54,7 @@ class BlockCall(NamedTuple):
         """The registered kind. Raises UsageError, which suggests the nearest names, for an unknown name."""
         kinds = {**Spec.kinds, **aliased_kinds()}
         if self.name not in kinds:
-            raise unknown("block", self.name, kinds)
+            raise GrammarError.unknown("block", self.name, kinds)
         return kinds[self.name]
 
     @property
@@ -116,7 +125,7 @@ def _number(node: ast.expr, near: tuple[Spec, ...]) -> Fraction:
             found = next(_numbers(word, near), None)
             if found is None:
                 fields = {name for spec in near for part in spec.walk() for name in _fields(part)}
-                raise unknown("field", word, fields)
+                raise GrammarError.unknown("field", word, fields)
             return found
         case ast.Constant(value=value):
             return Fraction(repr(value))  # 0.1 is a tenth, as it is written
@@ -149,14 +158,14 @@ def kind_name(word: str) -> str:
 
 def parse(text: str, before: int = 0) -> Any:
     """Returns the value of an expression: a number, true, false, none, a string, a block, a Formula, or a tuple of
-    these. `before` is the number of characters before it in the swap, for error messages. Raises UsageError."""
+    these. `before` is the number of characters before it in the swap, for error messages. Raises GrammarError."""
     added: list[tuple[int, int]] = []  # (position of a number with a unit, characters that its digits add)
 
     def without_unit(match: re.Match[str]) -> str:
         try:
             digits = str(parse_tokens(match[0]))
         except ValueError as error:
-            raise UsageError(str(error)) from error
+            raise GrammarError(str(error)) from error
         added.append((match.start(), len(digits) - len(match[0])))
         return digits
 
@@ -166,11 +175,11 @@ def parse(text: str, before: int = 0) -> Any:
         at = error.offset or 1
         for start, characters in added:
             at -= characters if at > start + 1 else 0
-        raise UsageError(f"{error.msg} at character {before + at}") from error
+        raise GrammarError(f"{error.msg} at character {before + at}") from error
     except UsageError:
         raise
     except (ValueError, MemoryError, RecursionError) as error:  # null bytes, thousands of brackets
-        raise UsageError("expected KIND(field=value, ...)") from error
+        raise GrammarError("expected KIND(field=value, ...)") from error
 
 
 def _value(node: ast.expr) -> Any:
@@ -187,14 +196,14 @@ def _value(node: ast.expr) -> Any:
             given = {each.arg: _value(each.value) for each in keywords if each.arg}
             if len(given) == len(keywords):
                 return BlockCall(kind_name(name), given)
-            raise UsageError(f"{name}: duplicate field, or a field given by **")
+            raise GrammarError(f"{name}: duplicate field, or a field given by **")
         case ast.Call(func=ast.Name(id=name)):
-            raise UsageError(f"{name}: every value needs a field name, as in {name}(field=value)")
+            raise GrammarError(f"{name}: every value needs a field name, as in {name}(field=value)")
     parts = list(ast.walk(node))
     numbers = all(type(part.value) in (int, float) for part in parts if isinstance(part, ast.Constant))
     if numbers and all(isinstance(part, ARITHMETIC) for part in parts):
         return Formula(node)
-    raise UsageError(
+    raise GrammarError(
         f"{ast.unparse(node)!r} must be a number, arithmetic such as dim/4, true, false, none, a word, a block or "
         "(several, of these)"
     )

@@ -24,12 +24,12 @@ from typing import Any
 
 from zoo.architectures import families, folded, published
 from zoo.blocks.layer import PLACEMENTS, Layer, Placement
-from zoo.errors import SpecError, UsageError, unknown
+from zoo.errors import SpecError, UsageError
 from zoo.hf.config import MAX_LAYERS
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec, require_spec
 from zoo.swaps.borrow import borrowed
-from zoo.swaps.expressions import BlockCall, Formula, aliased_kinds, kind_name, parse
+from zoo.swaps.expressions import BlockCall, Formula, GrammarError, aliased_kinds, kind_name, parse
 from zoo.swaps.rebuild import dropped_features, field_names, rebuild
 from zoo.swaps.scaled import at_depth
 
@@ -65,9 +65,9 @@ def apply_swaps(spec: Decoder, texts: Sequence[str]) -> tuple[Decoder, list[str]
 def apply_swap(spec: Decoder, text: str) -> tuple[Decoder, list[str]]:
     """Applies one swap. Returns the new spec, and the features that were dropped: "sinks", "window 128", "biases", ...
 
-    The spec is returned unchanged if it already has the swap's blocks. Raises UsageError, with the grammar as a note,
-    for a swap that cannot be parsed or names blocks that the model does not have. Raises SpecError if the new fields
-    describe no valid model.
+    The spec is returned unchanged if it already has the swap's blocks. Raises UsageError for a swap that cannot be
+    applied, such as one of blocks that the model does not have; the grammar is a note of the error if the swap cannot
+    be parsed, or names an unknown kind, role or field. Raises SpecError if the new fields describe no valid model.
     """
     require_spec(spec, "apply_swap")
     if not isinstance(text, str):
@@ -82,7 +82,8 @@ def apply_swap(spec: Decoder, text: str) -> tuple[Decoder, list[str]]:
             raise type(error)(f"swap {shown!r}: {error}") from error
         reason = "is nested too deeply" if isinstance(error, RecursionError) else error
         refused = UsageError(f"swap {shown!r}: {reason}")
-        refused.add_note(SUMMARY)
+        if isinstance(error, GrammarError | RecursionError):
+            refused.add_note(SUMMARY)
         raise refused from error
 
 
@@ -92,7 +93,7 @@ def _apply_swap(spec: Decoder, text: str) -> tuple[Decoder, list[str]]:
     role, call = _parse_swap(block)
     if role == "layers" or isinstance(call, str):
         if lender:
-            raise UsageError("from NAME needs a KIND before it, as in attn=GatedDeltaNet from qwen3-next")
+            raise GrammarError("from NAME needs a KIND before it, as in attn=GatedDeltaNet from qwen3-next")
         if role != "layers":
             return _move_norms(spec, call, which), []
         if which is not None:
@@ -209,9 +210,11 @@ def _parse_layers(text: str, layers: int) -> tuple[str, frozenset[int] | None]:
         named, words = _listed(found["listed"], layers), f"in {found['listed']}"
     else:
         every, words = int(found["every"]), f"every {found['every']}"
-        named = frozenset(range(every - 1, layers, every) if every else range(0))
+        if every == 0:
+            raise UsageError("every 0: N must be at least 1")
+        named = frozenset(range(every - 1, layers, every))
     chosen = frozenset(range(layers)) - named if found["others"] else named
-    if not chosen or words == "every 0":
+    if not chosen:
         words = f"except {words}" if found["others"] else words
         raise UsageError(f"{words!r} chooses none of {layers} layers")
     return found["swap"], chosen
@@ -223,7 +226,7 @@ def _listed(text: str, layers: int) -> frozenset[int]:
     for item in text.split(","):
         found = LAYER_RANGE.fullmatch(item.strip())
         if not found:
-            raise UsageError(f"{item.strip()!r} is no layer and no range of layers: write in 0,2,5-7")
+            raise GrammarError(f"{item.strip()!r} is no layer and no range of layers: write in 0,2,5-7")
         ends = [int(end) for end in found.groups() if end is not None]
         for end in ends:
             if not -layers <= end < layers:
@@ -248,12 +251,12 @@ def _parse_swap(text: str) -> tuple[str, Any]:
     assert match is not None
     role, block = (match[1] or "").lower(), match[2]
     if role and role not in (roles := {kind.role for kind in Spec.kinds.values() if kind.role} | {"layers"}):
-        raise unknown("role", role, roles)
+        raise GrammarError(f"unknown role {role[:80]!r}; known: {', '.join(sorted(roles))}")
     placement = PLACEMENT_ALIASES.get(block.lower(), block.lower())
     if role == "norm" and placement in PLACEMENTS:
         return role, placement
     if not block:
-        raise UsageError("a block is missing: write KIND(field=value), as in GQA(window=512)")
+        raise GrammarError("a block is missing: write KIND(field=value), as in GQA(window=512)")
     value = parse(block, match.start(2))
     if role == "layers":
         return role, value
@@ -261,7 +264,7 @@ def _parse_swap(text: str) -> tuple[str, Any]:
         value = BlockCall(kind_name(value.word), {})
         known = [*Spec.kinds, *aliased_kinds(), *((*PLACEMENTS, *PLACEMENT_ALIASES) if role == "norm" else ())]
         if value.name not in known:
-            raise unknown("block", value.name, known)
+            raise GrammarError.unknown("block", value.name, known)
     if isinstance(value, BlockCall):
         return role, value
-    raise UsageError(f"{block[:80]!r} is no block: write KIND(field=value), as in GQA(window=512)")
+    raise GrammarError(f"{block[:80]!r} is no block: write KIND(field=value), as in GQA(window=512)")

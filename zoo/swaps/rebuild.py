@@ -13,7 +13,7 @@ from zoo.errors import SpecError, UsageError
 from zoo.model.decoder import Decoder
 from zoo.registry import Spec, fields_in_use, stated
 from zoo.swaps.borrow import borrowed, introduced_by
-from zoo.swaps.expressions import BlockCall, Formula, Values
+from zoo.swaps.expressions import BlockCall, Formula, GrammarError, Values
 
 
 def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...], keeps_kind: bool = False) -> Spec:
@@ -123,7 +123,7 @@ def _apply_alias(call: BlockCall, values: Values) -> None:
             values[name] = value(values)
 
 
-def _unknown_field(name: str, kind: type[Spec], field: str) -> UsageError:
+def _unknown_field(name: str, kind: type[Spec], field: str) -> GrammarError:
     inner = {  # field of a part -> the spelling that sets it; if several parts have the field, the first counts
         each: f"{part}={option}({each}=...)"
         for part, kinds in reversed(_parts(kind).items())
@@ -133,7 +133,7 @@ def _unknown_field(name: str, kind: type[Spec], field: str) -> UsageError:
     }
     close = get_close_matches(field, [*field_names(kind), *inner], n=1)
     hint = f"; {inner[field]} has one" if field in inner else f"; did you mean {close[0]}?" if close else ""
-    return UsageError(f"{name} has no field {field!r}{hint} (fields: {', '.join(field_names(kind)) or 'none'})")
+    return GrammarError(f"{name} has no field {field!r}{hint} (fields: {', '.join(field_names(kind)) or 'none'})")
 
 
 def _example(kinds: tuple[type[Spec], ...] | None) -> str:

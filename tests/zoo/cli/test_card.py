@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -129,6 +130,21 @@ def test_a_swapped_card_is_beside_the_original() -> None:
     starred = [line.partition(" * ")[0] for line in shown.splitlines() if " * " in line[:15]]
     assert starred == ["attention", "feed-forward", "parameters", "KV cache", "FLOPs"]
     assert "-50.0% at 32,768 tokens" in shown
+
+
+@pytest.mark.parametrize(
+    ("swap", "changed", "same"),
+    [("attn=MQA(window=none)", "attention", "feed-forward"), ("ffn=GLU(hidden=50)", "feed-forward", "attention")],
+)
+def test_a_row_whose_layers_have_other_labels_alone_has_no_star(swap: str, changed: str, same: str) -> None:
+    spec = example()
+    attns = [layer.mixer for layer in spec.layers[1:3]]
+    blocks = [(attn, ffn) for ffn in (GLU(96), MoE(8, GLU(96), SoftmaxTopK(2))) for attn in attns]
+    layers = tuple(Layer(pre(NORM, attn), pre(NORM, ffn)) for attn, ffn in blocks)
+    shown = report_text(report(replace(spec, layers=layers), (swap,)))
+    lines = [line for line in shown.splitlines() if line.startswith((changed, same))]
+    starred = {line[:15].strip(): line.endswith("same") for line in lines}
+    assert starred == {f"{changed} *": False, same: True}
 
 
 def test_a_small_change_is_not_rounded_to_zero() -> None:

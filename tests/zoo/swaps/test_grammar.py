@@ -222,7 +222,7 @@ def test_a_swap_for_the_present_value_changes_nothing(text) -> None:
         (PLAIN, "GQQ(window=3)", "unknown block 'GQQ'; did you mean GQA?"),
         (PLAIN, "rope=noppe", "unknown block 'noppe'; did you mean NoPE"),
         (PLAIN, "GQA(qk_norm=RMSNrom)", "unknown block 'RMSNrom'; did you mean RMSNorm?"),
-        (PLAIN, "frob=1", "unknown role 'frob'"),
+        (PLAIN, "frob=1", "unknown role 'frob'; known: act, attn, compressor"),
         (PLAIN, "attn=3", "'3' is no block: write KIND(field=value)"),
         (PLAIN, "GQA(head_dim=dim/7)", "head_dim=dim / 7 is 32/7, about 4.57143: it must be a whole number"),
         (PLAIN, "GQA(head_dim=dimm/4)", "unknown field 'dimm'; did you mean dim"),
@@ -257,7 +257,8 @@ def test_a_swap_for_the_present_value_changes_nothing(text) -> None:
         (PLAIN, "GQA(window=3) in 0,,1", "'' is no layer"),
         (PLAIN, "GQA(window=3) except in 0-1", "'except in 0-1' chooses none of 2 layers"),
         (PLAIN, "norm=sandwhich", "did you mean sandwich"),
-        (PLAIN, "atn=MQA", "unknown role 'atn'; did you mean attn"),
+        (PLAIN, "mixer=MQA", "unknown role 'mixer'; known: act, attn, compressor, ffn"),
+        (PLAIN, "GQA(rope=none)", "rope must be Position, such as NoPE(), not None"),
         (PLAIN, "attn=GLU(hidden=3)", f"GLU does not go into attn, which takes {MIXERS}"),
         (PLAIN, "MLA(kv_rank=3)", "there is no MLA here, only Branch, Decoder, GLU, GQA, Layer, RMSNorm, RoPE, SwiGLU"),
         (PLAIN, "MLA(kv_rank=3)", "attn=MLA(...) puts one in"),
@@ -290,7 +291,7 @@ def test_a_swap_for_the_present_value_changes_nothing(text) -> None:
             "MoE has no field 'groups'; router=GroupedSigmoidTopK(groups=...) has one (fields: exp",
         ),
         (ROUTED, "MoE(k=9)", "k=9 is above the 8 experts"),
-        (PLAIN, "GQA(window=3) every 0", "'every 0' chooses none of"),
+        (PLAIN, "GQA(window=3) every 0", "every 0: N must be at least 1"),
         (PLAIN, "GQA(window=3) every 99", "'every 99' chooses none of"),
         (PLAIN, "GQA(window=3) except every 1", "'except every 1' chooses none of"),
         (PLAIN, "Decoder(tied=true) every 1", "that were chosen has a Decoder"),
@@ -305,8 +306,32 @@ def test_a_wrong_swap_is_a_one_line_error(before, text, says) -> None:
         apply_swap(before, text)
     assert says in str(caught.value)
     assert str(caught.value).startswith("swap ")
-    notes = getattr(caught.value, "__notes__", [])
-    assert notes == ([] if isinstance(caught.value, SpecError) else [SUMMARY])
+
+
+@pytest.mark.parametrize(
+    ("text", "shows"),
+    [
+        ("GQA(window=", True),
+        ("(" * 1000, True),
+        ("attn=3", True),
+        ("GQQ(window=3)", True),
+        ("mixer=MQA", True),
+        ("GQA(windw=3)", True),
+        ("GQA(head_dim=dimm/4)", True),
+        ("GQA(window=3) in 9", False),
+        ("GQA(window=3) every 0", False),
+        ("GQA(window=3) every 99", False),
+        ("attn=SWA", False),
+        ("MLA(kv_rank=3)", False),
+        ("layers=0", False),
+        ("attn=MLA from nowhere", False),
+        ("GQA(kv_heads=3)", False),
+    ],
+)
+def test_the_grammar_is_shown_for_what_cannot_be_parsed_and_for_unknown_names(text: str, shows: bool) -> None:
+    with pytest.raises(UsageError) as caught:
+        apply_swap(PLAIN, text)
+    assert getattr(caught.value, "__notes__", []) == [SUMMARY] * shows
 
 
 def test_the_summary_fits_a_terminal_and_shows_swaps_that_work() -> None:

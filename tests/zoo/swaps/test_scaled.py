@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import zoo
 from tests.presets import of_families, over, representatives, screen_of_families
 from tests.zoo.swaps.test_tiny import composition
 from zoo import GLU, GQA, MLA, Decoder, GroupedSigmoidTopK, Layer, MoE, RMSNorm, RoPE, SoftmaxTopK, pre
+from zoo.blocks.feed_forward import FeedForward
 from zoo.catalog import resolve
 from zoo.errors import SpecError, UsageError
 from zoo.registry import Mixer, Spec
+from zoo.swaps.budget import with_widths
 from zoo.swaps.grammar import apply_swaps
 from zoo.swaps.proportions import USUAL_HEAD_DIM
 from zoo.swaps.scaled import Match, Scaled, at_depth, resolved, scaled
@@ -223,6 +226,60 @@ def test_what_one_width_misses_a_second_meets() -> None:
     assert len(set(widths)) == 2
     assert widths == sorted(widths, reverse=True)
     assert max(widths) - min(widths) == 1
+
+
+@dataclass(frozen=True)
+class _Bilinear(FeedForward):
+    """(A x) * (B x), with two matrices of (dim, rank), and a third one of (rank, dim)."""
+
+    rank: int
+    step: int = 1
+
+    width_field = "rank"
+
+    def check(self) -> None:
+        self.require(self.rank > 1, "rank must be at least 2")
+        self.require(self.rank % self.step == 0, f"rank must be a multiple of {self.step}")
+
+    def build(self, dim: int) -> nn.Module:
+        raise NotImplementedError
+
+    def params(self, dim: int) -> int:
+        return 3 * dim * self.rank
+
+    def flops(self, dim: int, past: int, new: int, causal: bool = True) -> int:
+        return 2 * new * self.params(dim)
+
+    def describe(self) -> str:
+        return f"bilinear of {self.rank}"
+
+
+class _Unscalable(_Bilinear):
+    width_field = "hidden"
+
+
+@pytest.mark.parametrize("step", [1, 8])
+def test_ones_own_feed_forward_is_scaled_to_widths_that_it_allows(step: int) -> None:
+    full = zoo.swap(zoo.spec("qwen3"), GLU, _Bilinear(128, step))
+    met = scaled(full, 100_000)
+    assert met.meets
+    assert all(block.rank % step == 0 for block in parts(met.spec, _Bilinear))
+    narrow, wide = with_widths(full, 0), with_widths(full, 1)
+    assert {block.rank for block in parts(narrow, _Bilinear)} == {max(step, 2)}
+    assert wide == full
+
+
+def test_widths_of_several_feed_forwards_keep_their_ratio_at_the_narrowest() -> None:
+    layers = zoo.spec("qwen3").layers[:2]
+    wide, wider = (zoo.swap(layer, GLU, _Bilinear(rank)) for layer, rank in zip(layers, (64, 128), strict=True))
+    narrow = with_widths(replace(zoo.spec("qwen3"), layers=(wide, wider)), 0)
+    assert [block.rank for block in parts(narrow, _Bilinear)] == [2, 4]
+
+
+def test_a_feed_forward_that_cannot_be_scaled_names_the_way_out() -> None:
+    spec = zoo.swap(zoo.spec("qwen3"), GLU, _Unscalable(128))
+    with pytest.raises(SpecError, match=r"no field 'hidden': set width_field .* or define width and with_width"):
+        scaled(spec, 100_000)
 
 
 @pytest.mark.parametrize("match", MATCHES)
