@@ -33,6 +33,7 @@ from zoo import catalog
 from zoo.arguments import find_dtype
 from zoo.blocks.layer import Layer
 from zoo.core.collectives import Group
+from zoo.core.devices import find_device
 from zoo.errors import MalformedError, UsageError, require_package
 from zoo.hf.checkpoint_layout import Rename, Stacked
 from zoo.kernel_choice import decide_for
@@ -197,8 +198,10 @@ def load(
     `ignore_fields` are fields of the config to ignore at your own risk. `check_finite` reads every tensor first, and
     refuses NaN and infinity. `offline` uses the download cache only.
 
-    Raises NotAvailable for a missing file or package, and one MalformedError that names everything that does not fit.
+    Raises NotAvailable for a missing file, package or device, UsageError for an unknown device or dtype, and one
+    MalformedError that names everything that does not fit.
     """
+    device = find_device(device)
     opened = open_source(source, revision, offline)
     generation = opened.generation  # before the tensors are read: it may be malformed
     group = None if mesh is None else Group.of(mesh.get_group("tp" if mesh.mesh_dim_names else None))

@@ -51,9 +51,11 @@ def save(
     stored. For a model from `weights.load`, its tokenizer, chat template and generation settings are also written.
 
     Raises SpecError for "hf" if no published config describes the model, and NotAvailable if the folder cannot be
-    written. Raises UsageError for a folder that is not empty, and for a model without weights or one that differs from
-    its spec.
+    written. Raises UsageError for a folder that is not empty, for a model without weights or one that differs from its
+    spec, and for anything but a model.
     """
+    if not isinstance(model, Model):
+        raise UsageError(f"save(model, folder) expects a model of the zoo first, not a {type(model).__name__}")
     if shard_bytes < 1:
         raise UsageError(f"shard_bytes must be at least 1, got {shard_bytes}")
     if layout not in get_args(Layout):

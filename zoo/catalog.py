@@ -16,7 +16,7 @@ from zoo.architectures import families, published
 from zoo.architectures import folded as folded
 from zoo.architectures import is_known as is_known
 from zoo.arguments import find_dtype
-from zoo.core.devices import allocating
+from zoo.core.devices import allocating, find_device
 from zoo.core.kernels import active
 from zoo.errors import MalformedError, SpecError, UsageError, unknown
 from zoo.hf.config import About, Size
@@ -150,7 +150,10 @@ def build(
     dtype: str | torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Model:
-    """Returns a model in eval mode with fresh weights drawn from `seed`; on the meta device it has no weights."""
+    """Returns a model in eval mode with fresh weights drawn from `seed`; on the meta device it has no weights.
+
+    Raises UsageError for an unknown model, device or dtype, and NotAvailable for a device that is missing.
+    """
     model = allocate(_decoder(name_or_spec, tiny), device, find_dtype(dtype, computing=True))
     if torch.device(device).type != "meta":
         initialise(model, seed)
@@ -159,10 +162,10 @@ def build(
 
 
 def allocate(spec: Decoder, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Model:
-    """Returns a model in eval mode with uninitialised weights. Raises NotAvailable or MalformedError, before building
-    anything, if ZOO_KERNELS cannot be read."""
+    """Returns a model in eval mode with uninitialised weights. Before building anything, it raises NotAvailable or
+    MalformedError if ZOO_KERNELS cannot be read, and the errors of `find_device`."""
     active()
-    with allocating(device, dtype):
+    with allocating(find_device(device), dtype):
         return Model(spec).eval()
 
 

@@ -49,7 +49,7 @@ def spec_from(content: Any, where: str) -> Decoder:
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise MalformedError(f"{where}: version must be a positive integer")
     if version > VERSION:
-        raise MalformedError(f"{where}: has version {version}; this zoo reads up to {VERSION}: update it")
+        raise MalformedError(f"{where}: has version {version}; this zoo reads versions up to {VERSION}: update the zoo")
     if not isinstance(imports, list) or not all(isinstance(name, str) for name in imports):
         raise MalformedError(f"{where}: imports must be a list of module names")
     try:

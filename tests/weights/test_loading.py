@@ -282,6 +282,14 @@ def test_nothing_is_read_before_all_of_it_fits(saved: Saved, monkeypatch: pytest
         fill(spec, folder, "cpu", "auto")
 
 
+def test_unknown_and_missing_devices() -> None:
+    """They are refused before the source is looked for."""
+    with pytest.raises(UsageError, match="unknown device 'cpuu'; did you mean cpu"):
+        weights.load("saved", device="cpuu")
+    with pytest.raises(NotAvailable, match="no device cuda:99 here: "):
+        weights.load("saved", device="cuda:99")
+
+
 def test_unknown_sources(saved: Saved, tmp_path: Path) -> None:
     with pytest.raises(NotAvailable, match=r"no folder and no \.gguf file 'nothing', and it is neither a hub id"):
         weights.load("nothing")

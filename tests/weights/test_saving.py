@@ -237,6 +237,11 @@ def test_a_model_that_no_config_can_describe_is_refused_before_anything_is_writt
     assert list(tmp_path.iterdir()) == []
 
 
+def test_swapped_arguments_are_refused(dense: Model, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"save\(model, folder\) expects a model of the zoo first, not a str"):
+        weights.save(str(tmp_path / "saved"), dense)  # type: ignore[arg-type]
+
+
 def test_models_that_cannot_be_saved(dense: Model, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="meta device has no weights"):
         weights.save(zoo.build(DENSE, tiny=True, device="meta"), tmp_path / "saved")

@@ -9,7 +9,7 @@ import zoo
 from tests.presets import over
 from zoo.architectures import families, released
 from zoo.catalog import allocate, ancestor, best_known, family_name, resolve, sizes
-from zoo.errors import UsageError
+from zoo.errors import NotAvailable, UsageError
 from zoo.hf.config import Size
 
 
@@ -145,6 +145,14 @@ def test_building_leaves_the_default_dtype_alone(dtype: torch.dtype) -> None:
     with pytest.raises(RuntimeError):
         allocate(zoo.spec("qwen3", tiny=True), device="no such device", dtype=dtype)
     assert torch.get_default_dtype() == before
+
+
+def test_unknown_and_missing_devices_are_refused() -> None:
+    with pytest.raises(UsageError, match="unknown device 'cpuu'; did you mean cpu"):
+        zoo.build("qwen3", tiny=True, device="cpuu")
+    for device in ("cuda:99", torch.device("cuda:99")):
+        with pytest.raises(NotAvailable, match="no device cuda:99 here: "):
+            zoo.build("qwen3", tiny=True, device=device)
 
 
 def test_the_meta_device_allocates_nothing() -> None:

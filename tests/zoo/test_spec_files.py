@@ -59,7 +59,7 @@ def edited(edit: Callable[[Any], object]) -> Any:
 
 MISFITS: dict[str, Callable[[Any], object]] = {
     r'must be an object with "format"': lambda c: c.update(format="other"),
-    r"has version 2; this zoo reads up to 1": lambda c: c.update(version=2),
+    r"has version 2; this zoo reads versions up to 1: update the zoo": lambda c: c.update(version=2),
     r"version must be a positive integer": lambda c: c.update(version="1"),
     r"imports must be a list of module names": lambda c: c.update(imports=[1]),
     r"spec must be a Decoder": lambda c: c.update(spec=c["spec"]["norm"]),

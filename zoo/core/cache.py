@@ -5,6 +5,7 @@ missing cache and returns the new tokens themselves, so that layers have no `if 
 """
 
 from collections.abc import Hashable, Iterable, Sequence
+from math import ceil
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from zoo.arguments import count
 from zoo.core.float32 import upcast_dtype
 from zoo.core.forward_context import CacheView, ForwardContext, LayerCache, ReachMask, visible
 from zoo.costs import CacheSpec
-from zoo.errors import CacheFullError, UsageError, enough
+from zoo.errors import CacheFullError, NotAvailable, UsageError, enough
+from zoo.units import format_bytes
 
 
 def prepare_forward(
@@ -103,8 +105,9 @@ class _AllocatedCache(LayerCache):
         """
         return tuple(stream.detach() for stream in self.streams) if x.shape[1] == 1 else read
 
-    def can_truncate(self, held: int, length: int) -> bool:
-        """Whether a cache of `held` tokens can be cut to the first `length`. States can be cut to 0 only."""
+    def can_truncate(self, held: int, length: int, longest: int) -> bool:
+        """Whether a cache of `held` tokens, which once held `longest`, can be cut to the first `length`. States can be
+        cut to 0 only."""
         return length in (0, held) or not self.states
 
     def clear(self) -> None:
@@ -180,10 +183,12 @@ class RingCache(_AllocatedCache):
         index = torch.arange(places, device=device)
         return past - 1 - (past - 1 - index) % self.tokens
 
-    def can_truncate(self, held: int, length: int) -> bool:
-        """Whether the ring still holds every earlier token that the token at position `length` sees."""
+    def can_truncate(self, held: int, length: int, longest: int) -> bool:
+        """Whether the ring still holds every earlier token that the token at position `length` sees. Tokens that were
+        dropped since have overwritten earlier ones, which stay lost."""
         seen = min(self.reach.held(length), (self.reach.limit or self.tokens) - 1)
-        return super().can_truncate(held, length) and (seen == 0 or length - seen >= held - self.tokens)
+        possible = super().can_truncate(held, length, longest)
+        return possible and (seen == 0 or length - seen >= longest - self.tokens)
 
     def overwritten(self) -> list[Tensor]:
         return [*super().overwritten(), *self.streams]
@@ -259,8 +264,8 @@ def _kind(spec: CacheSpec) -> type[_AllocatedCache]:
     return FullCache if spec.reach.limit is None else RingCache
 
 
-# A cache at one point: its length, and pairs of a tensor and a copy of its content.
-Snapshot = tuple[int, list[tuple[Tensor, Tensor]]]
+# A cache at one point: its length, its longest length so far, and pairs of a tensor and a copy of its content.
+Snapshot = tuple[int, int, list[tuple[Tensor, Tensor]]]
 
 
 class Cache:
@@ -268,7 +273,8 @@ class Cache:
 
     It is for inference: streams carry no gradient to earlier passes. `length` is the number of stored tokens. `static`
     (fixed shapes in single-token decode) defaults to True on CUDA. `switches`: lengths beyond which keys are rotated
-    differently (LongRoPE). Raises UsageError if `batch` or `tokens` is below 1.
+    differently (LongRoPE). Raises UsageError if `batch` or `tokens` is below 1, and NotAvailable if there is too little
+    memory.
     """
 
     def __init__(
@@ -285,8 +291,15 @@ class Cache:
             raise UsageError(f"a cache needs a batch and tokens of at least 1, got {batch} and {tokens}")
         self.switches = tuple(switches)
         self.cache_specs, self.batch, self.tokens, self.length = tuple(cache_specs), batch, tokens, 0
+        self._longest = 0  # the greatest length that a truncation has ended: its tokens overwrote a ring's earlier ones
         self.static = device.type == "cuda" if static is None else static
-        self.layers = [_kind(spec)(spec, batch, tokens, dtype, device, self.static) for spec in cache_specs]
+        try:
+            self.layers = [_kind(spec)(spec, batch, tokens, dtype, device, self.static) for spec in cache_specs]
+        except RuntimeError as error:  # torch's allocators have no common error
+            needed = ceil(batch * sum(spec.nbytes(tokens, dtype.itemsize) for spec in cache_specs))
+            raise NotAvailable(
+                f"a cache for {batch} x {tokens} tokens needs {format_bytes(needed)}, which {device} cannot allocate"
+            ) from error
 
     @property
     def nbytes(self) -> int:
@@ -301,11 +314,12 @@ class Cache:
 
         Full caches need no copy: later tokens lie past the restored length.
         """
-        return self.length, [(kept, kept.clone()) for each in self.layers for kept in each.overwritten()]
+        copies = [(kept, kept.clone()) for each in self.layers for kept in each.overwritten()]
+        return self.length, self._longest, copies
 
     def restore(self, snapshot: Snapshot) -> None:
         """Discards every token after the `snapshot`, which can be restored again."""
-        self.length, copies = snapshot
+        self.length, self._longest, copies = snapshot
         for kept, copy in copies:
             kept.copy_(copy)
 
@@ -319,11 +333,12 @@ class Cache:
         """
         if count(length, "length", 0) > self.length:
             raise UsageError(f"the cache holds {self.length} tokens and cannot be truncated to {length}")
+        longest = max(self._longest, self.length)
         kinds = {(type(each), each.geometry, not each.states): each for each in self.layers}.values()
 
         def is_possible(length: int) -> bool:
             rotated_alike = all(not 0 < length <= switch < self.length for switch in self.switches)
-            return rotated_alike and all(each.can_truncate(self.length, length) for each in kinds)
+            return rotated_alike and all(each.can_truncate(self.length, length, longest) for each in kinds)
 
         if not is_possible(length):
             possible = _ranges([each for each in range(self.length + 1) if is_possible(each)])
@@ -334,7 +349,7 @@ class Cache:
         if length == 0:
             for each in self.layers:
                 each.clear()
-        self.length = length
+        self.length, self._longest = length, longest if length else 0
 
     def crossed_switch(self, new: int) -> int | None:
         """Returns the length in `switches` that `new` more tokens would exceed, or None. All keys must then be rotated
@@ -359,8 +374,10 @@ class Cache:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Returns sorted numbers in words: 0, 40 to 57."""
+    """Returns sorted numbers in words: 0, or 40 to 57."""
     starts = [n for i, n in enumerate(numbers) if i == 0 or numbers[i - 1] != n - 1]
     ends = [n for i, n in enumerate(numbers) if i == len(numbers) - 1 or numbers[i + 1] != n + 1]
     words = [f"{a}" if a == b else f"{a} to {b}" for a, b in zip(starts, ends, strict=True)]
+    if 1 < len(words) <= 5:
+        words[-1] = f"or {words[-1]}"
     return enough(words, 5)

@@ -19,12 +19,12 @@ MAX_HEAP_BLOCK = 2**25  # maximum bytes of a block served from freed memory: gli
 MALLOC_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
-def find_device(name: str) -> torch.device:
-    """Returns torch's device of this name. Raises UsageError for an unknown name, NotAvailable if it is missing."""
+def find_device(name: str | torch.device) -> torch.device:
+    """Returns the torch device with this name. Raises UsageError for an unknown name, NotAvailable if it is missing."""
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise unknown("device", name, ["cpu", "cuda", "meta", "mps"]) from None
+        raise unknown("device", str(name), ["cpu", "cuda", "meta", "mps"]) from None
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -268,8 +268,8 @@ class Model(nn.Module):
 
     def stream(
         self,
-        tokens: Tensor | None,
-        max_new_tokens: int,
+        tokens: Tensor | None = None,
+        max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -286,7 +286,7 @@ class Model(nn.Module):
 
         With a `cache`, the prompt follows the cached tokens. Afterwards the cache holds all tokens except the last
         generated token, with which the next prompt must begin. `inputs_embeds` are the prompt's embeddings, as in
-        `forward`.
+        `forward`: generate(inputs_embeds=embeds, max_new_tokens=4).
 
         If keys are rotated differently beyond some length (LongRoPE), the cache is recomputed once the sequence exceeds
         it. The call itself raises UsageError for invalid tokens or options or a cache of another model, and
@@ -295,8 +295,7 @@ class Model(nn.Module):
         given = self._checked_input(tokens, inputs_embeds)
         if tokens is not None:
             _check_tokens(tokens, self.vocab)
-        if max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens={max_new_tokens} is below 1")
+        max_new_tokens = count(max_new_tokens, "max_new_tokens")
         sampler = Sampler(temperature, top_k, top_p, seed, given.device)
         stop = self.generation.stop if stop is None else stop
         stop_ids = torch.tensor(sorted(set(stop)), dtype=torch.long, device=given.device)
@@ -313,8 +312,8 @@ class Model(nn.Module):
 
     def generate(
         self,
-        tokens: Tensor | None,
-        max_new_tokens: int,
+        tokens: Tensor | None = None,
+        max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,

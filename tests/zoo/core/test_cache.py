@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from itertools import product
+from random import Random
 
 import pytest
 import torch
@@ -16,8 +18,9 @@ from tests.models import chunks, randomised, tokens_of
 from tests.presets import distinct, representatives, screen, split
 from zoo.catalog import allocate
 from zoo.core.cache import Cache, prepare_forward
-from zoo.errors import CacheFullError, UsageError
+from zoo.errors import CacheFullError, NotAvailable, UsageError
 from zoo.model.module import Model
+from zoo.units import format_bytes
 
 NAME = distinct()[0]
 WINDOW = 16  # of every tiny layer that has one; a length like any other for the rest
@@ -154,6 +157,16 @@ def test_an_empty_cache_is_refused(batch: int, tokens: int) -> None:
         model_of(NAME).new_cache(batch, tokens)
 
 
+def test_a_cache_too_large_for_memory_is_refused_with_its_bytes() -> None:
+    model = model_of(NAME)
+    needed = format_bytes(model.spec.kv_bytes(10**12, 1, torch.float64))
+    with pytest.raises(
+        NotAvailable, match=f"a cache for 1 x {10**12} tokens needs {needed}, which cpu cannot"
+    ) as caught:
+        model.new_cache(1, 10**12)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
 @torch.no_grad()
 def test_a_cache_of_another_model_is_refused() -> None:
     """One of other cache specs; a model of equal layers may use it."""
@@ -281,11 +294,61 @@ def test_a_truncated_cache_goes_on_as_if_the_dropped_tokens_had_never_been(name:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("seed", split(range(6), [0]))
+@pytest.mark.parametrize("name", screen())
+def test_any_sequence_of_truncations_and_passes_equals_a_fresh_cache(name: str, seed: int) -> None:
+    """Wherever a truncation is accepted. Tokens that are dropped differ from those that take their place."""
+    model, random = model_of(name), Random(seed)
+    tokens, others = (tokens_of(model.spec, 2, LENGTH, each)[:1] for each in (0, 1))
+    for held in (WINDOW - 3, 40):
+        kv = model.new_cache(1, LENGTH)
+        model(tokens[:, :held], kv)
+        for _ in range(4):
+            with suppress(UsageError):
+                kv.truncate(random.choice([kv.length - 1, random.randrange(kv.length)]))
+            length, point, new = kv.length, kv.snapshot(), random.choice([1, 2, WINDOW])
+            logits = model(tokens[:, length : length + new], kv)
+            assert_equal(logits, whole(name)[:1, length : length + new], (held, length, new))
+            kv.restore(point)
+            model(others[:, length : length + random.randint(1, 4)], kv)
+            with suppress(UsageError):
+                kv.truncate(length)
+            if kv.length > length:  # the other tokens could not be dropped
+                kv.restore(point)
+            if length == 0:
+                model(tokens[:, :held], kv)
+
+
+@torch.no_grad()
+def test_what_a_window_has_overwritten_stays_lost() -> None:
+    """Through truncations, passes and snapshots, until the cache is empty."""
+    windows = next(name for name in distinct() if zoo.spec(name, tiny=True).layers[0].cache_spec().reach.limit)
+    model = model_of(windows)
+    tokens, kv = tokens_of(model.spec, 1, LENGTH), model.new_cache(1, LENGTH)
+    model(tokens[:, :40], kv)
+    kv.truncate(39)
+    point = kv.snapshot()
+    for _ in range(2):
+        with pytest.raises(UsageError, match="cannot be truncated to 38 tokens, only to 0, or 39: windows have"):
+            kv.truncate(38)
+        model(tokens[:, 39:40], kv)
+        kv.truncate(39)
+        kv.restore(point)
+    model(tokens[:, 39:41], kv)
+    with pytest.raises(UsageError, match="cannot be truncated to 39 tokens, only to 0, or 40 to 41: windows have"):
+        kv.truncate(39)
+    kv.truncate(0)
+    model(tokens[:, :WINDOW], kv)
+    kv.truncate(WINDOW - 2)
+    kv.truncate(WINDOW - 5)
+
+
+@torch.no_grad()
 def test_what_a_cache_can_be_truncated_to_is_said() -> None:
     windows = next(name for name in distinct() if zoo.spec(name, tiny=True).layers[0].cache_spec().reach.limit)
     kv = model_of(windows).new_cache(1, LENGTH)
     model_of(windows)(tokens_of(model_of(windows).spec, 1, 40), kv)
-    with pytest.raises(UsageError, match=r"cannot be truncated to 7 tokens, only to 0, 39 to 40: windows have"):
+    with pytest.raises(UsageError, match=r"cannot be truncated to 7 tokens, only to 0, or 39 to 40: windows have"):
         kv.truncate(7)
     with pytest.raises(UsageError, match="the cache holds 40 tokens and cannot be truncated to 41"):
         kv.truncate(41)

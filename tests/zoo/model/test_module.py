@@ -127,7 +127,7 @@ def test_arguments_out_of_range_are_refused() -> None:
     with pytest.raises(UsageError, match="logits_to_keep=-1 is below 0"):
         model(tokens, logits_to_keep=-1)
     for count in (0, -3):
-        with pytest.raises(UsageError, match=f"max_new_tokens={count} is below 1"):
+        with pytest.raises(UsageError, match=f"max_new_tokens must be an integer, at least 1, got {count}"):
             model.generate(tokens, count)
     for wrong in (-1, vocab):
         with pytest.raises(UsageError, match=f"token ids must be from 0 to {vocab - 1}, not "):
@@ -282,6 +282,8 @@ def test_embeddings_replace_those_of_the_tokens(name: str) -> None:
     parts = [model(None if without is None else tokens[:, p], cache, 0, embeds[:, p]) for p in (slice(9), slice(9, 20))]
     assert_equal(torch.cat(parts, dim=1), model(tokens))
     assert torch.equal(model.generate(without, 4, inputs_embeds=embeds), greedy(name)[:, :4])
+    if without is None:
+        assert torch.equal(model.generate(inputs_embeds=embeds, max_new_tokens=4), greedy(name)[:, :4])
 
 
 def test_embeddings_have_gradients() -> None:
@@ -428,6 +430,8 @@ def test_arguments_of_another_kind_are_refused_by_what_was_expected() -> None:
     for call, message in (
         (lambda: model([[1, 2, 3]]), r"tokens must be a torch.Tensor of integers \(batch, new\), not a list"),
         (lambda: model.generate([[1, 2]], 3), "tokens must be a torch.Tensor"),
+        (lambda: model.generate(torch.tensor([[1, 2]])), "max_new_tokens must be an integer, at least 1, got None"),
+        (lambda: model.generate(max_new_tokens=3), "a pass needs tokens, inputs_embeds or both"),
         (lambda: model.new_cache(0, 5), "batch must be an integer, at least 1, got 0"),
         (lambda: model.new_cache(1, "long"), "tokens: 'long' is not a number of tokens; write 4096 or 4k"),
         (lambda: zoo.spec(3), "unknown model '3'"),  # type: ignore[arg-type]
