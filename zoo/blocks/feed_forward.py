@@ -40,7 +40,7 @@ class FeedForward(Block, abstract=True):
 
     @property
     def width(self) -> int:
-        """The hidden width, which is adjusted to reach a number of parameters. By default it is the field `hidden`."""
+        """The hidden width. Scaling adjusts it to meet a budget, such as a number of parameters."""
         hidden: int = vars(self)["hidden"]
         return hidden
 

@@ -173,7 +173,7 @@ def _decide_in_group(wanted: list[Decision], group: Group) -> None:
 
 
 def trial(decision: Decision) -> Trial:
-    """Returns the trial of an operation in a dtype."""
+    """Returns a function that makes the calls to time for a decision, which is an operation and a dtype."""
     operation, dtype = decision
     compute, operands = TRIALS[operation]
     groups = list(operands(dtype))

@@ -88,7 +88,7 @@ class Aspect(NamedTuple):
 
     @property
     def keys(self) -> list[Hashable]:
-        """The keys of the phrases, except for layers to which the aspect does not apply."""
+        """The key of every layer's phrase, in the order of the layers. Layers without a phrase are left out."""
         return [phrase.key for phrase in self.phrases if phrase is not None]
 
     @property
@@ -109,7 +109,7 @@ class Aspect(NamedTuple):
         return keys[:period].count(key), period
 
     def layers(self, key: Hashable) -> str:
-        """Returns the frequency of a key in words: "5 of 6 layers"."""
+        """Returns how many layers have a phrase with this key, in words: "5 of 6 layers"."""
         return "{:,} of {:,} layers".format(*self.frequency(key))
 
     def statement(self, keys: Iterable[Hashable]) -> str:
