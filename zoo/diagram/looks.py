@@ -36,7 +36,7 @@ def reaches() -> dict[str, str]:
 
 
 def look(layer: Layer, spec: Decoder) -> Look:
-    """Returns the look of one of a model's layers."""
+    """Returns the two colours, as CSS classes, of one of a model's layers."""
     ffn = "ffn-experts" if layer.mixture else "ffn-dense" if layer.ffn else NONE
     return Look(_reach(layer, spec), ffn)
 

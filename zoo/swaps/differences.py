@@ -50,8 +50,8 @@ class Difference(NamedTuple):
 
 
 class Phrase(NamedTuple):
-    """A statement about an aspect of a layer. Phrases with the same `key` count as equal, even if the numbers in their
-    texts differ. `name` is the noun for an option."""
+    """The words for one aspect of a layer, such as the placement of its norms. Phrases with the same `key` count as
+    equal, even if the numbers in their texts differ. `name` is the noun for an option."""
 
     text: str
     key: Hashable
