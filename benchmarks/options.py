@@ -84,7 +84,7 @@ tokens_option = parsed_option(parse_context, "TOKENS")
 tokens_or_none_option = parsed_option(parse_tokens, "TOKENS")
 # The help texts of these options state the default: typer would show it as torch.float32 or in bytes.
 count_option = parsed_option(parse_count, "COUNT", show_default=False)
-weights_option = parsed_option(parse_weights, "FORM", show_default=False)
+weights_option = parsed_option(parse_weights, "FORMAT", show_default=False)
 dtype_option = parsed_option(find_dtype, "DTYPE", show_default=False)
 computing_dtype_option = partial(parsed_option(parse_computing_dtype, "DTYPE", show_default=False), "--dtype")
 memory_option = parsed_option(parse_memory, "SIZE", show_default=False)
@@ -120,7 +120,7 @@ class SwapOptions:
     swap: Annotated[
         Strings,
         typer.Option(
-            metavar="CHANGE", help="Change to show beside each model: 'GQA(window=512)', norm=olmo (repeatable)."
+            metavar="CHANGE", help="Also show each model with this change: 'GQA(window=512)', norm=olmo (repeatable)."
         ),
     ] = None
     ignore_field: IgnoreField = None
@@ -177,11 +177,16 @@ class InferenceOptions(InferenceConfig):
     ] = BFLOAT16
     cache: Annotated[torch.dtype, dtype_option("--cache-dtype", help="Dtype of the cache. [bfloat16]")] = torch.bfloat16
     tp: Annotated[
-        int, typer.Option("--tp", min=1, help="Number of cards that divide each model; figures are per card.")
+        int, typer.Option("--tp", min=1, help="Number of cards that each model is split across; figures are per card.")
     ] = 1
 
     ep: Annotated[
-        int, typer.Option("--ep", min=1, help="1, or the same as --tp: each card then holds whole experts.")
+        int,
+        typer.Option(
+            "--ep",
+            min=1,
+            help="1, or the value of --tp to put whole experts on each card, instead of a slice of every expert.",
+        ),
     ] = 1
 
     def dtype(self) -> torch.dtype:

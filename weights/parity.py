@@ -65,12 +65,13 @@ def main(
 ) -> int:
     """Compare the zoo with the released implementation, in transformers, on the same weights and prompts.
 
-    A folder in the zoo's own layout has no reference and is compared with its own spec: sizes of parameters and cache
-    with the formulas, and decoding through the cache with one forward pass.
+    A model saved in the zoo's own layout (with a spec.json) has no released implementation. It is checked against
+    itself: the sizes of parameters and cache against the spec's formulas, and decoding through the cache against one
+    forward pass over all tokens.
 
     Both models compute in float64, where equal models differ by less than 1e-10 of the largest logit. The exit code is
     1 if they differ by more, or if the zoo's rounding error in --dtype is more than twice the reference's. All runs are
-    on the CPU. With --tp the zoo's model is divided among processes. Each process runs the whole reference; with
+    on the CPU. With --tp the zoo's model is split across processes. Each process runs the whole reference; with
     --streaming, one layer at a time.
     """
     handler, logged = logging.StreamHandler(), dict[str, logging.LogRecord]()

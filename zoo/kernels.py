@@ -33,7 +33,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def main(
     again: Annotated[bool, typer.Option("--again", help="Measure all operations again.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the process. Default: torch's.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Number of threads. Default: as torch sets it.")] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:

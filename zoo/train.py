@@ -92,7 +92,9 @@ def main(
     source: Annotated[
         str | None, typer.Option("--from", metavar="SOURCE", help="Released model or finished run to start from.")
     ] = None,
-    vocab: Annotated[int | None, typer.Option(min=1, help="Vocabulary of a BPE to train. Default: bytes.")] = None,
+    vocab: Annotated[
+        int | None, typer.Option(min=1, help="Vocabulary size of a BPE tokenizer to train. Default: bytes as tokens.")
+    ] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens per sequence. Default: 256.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences per step. Default: 8.")] = None,
     accumulate: Annotated[
@@ -190,8 +192,10 @@ class Session:
         return training_flops_per_token(self.spec, self.options.context)
 
     def require_time(self, spent: float, step: float | None = None) -> None:
-        """Raises UsageError if less of --minutes is left after `spent` seconds than a `step` takes. By default, the
-        seconds of a step follow from the measured rate."""
+        """Raises UsageError if the rest of --minutes, after `spent` seconds, is too short for one step.
+
+        `step`: the seconds that a step takes. By default they are estimated from the measured `rate`.
+        """
         least = step or self.options.batch * self.options.context * self.flops_per_token / self.rate
         if self.options.minutes is not None and 60 * self.options.minutes - spent < least:
             steps_within(60 * self.options.minutes - spent, least, least, self.options.eval_every)

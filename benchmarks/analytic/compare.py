@@ -85,9 +85,9 @@ def structure_rows(first: NamedSpec, second: NamedSpec) -> list[Row]:
 
 
 def difference_rows(first: NamedSpec, second: NamedSpec) -> list[Row]:
-    """Returns one row for each field of the specs with other values, or with other shares of the layers.
+    """Returns one row for each field that differs between the models, in its values or in how many layers have each.
 
-    There is no row for an option that is off in one model and that the other model's block does not have.
+    An option that is off in one model and does not exist in the other gets no row.
     """
     a, b = field_values(first.spec), field_values(second.spec)
     pair, rows = {"table": "differences", **about(first, second)}, []

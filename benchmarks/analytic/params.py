@@ -74,10 +74,10 @@ def longest_context(limit: int | None) -> int:
 
 
 def param_row(model: NamedSpec) -> Row:
-    """Returns a row with `params` and the parts that add up to it.
+    """Returns a row with the parameter count `params`, and the count of each part; these add up to it.
 
-    `hub_params` is the Hub's total for a published size, which includes the parts in `hub_beside`. `name_params` and
-    `name_active_params` are the numbers that the model's name claims.
+    For published sizes, `hub_params` is the total that the Hub states; `hub_beside` lists the parameters in it that do
+    not belong to the text model. `name_params` and `name_active_params` are the counts in the model's name (30B-A3B).
     """
     total = model.spec.params()
     hub = _hub().get(model.name, {"total": total}) if model.size else {}

@@ -51,9 +51,9 @@ def command(
 ) -> None:
     """A web page of the architectures.
 
-    It shows diagrams, charts, the learning of small forms, the models that fit on a card, and the costs of swaps. The
-    page is one file, index.html, which needs no network. The folder data/ beside it holds the numbers of each chart as
-    CSV. With --png, the folder charts/ holds each chart as an image.
+    It shows diagrams, charts, how well scaled-down models learn, the models that fit on a card, and the costs of swaps.
+    The page is one file, index.html, which needs no network. The folder data/ beside it holds the numbers of each chart
+    as CSV. With --png, the folder charts/ holds each chart as an image.
     """
     if names and all_sizes:
         raise UsageError("--all-sizes chooses among all models: leave it out, or name none")

@@ -33,7 +33,7 @@ from zoo.training.text.data import read_text, standard_library
 from zoo.training.text.tokenizers import ByteTokenizer
 from zoo.training.text.tokens import TokenFile, token_file
 
-Match = StrEnum("Match", ["params", "active", "flops", "kv"])  # the quantity that small forms share
+Match = StrEnum("Match", ["params", "active", "flops", "kv"])  # the quantity that scaled-down models share
 FOLDER = Path("learning")
 COMMITTED_RATES = Path(__file__).parents[1] / "data" / "learning_rates.json"
 QUICK = ("llama3", "olmo2", "gemma3", "deepseek-v3")  # plain; other norms; windows; latents and experts
@@ -45,7 +45,7 @@ SEEDS, SWAP_SEEDS = 3, 5
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The models of a comparison, and their small forms."""
+    """The models of a comparison, and how they are scaled down."""
 
     names: Annotated[
         options.Strings,
@@ -57,20 +57,20 @@ class ModelOptions:
         options.Strings,
         typer.Option(
             metavar="CHANGE",
-            help="Change to show beside each small form: 'GQA(window=32)', norm=olmo (repeatable). Join several "
+            help="Also train each model with this change: 'GQA(window=32)', norm=olmo (repeatable). Join several "
             "changes of one model with ;",
         ),
     ] = None
-    params: Annotated[int, options.count_option(help="Number of parameters of each small form: 200k, 2M. [200k]")] = (
-        200_000
-    )
-    match: Annotated[Match, typer.Option(help="Quantity that is equal in all small forms.")] = Match.params
+    params: Annotated[
+        int, options.count_option(help="Number of parameters of each scaled-down model: 200k, 2M. [200k]")
+    ] = 200_000
+    match: Annotated[Match, typer.Option(help="Quantity that is the same for all scaled-down models.")] = Match.params
     context: Annotated[int, options.tokens_option(help="Tokens of each training sequence.")] = 256
     ignore_field: options.IgnoreField = None
     import_: Imports = None
 
     def entries(self, quick: bool) -> list[Entry]:
-        """Returns the models in their small forms. Raises UsageError for swaps without names."""
+        """Returns the scaled-down models. Raises UsageError for swaps without names."""
         if self.swap and not self.names:
             raise UsageError("--swap changes the models that are named: name one, as in llama3 --swap 'GQA(window=32)'")
         names = self.names or (QUICK if quick else DEFAULT)

@@ -1,4 +1,4 @@
-"""Speed and memory of loading a checkpoint, next to transformers."""
+"""Time and memory that loading a checkpoint takes, compared with transformers."""
 
 import sys
 from importlib.util import find_spec
@@ -28,7 +28,7 @@ def command(
     alone: Annotated[bool, flag("Measure only the zoo's loader, without transformers.", "--alone")] = False,
     report: Report,
 ) -> None:
-    """Seconds and memory of loading, beside transformers.
+    """Time and memory that loading a checkpoint takes, compared with transformers.
 
     Each load runs in a new process, and the two loaders take turns. The table shows medians. The first load of each
     loader does not count: it brings the files into memory.

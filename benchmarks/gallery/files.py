@@ -156,10 +156,10 @@ def data(models: Sequence[NamedSpec], shown: Mapping[str, Sequence[Row]]) -> Jso
 
 
 def _forms() -> dict[str, Json]:
-    """Returns the forms of weights.
+    """Returns the storage formats of weights, by name.
 
-    `itemsize`: bytes per element, for weights in one dtype. `choice`: whether a reader may choose the form for every
-    model.
+    `itemsize`: bytes per weight; None for formats with packed matrices. `activation`: bytes per element of an
+    activation. `choice`: whether the page offers the format for every model.
     """
     plain = {DTYPE_NAMES.get(form.name, form.name): form for form in weight_forms.PLAIN.values()}
     named = plain | {FOUR_BIT.name: FOUR_BIT} | weight_forms.PACKED

@@ -114,9 +114,10 @@ def _rows(cells: Sequence[Any], columns: int) -> list[Sequence[Any]]:
 
 
 class _Variant(NamedTuple):
-    """A role's distinct branches after one choice, and the cells that assign them to layers.
+    """The attention (or feed-forward) branches that occur with one choice, each once, and the layers that have them.
 
-    Attention has a cell for each combination of window and positions. The cell of an invalid model is None.
+    A cell holds, for each layer of one model, the index of its branch. Attention has one cell for each combination of
+    window and positions, the feed-forward a single cell. The cell of an invalid model is None.
     """
 
     branches: tuple[Placement, ...]
@@ -167,7 +168,7 @@ def _branches(spec: Decoder, role: str) -> Branches:
 
 
 class _Role:
-    """The variants of a role (attention or feed-forward), and their groups.
+    """The variants of attention, or those of the feed-forward, and their groups.
 
     In all variants of a group, the same layers are equal and have the same names and looks. `used`: {(group, branch):
     all ways of SHOWN in which some drawing shows the branch}.

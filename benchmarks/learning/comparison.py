@@ -1,4 +1,4 @@
-"""A comparison: models in their small forms, training runs in their order, their outcomes and expected time.
+"""A comparison: scaled-down models, training runs in their order, their outcomes and expected time.
 
 Every model is trained at its own learning rate, which a sweep chooses on the tuning text. Then each seed trains every
 model on the same data in the same order. Stored runs are not repeated.
@@ -36,7 +36,7 @@ from zoo.training.run import time_steps
 from zoo.training.text.tokens import Split, TokenFile, open_tokens
 
 VOCAB = 256  # bytes
-TASK_LAYERS = 2  # of the small forms for synthetic tasks: recall needs two layers of attention
+TASK_LAYERS = 2  # of the models for synthetic tasks: recall needs two layers of attention
 LENGTH = "length"  # text beyond the training context
 ALL_TASKS = (TEXT, LENGTH, *TASKS)
 SWEEP_SHARE = 0.5  # steps of a sweep run, as a share of the steps of a final run
@@ -50,7 +50,7 @@ OVERHEAD = 1.2  # factor of the expected time: evaluations, building, and proces
 
 @dataclass(frozen=True)
 class Entry:
-    """A model of the comparison: the named model with its swaps, and its two small forms.
+    """A model of the comparison: the named model with its swaps, and the two models scaled down from it.
 
     `scaled` is trained on text. `on_tasks` has two layers and half as many parameters, and learns synthetic tasks.
     """
@@ -61,7 +61,7 @@ class Entry:
 
     @property
     def spec(self) -> Decoder:
-        """The small form that learns text."""
+        """The scaled-down model that learns text."""
         return self.scaled.spec
 
     @property
@@ -78,10 +78,10 @@ def small_models(
     context: int = 256,
     ignore_fields: Iterable[str] = (),
 ) -> list[Entry]:
-    """Returns the small forms of each named model; without names, of every family.
+    """Scales down each named model; without names, one of every family.
 
-    Each of `swaps` adds an entry, whose small forms are changed and then fitted to their budgets again. Several changes
-    in one swap are separated by ";".
+    Each of `swaps` adds an entry, whose scaled-down models are changed and then fitted to their budgets again. Several
+    changes in one swap are separated by ";".
 
     Raises UsageError for unknown names, for swaps without names and for swaps that cannot be parsed, SpecError for a
     budget that is too small.
@@ -162,7 +162,7 @@ class Results:
         return replace(self.run(entry, TEXT, SWEEP_SEED, rate), steps=steps, split="tuning")
 
     def figures(self, entry: Entry, task: str, figure: str) -> dict[int, float]:
-        """Returns {seed: figure} for the finished runs that have figures."""
+        """Returns {seed: value of `figure`} for a model's finished runs on a task. Diverged runs are left out."""
         ended = {seed: self.outcomes.get(self.run(entry, task, seed)) for seed in range(self.config.seeds)}
         return {seed: outcome.figures[figure] for seed, outcome in ended.items() if outcome and outcome.figures}
 

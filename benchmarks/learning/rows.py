@@ -68,7 +68,7 @@ def measures(config: LearnConfig) -> list[Measure]:
 
 
 def model_rows(results: Results) -> list[Row]:
-    """Returns a row for each model: its small form and costs, its learning rate and sweep, and all of its runs."""
+    """Returns a row for each model: the scaled-down model and its costs, its learning rate and sweep, and all runs."""
     return [_model_row(entry, results) for entry in results.entries]
 
 

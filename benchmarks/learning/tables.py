@@ -148,7 +148,7 @@ def swept(rows: Rows) -> Table:
 
 
 def budgets(rows: Rows) -> Table:
-    """Returns the table of small forms: layers, width, and each budget with the gap to it."""
+    """Returns the table of scaled-down models: layers, width, and each budget with the gap to it."""
 
     def derive(row: Row) -> Row:
         met = (f"{b['met']:,} {b['unit']} ({b['met'] / b['wanted'] - 1:+.2%})" for b in row["budgets"])
@@ -156,4 +156,4 @@ def budgets(rows: Rows) -> Table:
 
     shown = [WIDE, *columns(layers="layers", dim="dim"), Column("met", "budget met (gap)", width=42)]
     legend = [f"{what(row)}: {row['layer_pattern']}." for row in rows]
-    return Table("Small forms", shown, legend, rows, derive, star_notes=False)
+    return Table("Scaled-down models", shown, legend, rows, derive, star_notes=False)

@@ -239,7 +239,7 @@ def block_tasks(entry: BlockEntry, module: nn.Module, config: BlockConfig) -> It
 
 
 def _touched(x: Tensor, run: Callable[[], object]) -> Callable[[], object]:
-    """Reads `x` into the processor's caches, where a model would have just written it. Returns `run`."""
+    """Reads `x`, so that it is in the processor's caches, as in a model, which has just written it. Returns `run`."""
     x.clone()
     return run
 

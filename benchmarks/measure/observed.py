@@ -54,7 +54,8 @@ def observe(
 
 
 class _Gemms(TorchFunctionMode):
-    """Records each GEMM with a weight of the model. Attention calls the same function with keys and values."""
+    """Records the matrix products (GEMMs) with a weight of the model. Products of activations, which attention computes
+    by the same function, are left out."""
 
     def __init__(self, model: Model, gemms: list[tuple[Tensor, int]]) -> None:
         super().__init__()

@@ -52,7 +52,7 @@ TITLES = {  # table -> a description of its rows
     "sparse": "blocks --variants sparse: one row per phase, context and variant of one layer's attention without its "
     "projections, batch 1",
     "blocks": "blocks: one row per block, alone, batch 1",
-    "learn": "learn: one row per model, in its small form, with all of its runs",
+    "learn": "learn: one row per model, scaled down, with all of its runs",
     "learn_figures": "learn: one row per model and size of a task; for length, times the trained context",
     "learn_differences": "learn: one row per measure and model after the first; differences at equal seeds",
 }

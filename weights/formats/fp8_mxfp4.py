@@ -71,7 +71,7 @@ class PackedFormat(ABC):
 
     @abstractmethod
     def unpack(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-        """Returns the unpacked tensor, rounded once, to `dtype`. Temporary tensors are small compared with it."""
+        """Returns the unpacked tensor, rounded to `dtype` only at the end. Temporary tensors are much smaller."""
 
     def unpacked(self, codes: StoredTensor) -> StoredTensor:
         """Describes the tensor that `codes` unpack to: the same name, the unpacked shape, float32."""
@@ -147,7 +147,7 @@ class FP8(PackedFormat):
         return FP8_BLOCK
 
     def unpack(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-        """Unpacks one row of blocks at a time, so that only the result is as large as the matrix."""
+        """Unpacks one row of blocks at a time, to keep the temporary tensors small."""
         result = torch.empty(codes.shape, dtype=dtype, device=codes.device)
         for rows, packed, scale in zip(result.split(FP8_BLOCK), codes.split(FP8_BLOCK), scales.float(), strict=True):
             rows.copy_(packed.float() * scale.repeat_interleave(FP8_BLOCK)[: codes.shape[1]])

@@ -1,8 +1,9 @@
-"""Qwen3.5 (Qwen Team 2026), text part, dense and mixture-of-experts. New here: dense models have the layers of
-Qwen3-Next, and the projections of Gated DeltaNet are stored separately.
+"""Qwen3.5 (Qwen Team 2026), text part, dense and mixture-of-experts. New here: the layer
+pattern of Qwen3-Next in dense models too, and one stored tensor for each projection of Gated DeltaNet.
 
-The released models also see images, so each token has three positions. For text the three are equal, and the
-interleaved rotation is then the usual one. The configs of 0.8B to 9B combine public copies of sizes with the 27B file.
+The released models also read images, so each token has three positions, and each of them rotates some of a head's pairs
+(interleaved M-RoPE). For text the three positions are equal, which makes this ordinary RoPE. The configs of the 0.8B to
+9B sizes are reconstructed: their numbers come from public copies, everything else from the config of the 27B.
 """
 
 from functools import partial

@@ -41,7 +41,7 @@ class FeedForward(Block, abstract=True):
 
     @property
     def width(self) -> int:
-        """The hidden width, which is adjusted to reach a number of parameters: the value of `width_field`."""
+        """The hidden width, in the field `width_field`. Scaling adjusts it to meet a number of parameters."""
         width: int = getattr(self, self._scalable_field)
         return width
 

@@ -32,7 +32,8 @@ class Placement(Composite, abstract=True):
 
     @property
     def reads_x_by(self) -> str | None:
-        """The name of the submodule that reads x first: a norm or the stream weights; None if the block reads x."""
+        """The name of the submodule that x enters first: a norm, or the weights of the residual streams. None if x
+        enters the block directly."""
         norm = self.block.input_norm
         return f"block.{norm}" if norm else None
 

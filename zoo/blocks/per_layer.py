@@ -42,7 +42,7 @@ class PerLayerInputs(Spec):
         return vocab * layers * self.width
 
     def param_breakdown(self, dim: int, vocab: int, layers: int) -> Breakdown:
-        """Returns the parameters by part. The table counts as an embedding."""
+        """Returns the number of parameters of each part. The table is counted under "embedding"."""
         projection = linear_params(dim, layers * self.width)
         return {
             "embedding": self.table_params(vocab, layers),

@@ -38,10 +38,15 @@ Imports = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Write to this file instead of the terminal.")]
 TensorParallel = Annotated[
-    int, typer.Option("--tp", min=1, help="Processes that divide the model; torchrun starts them.")
+    int, typer.Option("--tp", min=1, help="Number of processes that the model is split across; torchrun starts them.")
 ]
 ExpertParallel = Annotated[
-    int, typer.Option("--ep", min=1, help="1, or the same as --tp: each process then holds whole experts.")
+    int,
+    typer.Option(
+        "--ep",
+        min=1,
+        help="1, or the value of --tp to put whole experts in each process, instead of a slice of every expert.",
+    ),
 ]
 # click's UsageError (unknown option, missing argument, bad value). Some releases of typer contain their own click.
 _BadCall: type[Exception] = typer.BadParameter.__bases__[0]

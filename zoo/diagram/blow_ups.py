@@ -53,7 +53,7 @@ LAYOUTS = {
 
 class Kind(NamedTuple):
     """A set of equal layers of a model: a label that distinguishes it from other sets ("" if there are none), the
-    number of layers, and their look in the strip (zoo.diagram.looks)."""
+    number of layers, and their colours in the strip of all layers (zoo.diagram.looks)."""
 
     layer: Layer
     label: str

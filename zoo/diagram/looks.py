@@ -1,5 +1,5 @@
-"""The look of a layer in a strip of all layers: the upper colour shows the reach of attention, the lower one the kind
-of feed-forward. A colour has the same meaning in every diagram."""
+"""The colours of a layer in a strip of all layers (its "look"): the upper one shows which tokens attention reaches, the
+lower one the kind of feed-forward. A colour has the same meaning in every diagram."""
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -36,7 +36,7 @@ def reaches() -> dict[str, str]:
 
 
 def look(layer: Layer, spec: Decoder) -> Look:
-    """Returns the look of one of a model's layers."""
+    """Returns the two colours, as CSS classes, of one of a model's layers."""
     ffn = "ffn-experts" if layer.mixture else "ffn-dense" if layer.ffn else NONE
     return Look(_reach(layer, spec), ffn)
 
@@ -83,7 +83,8 @@ def draw_looks(canvas: Canvas, y: float, height: float, bars: Sequence[tuple[flo
 
 
 def draw_pattern(canvas: Canvas, looks: Iterable[Look], pattern: str, x: float, y: float, width: float) -> float:
-    """Draws the legend of a strip, and the layer pattern as text. Returns the y below them."""
+    """Draws the legend of a strip of layers with these `looks`, and below it the layer pattern as text. Returns the y
+    below them."""
     y = draw_legend(canvas, looks, x, y, width, SMALL)
     css_class = canvas.with_fact("ink", "pattern", pattern) if pattern else "ink"
     return canvas.lines(x, y + 11, wrap_text(pattern, width), width, css_class) - 5

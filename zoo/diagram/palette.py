@@ -110,12 +110,13 @@ _COLOUR = re.compile(r"@([\w-]+)")
 
 
 def palette() -> dict[str, tuple[str, str]]:
-    """Maps the name of each colour to (light, dark). It adds colours for new kinds of Reach to PALETTE."""
+    """Maps the name of each colour to its values in light and in dark mode: PALETTE, and the colours of all kinds of
+    Reach, including those defined outside the zoo."""
     return PALETTE | {f"reach-{kind.name}": kind.colours for kind in Reach.kinds.values()}
 
 
 def rules() -> dict[str, str]:
-    """Maps each CSS class to its declarations: RULES, and a fill for each look of a layer (zoo.diagram.looks)."""
+    """Maps each CSS class to its declarations: RULES, and a fill colour for each class in zoo.diagram.looks."""
     looks = (name for name in palette() if name.startswith(("reach-", "ffn-")) and name != "ffn-edge")
     return RULES | {name: f"fill:@{name}" for name in looks}
 

@@ -164,7 +164,10 @@ def draw_lines(region: Region, x: float, top: float, width: float, lines: Sequen
 
 
 def title(region: Region, name: str, *details: tuple[str, str], fact: str = "kind") -> float:
-    """Draws a block's name, then its details (text, fact), in as many lines as needed. Returns the y below them."""
+    """Draws a block's name, then its `details`, in as many lines as needed. Returns the y below them.
+
+    A detail is (text, name of the property that the text states). `fact` is the property that the block's name states.
+    """
     y = region.y + BIG - 2
     left = region.at(y).line(name, fact, BIG, "strong") + 10
     for text, detail in details:

@@ -98,7 +98,7 @@ class Rows:
         self.bottom(each.layer.output_scale, each.layers)
 
     def top(self, layers: int, name: str, look: Look) -> None:
-        """Draws the top of a frame: the number of its layers, their label, and their look."""
+        """Draws the top of a frame: the number of its layers, their label, and their colours."""
         canvas, layout = self.canvas, self.layout
         left, right, top = layout.left, layout.frame_end, GAP
         x = layout.stream + 18

@@ -94,7 +94,7 @@ ROPE_DEFAULTS |= dict(beta_fast=32.0, beta_slow=1.0, truncate=True)
 
 
 class Config(Fields):
-    """The fields of one config.json, read in the groups that architectures share."""
+    """The fields of one config.json. A method reads each group of fields that many architectures share."""
 
     @property
     def model_type(self) -> Any:

@@ -143,8 +143,8 @@ class Fields:
         return {field: self.integer(name) for field, name in names.items()}
 
     def typed(self, kind: type[Spec], **names: str) -> dict[str, Any]:
-        """Returns arguments for a kind of spec, each read with the type that the kind declares: typed(MLA,
-        kv_rank="kv_lora_rank")."""
+        """Returns keyword arguments for a kind of spec. Each is read from a field of this config, which must have the
+        type that the kind declares: typed(MLA, kv_rank="kv_lora_rank") returns {"kv_rank": 512} for DeepSeek-V3."""
         readers: dict[Any, Callable[[str], Any]] = {int: self.integer, float: self.number, bool: self.flag}
         readers |= {int | None: self.optional, tuple[float, ...]: self.numbers}
         hints = get_type_hints(kind)

@@ -102,8 +102,8 @@ def measure(decision: Decision, chosen: Mapping[Decision, str], seconds: float) 
 
 
 def time_ratio(decision: Decision, chosen: Mapping[Decision, str], seconds: float) -> float:
-    """Returns the other kernel's time divided by the plain kernel's time, as a geometric mean over the calls of the
-    trial.
+    """Returns the other kernel's time divided by the plain kernel's time, as a geometric mean over the calls that
+    `trial` makes.
 
     The kernels take turns. Each call counts with its fastest turn, since other work on the machine can only slow it
     down. The measurement ends when each call has about its fastest time in several turns, or after `seconds`.
@@ -173,7 +173,7 @@ def _decide_in_group(wanted: list[Decision], group: Group) -> None:
 
 
 def trial(decision: Decision) -> Trial:
-    """Returns the trial of an operation in a dtype."""
+    """Returns a function that makes the calls to time for a decision, which is an operation and a dtype."""
     operation, dtype = decision
     compute, operands = TRIALS[operation]
     groups = list(operands(dtype))

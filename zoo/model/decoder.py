@@ -187,7 +187,7 @@ class Decoder(Spec):
         return f"{len(self.layers)} layers of width {self.dim}, {self.vocab:,} tokens"
 
     def _outside(self) -> list[tuple[int, Breakdown]]:
-        """Returns (1, parameters by part) for each part of the model outside its layers."""
+        """Returns (1, its parameters) for each component outside the layers, as pairs for `sum_breakdowns`."""
         table, positions = self.vocab * self.dim, self.positions.params(self.dim) if self.positions else 0
         parts: list[Breakdown] = [{"embedding": table + positions, "head": 0 if self.tied else table}]
         parts.append(self.norm.param_breakdown(self.dim))
@@ -217,8 +217,8 @@ def swap_layers(
     kind: type[Spec],
     change: Spec | Callable[[Any], Spec] | Callable[[Any, int], Spec],
 ) -> Decoder:
-    """Applies `swap` to the layers i for which `which(i)` is true. A function `change` with two arguments also gets the
-    index of the layer: lambda attn, i: ... Raises SpecError if `which` is true for no layer, or if a chosen layer has
+    """Applies `swap` to every layer for whose index i `which(i)` is true. If `change` is a function of two arguments,
+    the second is that index: lambda attn, i: ... Raises SpecError if no layer is chosen, or if a chosen layer contains
     no spec of `kind`."""
     require_spec(spec, "swap_layers", kind)
     chosen = {i for i in range(len(spec.layers)) if which(i)}

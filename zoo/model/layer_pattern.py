@@ -8,8 +8,8 @@ from zoo.registry import Spec
 
 
 def labels(layers: Iterable[Layer]) -> list[str]:
-    """Returns a short name for each distinct layer, in order of appearance. A name consists of the aspects in which the
-    layers differ. Of two aspects with the same subject, only the more specific is used: "RoPE 10k" replaces "RoPE"."""
+    """Returns a short name for each distinct layer, in order of appearance. A name consists of the descriptions in
+    which the layers differ. Of two on the same subject, only the more specific is used: "RoPE 10k" replaces "RoPE"."""
     kinds = list(dict.fromkeys(layers))
     names: list[dict[str, str]] = [{} for _ in kinds]  # subject -> words
     for subject, aspect in ASPECTS:
@@ -48,7 +48,8 @@ def _size(words: str, block: object, field: str) -> str:
 
 
 def aspects(layer: Layer) -> tuple[str, ...]:
-    """Returns the aspects by which `labels` distinguishes layers. Layers with equal aspects get equal names."""
+    """Returns the descriptions by which `labels` tells layers apart, one for each entry of ASPECTS. Layers with equal
+    descriptions get the same name."""
     return tuple(aspect(layer) for _, aspect in ASPECTS)
 
 

@@ -1,1 +1,2 @@
-"""Edits specs: the grammar of --swap, blocks rebuilt as other kinds, borrowed blocks, tiny models, scaled models."""
+"""Changes specs: parses --swap, replaces blocks by blocks of other kinds, borrows blocks from released models, and
+makes tiny and scaled-down models. Also states in words how two specs differ."""

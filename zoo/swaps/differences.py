@@ -50,8 +50,8 @@ class Difference(NamedTuple):
 
 
 class Phrase(NamedTuple):
-    """A statement about an aspect of a layer. Phrases with the same `key` count as equal, even if the numbers in their
-    texts differ. `name` is the noun for an option."""
+    """The words for one aspect of a layer, such as the placement of its norms. Phrases with the same `key` count as
+    equal, even if the numbers in their texts differ. `name` is the noun for an option."""
 
     text: str
     key: Hashable
@@ -88,7 +88,7 @@ class Aspect(NamedTuple):
 
     @property
     def keys(self) -> list[Hashable]:
-        """The keys of the phrases, except for layers to which the aspect does not apply."""
+        """The key of every layer's phrase, in the order of the layers. Layers without a phrase are left out."""
         return [phrase.key for phrase in self.phrases if phrase is not None]
 
     @property
@@ -109,7 +109,7 @@ class Aspect(NamedTuple):
         return keys[:period].count(key), period
 
     def layers(self, key: Hashable) -> str:
-        """Returns the frequency of a key in words: "5 of 6 layers"."""
+        """Returns how many layers have a phrase with this key, in words: "5 of 6 layers"."""
         return "{:,} of {:,} layers".format(*self.frequency(key))
 
     def statement(self, keys: Iterable[Hashable]) -> str:

@@ -17,10 +17,13 @@ from zoo.swaps.expressions import BlockCall, Formula, GrammarError, Values
 
 
 def rebuild(call: BlockCall, old: Spec | None, around: tuple[Spec, ...], keeps_kind: bool = False) -> Spec:
-    """Returns the block that `call` describes, to replace `old`. Missing fields come from `old`, then from the first
-    block of the same kind in `around`, then from the kind's defaults. Fields without a default come from the first
-    block of the same role that has them, then from a published model, scaled to the width of the last spec in `around`
-    (zoo.swaps.borrow). With `keeps_kind`, `old` keeps its kind if that is derived from the kind of `call`.
+    """Returns the block that `call` describes, to replace `old`. `around`: the specs to search, the model last.
+
+    A field that `call` does not give is taken from `old`, else from the first block of the same kind in `around`, else
+    it has its default. If it has no default, it is taken from the first block of the same role (such as attention) that
+    has the field, else from a published model, scaled to the width of the model in `around` (zoo.swaps.borrow).
+
+    With `keeps_kind`, the new block has the kind of `old` if that is a subclass of the kind in `call`.
 
     Raises UsageError for fields that are unknown or missing, SpecError if they contradict each other.
     """

@@ -75,14 +75,15 @@ def scaled(
 ) -> Scaled:
     """Returns a published `spec` scaled down, for a vocabulary of `vocab` tokens and sequences of `context` tokens.
 
-    The number of `layers` is 6 by default, or the smallest multiple of 6 with dim <= 64 * layers. The width is that of
-    a plain decoder with `params` parameters: 12 * layers * dim**2 + 2 * vocab * dim (Kaplan et al. 2020, section 2.1).
-    Another width is chosen in three cases: the heads do not divide this one, attention would get more than the
-    feed-forward, or no feed-forward width meets the budget within 1 %.
+    `layers` is by default the smallest multiple of 6 with dim <= 64 * layers. The width dim is that of a plain decoder
+    with `params` parameters: params = 12 * layers * dim**2 + 2 * vocab * dim (Kaplan et al. 2020, section 2.1). Another
+    width is used if the heads do not divide this one, if the feed-forward would get less than half of the layers'
+    budget, or if no feed-forward width meets the budget within 1 %.
 
-    The feed-forward width is solved for `params` parameters, for `params` active parameters ("active"), or for the
-    plain decoder's forward FLOPs per token ("flops"). "kv" also sets the width of KV heads or the rank of the latent:
-    the bfloat16 cache of a sequence is nearest to the plain decoder's, whose keys are a quarter as wide as its queries.
+    The feed-forward width is then set to meet the budget that `match` names: `params` parameters ("params"), `params`
+    active parameters ("active"), or the plain decoder's forward FLOPs per token ("flops"). "kv" is "params" with an
+    equal cache too: the width of KV heads, or the rank of the latent, brings the bfloat16 cache of a sequence as near
+    as possible to that of the plain decoder with keys a quarter as wide as its queries.
 
     Raises SpecError if the budget is too small for the layers and the vocabulary, UsageError for a budget below 1.
     """

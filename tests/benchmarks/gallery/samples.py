@@ -1,6 +1,6 @@
 """Samples for a gallery: measured speeds, and a comparison of learning whose runs were never trained.
 
-The small forms and the tables of the comparison are real, and its outcomes are made up.
+The scaled-down models and the tables of the comparison are real, and its outcomes are made up.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def test_figures_of_the_charts_equal_python(page: Any) -> None:
 
 
 def test_learning_is_shown_whichever_models_are_selected(page: Any) -> None:
-    """Its models are small forms and swaps, which are not those of the other charts."""
+    """Its models are scaled-down models and swaps, which are not those of the other charts."""
     draw_charts(page)
     tables = learning_tables(sample())
     names = [row["model"] for row in tables["learning"]]

@@ -204,7 +204,8 @@ def _under_a_mask(
     sinks: Tensor | None,
     index: Index | None,
 ) -> Tensor:
-    """Computes `entry_attention` over all pairs under one mask: all shapes follow from the shapes of the arguments."""
+    """Computes `entry_attention` as one attention with a mask. No shape in it depends on positions, only on the shapes
+    of the arguments, so it can be compiled."""
     new, stored = q.shape[2], entries.shape[2]
     in_window = whole_mask(mask, new, keys.shape[2], q.device)
     seen = complete(positions, stored, every)

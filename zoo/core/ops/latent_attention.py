@@ -44,8 +44,8 @@ def latent_attention(
     kv_up: Callable[[Tensor], Tensor] | None = None,
     absorb: bool | None = None,
 ) -> Tensor:
-    """Computes `plain` in the absorbed or expanded form. If `absorb` is None, it takes the form with fewer FLOPs. A
-    module `kv_up`, if given, expands the latents in place of `up`."""
+    """Computes the same as `plain`, in the absorbed form if `absorb` is true, in the expanded form if it is false, and
+    in the one with fewer FLOPs if it is None. In the expanded form, the module `kv_up` (if given) replaces `up`."""
     (heads, new, nope_dim), kv_rank = q_nope.shape[1:], up.shape[2]
     if absorb is None:
         absorb = absorbing_is_cheaper(latent.shape[2] - new, new, kv_rank, up.shape[1])

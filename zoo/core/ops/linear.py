@@ -207,5 +207,6 @@ def dot(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def materialize(x: Tensor) -> Tensor:
-    """Makes Inductor write x to memory, instead of recomputing x and the norm before it in each row's loop."""
+    """Makes Inductor compute x once and write it to memory. Otherwise it would move the operations that produce x, such
+    as a norm, into the loop over the rows of the matrix, and repeat them for every row."""
     return x.as_strided(x.shape, x.stride())

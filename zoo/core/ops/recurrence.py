@@ -202,7 +202,7 @@ def _delta_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, 
     last = total[..., -1:, :]
 
     def decayed(x: Tensor, by: Tensor) -> Tensor:
-        """Multiplies x (b, g, n, c, d) by each head's exp(by)."""
+        """exp(by) * x: x (b, g, n, c, d) of a group, by (b, h, n, ...) of each of its heads -> (b, h, n, c, d)."""
         return (x.unsqueeze(2) * by.exp().unflatten(1, shape)).flatten(1, 2)
 
     if decay.shape[-1] == 1:
