@@ -26,15 +26,21 @@ def as_json(value: Any) -> Any:
 
 def spec_text(spec: Decoder) -> str:
     """Returns the content of a spec.json."""
-    modules = {type(part).__module__ for part in spec.walk()}
-    imports = sorted(module for module in modules if module.partition(".")[0] != "zoo")
-    content = {"format": FORMAT, "version": VERSION, "imports": imports, "spec": as_json(spec)}
+    content = {"format": FORMAT, "version": VERSION, "imports": own_modules(spec), "spec": as_json(spec)}
     return json.dumps(content, indent=1) + "\n"
+
+
+def own_modules(spec: Decoder) -> list[str]:
+    """Returns the names of the modules that define the blocks of a spec that are not part of the zoo."""
+    modules = {type(part).__module__ for part in spec.walk()}
+    return sorted(module for module in modules if module.partition(".")[0] != "zoo")
 
 
 def from_state(state: Any) -> Any:
     """Returns the content of a spec.json for the spec in a training run's state.json."""
-    return {"format": FORMAT, "version": VERSION, "spec": state.get("spec") if isinstance(state, dict) else None}
+    state = state if isinstance(state, dict) else {}
+    imports = state.get("imports", [])  # older runs have none
+    return {"format": FORMAT, "version": VERSION, "imports": imports, "spec": state.get("spec")}
 
 
 def spec_from(content: Any, where: str) -> Decoder:

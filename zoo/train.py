@@ -25,6 +25,7 @@ from weights.specs import PYTHON, find_spec
 from weights.tokenizer import TOKENIZER, Text
 from zoo import catalog
 from zoo.architectures import families
+from zoo.cli.card import full_sizes_warning
 from zoo.cli.runner import Debug, Imports, emit, run
 from zoo.cli.training import minutes as in_minutes
 from zoo.cli.training import shown, summary
@@ -34,13 +35,14 @@ from zoo.errors import NotAvailable, SpecError, UsageError, ZooError
 from zoo.model.decoder import Decoder
 from zoo.model.module import Model
 from zoo.new_files import new_folder
+from zoo.spec_files import from_state, spec_from
+from zoo.swaps.tiny import tiny
 from zoo.training import distributed
-from zoo.training.checkpoints import best_checkpoint, locked, read_state, remove_leftovers
+from zoo.training.checkpoints import CHECKPOINTS, STATE, best_checkpoint, locked, read_state, remove_leftovers
 from zoo.training.loop import Trainer
 from zoo.training.material import Material
 from zoo.training.options import PUBLISHED, Options
 from zoo.training.run import (
-    CHECKPOINTS,
     EVALUATIONS,
     LOG,
     Run,
@@ -104,13 +106,15 @@ def main(
     minutes: Annotated[float | None, typer.Option(help="Budget in minutes, instead of tokens. Default: 10.")] = None,
     lr: Annotated[
         float | None,
-        typer.Option(help="Peak learning rate. Default: 4e-3; 3e-4 for published sizes; 1e-4 with --from."),
+        typer.Option(
+            help="Peak learning rate. Default: 4e-3; 3e-4 with --params published from 20M on; 1e-4 with --from."
+        ),
     ] = None,
     schedule: Annotated[Schedule | None, typer.Option(help="Learning rate after the warm-up. Default: cosine.")] = None,
     warmup: Annotated[
         float | None, typer.Option(min=0, help="Warm-up steps; a value below 1 is a share of all steps. Default: 0.1.")
     ] = None,
-    clip: Annotated[float | None, typer.Option(help="Maximum norm of the gradient. Default: 1.")] = None,
+    clip: Annotated[float | None, typer.Option(help="Maximum norm of the gradient (0: no limit). Default: 1.")] = None,
     weight_decay: Annotated[float | None, typer.Option(min=0, help="Weight decay of matrices. Default: 0.1.")] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of weights and batches. Default: 0.")
@@ -152,10 +156,16 @@ def main(
     given |= {"text": str(text.absolute())} if text else {}
     given |= {"swap": tuple(swap)} if swap else {}
     if name is not None and (PYTHON in name or is_path(name)):
+        if source is not None:
+            raise UsageError("--from already names the model: leave MODEL or --from out")
         given["name"] = str(Path(name).absolute())  # absolute, since --resume may run in another folder
     given |= {"tokens": _count("--tokens", tokens)} if tokens is not None else {}
     if params is not None and params != PUBLISHED:
         _count("--params", params)
+    if resume and not {"name", "source"} & set(given) and last_checkpoint(out) is None:
+        raise UsageError(
+            f"{out} holds no checkpoint to resume" if out.is_dir() else f"there is no folder {out} to resume"
+        )
     with (
         processes.joined(device, "; resume from its checkpoints") as place,
         nullcontext() if processes.rank() else locked(out),
@@ -163,10 +173,15 @@ def main(
         last = processes.from_first(lambda: _checkpoint(out, resume, given))
         if last:
             state = read_state(Path(last))
-            session = _session(Options.resumed(given, state.get("options")), place)
+            options = Options.resumed(given, state.get("options"))
+            try:
+                session = _session(options, place, saves=not (out / SAVED).exists())
+            except UsageError:
+                spec_from(from_state(state), str(Path(last) / STATE))  # says which module to --import, if any
+                raise
             training = _resumed(out, session, Path(last), state, check_text="text" in given)
         else:
-            session = _session(Options.fresh(given), place)
+            session = _session(Options.fresh(given), place, is_new=True)
             training = _started(out, session, began)
         _train(training, session)
 
@@ -243,8 +258,6 @@ def _checkpoint(out: Path, resume: bool, given: dict[str, Any]) -> str | None:
     if last is not None and not resume:
         raise UsageError(f"{out} holds a run, and nothing is overwritten: go on with --resume, or give another folder")
     if last is None and resume:
-        if not {"name", "source"} & set(given):
-            raise UsageError(f"{out} holds no checkpoint to resume")
         _say(f"{out} holds no checkpoint yet: the run starts from the beginning")
     return str(last) if last else None
 
@@ -278,10 +291,13 @@ def _started(out: Path, session: Session, began: float) -> Run:
     steps, every = processes.from_first(lambda: _budget(options, step, evaluates, perf_counter() - began))
     trainer = Trainer(model, options.config(steps))
     took = in_minutes(steps * step + (steps / every + 1) * evaluates)
+    each = trainer.config.tokens_per_step
     _say(
-        f"{format_count(spec.params())} parameters on {session.place}: {steps:,} steps of "
-        f"{trainer.config.tokens_per_step:,} tokens, about {took}"
+        f"{format_count(spec.params())} parameters on {session.place}: {_steps(steps)} of {each:,} tokens, about {took}"
     )
+    _say(f"learning rate: {options.lr:g} at its peak")
+    if options.tokens is not None and options.tokens < each:
+        _say(f"note: the budget of {options.tokens:,} tokens is less than one step, which is trained")
     return Run(out, trainer, replace(material, options=replace(options, eval_every=every)))
 
 
@@ -314,22 +330,31 @@ def _may_choose_threads(place: torch.device) -> bool:
     return place.type == "cpu" and processes.ranks() == 1 and "OMP_NUM_THREADS" not in os.environ
 
 
-def _session(options: Options, place: torch.device) -> Session:
-    """Returns the session for these options. Reports dropped features, and a model that no published config can
-    describe."""
+def _steps(steps: int) -> str:
+    return f"{steps:,} step{'s' * (steps != 1)}"
+
+
+def _session(options: Options, place: torch.device, is_new: bool = False, saves: bool = True) -> Session:
+    """Returns the session for these options. Reports dropped features. If the run still `saves` its model, reports a
+    model that no published config can describe. If the run `is_new`, warns of full sizes in a toy model."""
     opened = None
     if options.source is not None:
         opened = open_source(options.source)
         spec, dropped = opened.spec(), list[str]()
     else:
         assert options.name is not None
-        spec, dropped = options.fresh_spec(find_spec(options.name).spec)
+        full = find_spec(options.name).spec
+        spec, dropped = options.fresh_spec(full)
+        if is_new and options.tiny and (warning := full_sizes_warning(spec, tiny(full))):
+            _say(warning)
+    options = options.with_rate(spec.params())
     if dropped:
         _say(f"dropped: {', '.join(dropped)}")
     try:
         config = catalog.to_hf(spec)
-    except SpecError as error:
-        _say(f"note: the model is saved in the zoo's own layout (spec.json): {error}")
+    except SpecError:
+        if saves:
+            _say("note: saved in the zoo's own layout: no published config describes this model")
         config = None
     if opened is not None and options.name is not None:
         family = next(each for each in families().values() if catalog.resolve(options.name) in each.SIZES)
@@ -375,7 +400,8 @@ def _figures(training: Run, session: Session, row: dict[str, Any], seconds_per_t
     return {
         "model": f"{format_count(spec.params())} parameters, {format_count(spec.active_params())} active",
         "text": f"{data['name']}, hash {data['hash']}",
-        "trained": f"{config.steps:,} steps, {format_count(tokens)} tokens in {in_minutes(training.seconds)}",
+        "learning rate": f"{config.learning_rate:g} at its peak",
+        "trained": f"{_steps(config.steps)}, {format_count(tokens)} tokens in {in_minutes(training.seconds)}",
         "speed": f"{format_count(speed)} tokens/s, MFU {min(1.0, speed * seconds_per_token):.0%}",
         "held out": f"{row['bits_per_byte']:.3f} bits per byte, best {lowest:.3f} in {best.name}",
         "log": str(out / LOG),

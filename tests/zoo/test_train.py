@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import runpy
 import shutil
@@ -22,6 +23,7 @@ from zoo.core import kernels
 from zoo.training import checkpoints as stored
 from zoo.training.checkpoints import checkpoints, read_log, read_state
 from zoo.training.loop import Trainer
+from zoo.training.options import Options
 from zoo.training.text.tokenizers import read_tokenizer
 
 PROG = "python -m zoo.train"
@@ -193,7 +195,12 @@ def test_a_full_disk_keeps_the_last_checkpoint(capsys, monkeypatch, text, finish
         ("qwen3 --tiny --tokens 1k --text /nonexistent", 3, "/nonexistent cannot be read"),
         ("--from /nonexistent --tokens 1k", 3, "/nonexistent"),
         ("--from /nonexistent --vocab 300", 2, "leave --vocab out"),
-        ("--resume", 2, "holds no checkpoint to resume"),
+        ("--resume", 2, "there is no folder"),
+        ("mine.py:model --from run3", 2, "--from already names the model: leave MODEL or --from out"),
+        ("qwen3 --tokens 1k --lr -1", 2, "--lr must be above 0, got -1"),
+        ("qwen3 --tokens 1k --clip -1", 2, "--clip must be at least 0 (0: no limit), got -1"),
+        ("qwen3 --tokens 1k --clip nan", 2, "--clip must be at least 0 (0: no limit), got nan"),
+        ("qwen3 --tiny --tokens 1k --vocab 9999", 2, "vocab"),
         ("qwen3 --tiny --tokens 1k --swap Nosuch(k=1)", 2, "unknown"),
         ("qwen3 --tiny --tokens 1k --batch 2 --accumulate 3", 2, "cannot be computed in 3 pieces"),
     ],
@@ -203,6 +210,84 @@ def test_what_cannot_be_trained_is_one_line(capsys, tmp_path, text, args, code, 
     words += [] if "--text" in words else ["--text", text]
     _, err = run(capsys, *words, "--out", tmp_path / "run", code=code)
     assert says in next(line for line in err.splitlines() if line.startswith("error: "))
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+def test_a_folder_without_a_checkpoint_is_not_resumed_and_not_changed(capsys, finished, tmp_path) -> None:
+    folder = shutil.copytree(checkpoints(finished / "checkpoints")[-1], tmp_path / "step-00000007")
+    before = sorted(folder.iterdir())
+    assert "holds no checkpoint to resume" in run(capsys, "--out", folder, "--resume", code=2)[1]
+    assert sorted(folder.iterdir()) == before
+
+
+def test_bad_rates_are_refused_before_the_text_is_read(capsys, tmp_path) -> None:
+    for option in ("--lr", "--clip"):
+        args = ["qwen3", *SMALL, option, "-1", "--text", "/nonexistent", "--out", tmp_path / "run"]
+        assert f"error: {option} must be" in run(capsys, *args, code=2)[1]
+
+
+def test_a_budget_of_less_than_a_step_is_noted(capsys, text, tmp_path) -> None:
+    args = "qwen3 --tiny --context 16 --batch 2 --clip 0 --text".split()
+    out, err = run(capsys, *args, text, "--tokens", "20", "--out", tmp_path / "run")
+    assert ": 1 step of 32 tokens, about" in err
+    assert "note: the budget of 20 tokens is less than one step, which is trained" in err
+    assert "1 step, 32 tokens in" in out
+    assert read_state(checkpoints(tmp_path / "run" / "checkpoints")[-1])["config"]["clip"] is None
+    run(capsys, "--out", tmp_path / "run", "--resume", "--clip", "0")
+    _, err = run(capsys, *args, text, "--tokens", "32", "--out", tmp_path / "exact")
+    assert "less than one step" not in err
+
+
+def test_full_sizes_at_toy_widths_are_warned_of(capsys, text, tmp_path) -> None:
+    swaps = ["--swap", "GQA(window=4k)", "--text", text, "--out", tmp_path / "run"]
+    _, err = run(capsys, "qwen3", *SMALL, *swaps)
+    assert "warning: window=4096 beside the toy width of 64; dim/4 or context/8 fits any model" in err
+    assert "warning" not in run(capsys, "--out", tmp_path / "run", "--resume")[1]
+
+
+def test_a_small_model_of_a_file_has_the_high_learning_rate(capsys, text, tmp_path) -> None:
+    (tmp_path / "little.py").write_text('import zoo\n\nmodel = zoo.spec("qwen3", tiny=True)\n')
+    args = "--params published --context 16 --batch 2 --tokens 32 --text".split()
+    out, err = run(capsys, f"{tmp_path}/little.py:model", *args, text, "--out", tmp_path / "run")
+    assert "learning rate: 0.004 at its peak" in err.splitlines()
+    assert "0.004 at its peak" in out
+
+
+def test_the_default_learning_rate_follows_from_the_size() -> None:
+    published = Options(name="x", params="published")
+    assert published.with_rate(19_999_999).lr == 4e-3
+    assert published.with_rate(20_000_000).lr == 3e-4
+    assert Options(name="x").with_rate(20_000_000).lr == 4e-3
+    assert Options(source="x").with_rate(1_000).lr == 1e-4
+    assert Options(name="x", lr=0.5).with_rate(1_000).lr == 0.5
+
+
+BLOCK = """from dataclasses import dataclass
+
+from zoo.blocks.feed_forward import GLU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bilin2(GLU):
+    pass
+"""
+
+
+def test_a_run_resumed_without_its_module_names_the_option(text, tmp_path) -> None:
+    (tmp_path / "bilin2.py").write_text(BLOCK)
+
+    def train(*args: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "zoo.train", *args, "--out", "run"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    begun = train("qwen3", *SMALL, "--text", text, "--import", "bilin2", "--swap", "ffn=Bilin2(hidden=32)")
+    assert begun.returncode == 0, begun.stderr
+    error = train("--resume")
+    assert error.returncode == 3
+    assert error.stderr.endswith("no block 'Bilin2' is defined; import bilin2 first, or --import it\n")
+    assert error.stderr.count("\n") == 1
+    assert train("--resume", "--import", "bilin2").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -247,7 +332,10 @@ SWAP = "attn=GatedDeltaNet(key_heads=2, value_heads=4, key_dim=8, value_dim=8, c
 def test_a_swapped_model_is_saved_loaded_and_trained_on(capsys, text, tmp_path) -> None:
     out, on = tmp_path / "run", tmp_path / "on"
     _, err = run(capsys, "qwen3", *SMALL, "--swap", SWAP, "--text", text, "--out", out)
-    assert "note: the model is saved in the zoo's own layout (spec.json): no published config describes" in err
+    note = "note: saved in the zoo's own layout: no published config describes this model"
+    assert note in err.splitlines()
+    assert len(note) <= 80
+    assert "own layout" not in run(capsys, "--out", out, "--resume")[1]  # the model is saved
     held, _ = stored.read_tensors(checkpoints(out / "checkpoints")[-1])
     model = weights.load(out)
     assert {layer.attn.block.role: type(layer.attn.block).__name__ for layer in model.spec.layers[:1]} == {

@@ -47,10 +47,17 @@ def swapped_specs(
         spec, dropped = apply_swaps(original, swaps)
     except SpecError as error:
         raise SpecError(f"{error} (at the {where})" if where else str(error)) from error
-    if tiny and (large := full_sizes(spec, original)):
-        said = f"warning: {', '.join(large)} beside the toy width of {spec.dim}; dim/4 or context/8 fits any model"
-        print(said, file=sys.stderr)
+    if tiny and (warning := full_sizes_warning(spec, original)):
+        print(warning, file=sys.stderr)
     return original, resolved(spec, params).spec if params and swaps else spec, dropped
+
+
+def full_sizes_warning(spec: Decoder, original: Decoder) -> str | None:
+    """Returns a warning of sizes in a swapped toy model that were probably meant for a full model; None if there are
+    none."""
+    if large := full_sizes(spec, original):
+        return f"warning: {', '.join(large)} beside the toy width of {spec.dim}; dim/4 or context/8 fits any model"
+    return None
 
 
 def build_report(

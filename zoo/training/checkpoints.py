@@ -10,8 +10,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from zoo.errors import MalformedError, NotAvailable, UsageError, accessing
 from zoo.new_files import hidden, lock, new_folder, write_file
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+CHECKPOINTS = "checkpoints"  # their folder in that of a run
 SCHEMA_VERSION = 1
 KEPT = 2  # number of latest checkpoints to keep, in addition to the best one
 NAME = re.compile(r"step-(\d{8,})")
@@ -145,17 +146,50 @@ def _remove_others(folder: Path) -> None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Creates the folder of a run, and locks it against other processes. The system removes the lock when the process
-    ends. Raises UsageError if another process has the lock, NotAvailable if the folder cannot be created. On systems
-    without flock, nothing is locked."""
+    ends.
+
+    If the block raises before the run has a checkpoint, everything that was created is removed. Raises UsageError if
+    another process has the lock, NotAvailable if the folder cannot be created. On systems without flock, nothing is
+    locked.
+    """
     with accessing(folder, "written"):
+        created = [each for each in (folder, *folder.parents) if not each.exists()]
+        earlier = set() if created else set(folder.iterdir())
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)
     try:
-        if not lock(descriptor):
+        if not lock(descriptor) or not _is_open(folder / LOCK, descriptor):
             raise UsageError(f"another process is training in {folder}")
-        yield
+        try:
+            yield
+        except BaseException:
+            if not checkpoints(folder / CHECKPOINTS):
+                _remove_new(folder, earlier, created)
+            raise
     finally:
         os.close(descriptor)
+
+
+def _is_open(path: Path, descriptor: int) -> bool:
+    """Whether a path still leads to the open file: a process that fails removes its lock."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_new(folder: Path, earlier: Collection[Path], created: Iterable[Path]) -> None:
+    """Removes what a folder holds besides `earlier` paths, the lock last. Removes the `created` folders, innermost
+    first, up to one that is not empty."""
+    new = set(folder.iterdir()) - set(earlier)
+    for path in sorted(new, key=lambda each: each.name == LOCK):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    with suppress(OSError):
+        for path in created:
+            path.rmdir()
 
 
 class Log:

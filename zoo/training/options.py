@@ -1,6 +1,7 @@
 """The options of a run: their defaults, the model and settings that they describe, and the options that may change on
 resume."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
@@ -14,6 +15,7 @@ from zoo.training.loop import TrainingConfig
 from zoo.units import parse_count
 
 PUBLISHED = "published"  # value of `params` that keeps the published size
+SMALL = 20_000_000  # models with fewer parameters get the high learning rate, whatever `params` is
 BYTES = 256  # the vocabulary of a ByteTokenizer
 # Options that may differ when a run is resumed: they change neither the model nor its losses.
 CHANGEABLE = frozenset({"text", "compile", "checkpoint_activations", "eval_every", "sample"})
@@ -25,8 +27,8 @@ class Options:
 
     `name`, `params`, `tiny` and `swap` describe a model with fresh weights. Alternatively, `source` is a model from
     which training starts. `text` is a path (None: Python's standard library). `vocab` is the size of a BPE (None: the
-    source's tokenizer, or bytes). Either `tokens` or `minutes` is the budget. The other options are fields of
-    TrainingConfig or explained by `python -m zoo.train --help`.
+    source's tokenizer, or bytes). Either `tokens` or `minutes` is the budget. `clip` is 0 for no limit. The other
+    options are fields of TrainingConfig or explained by `python -m zoo.train --help`.
     """
 
     name: str | None = None
@@ -60,10 +62,14 @@ class Options:
         options._check(given)
         if options.tokens is None and options.minutes is None:
             options = replace(options, minutes=10.0)
-        if options.lr is None:
-            published = options.params == PUBLISHED and not options.tiny
-            options = replace(options, lr=1e-4 if options.source else 3e-4 if published else 4e-3)
         return options
+
+    def with_rate(self, params: int) -> Self:
+        """Returns options with a learning rate: the given one, or the default for a model of `params` parameters."""
+        if self.lr is not None:
+            return self
+        large = self.params == PUBLISHED and not self.tiny and params >= SMALL
+        return replace(self, lr=1e-4 if self.source else 3e-4 if large else 4e-3)
 
     @classmethod
     def resumed(cls, given: Mapping[str, Any], recorded: Any) -> Self:
@@ -82,7 +88,8 @@ class Options:
         """Returns the settings for training in this number of steps."""
         assert self.lr is not None
         names = (each.name for each in fields(TrainingConfig) if hasattr(self, each.name))
-        return TrainingConfig(steps, self.lr, **{name: getattr(self, name) for name in names})
+        values = {name: getattr(self, name) for name in names}
+        return TrainingConfig(steps, self.lr, **(values | {"clip": self.clip or None}))
 
     def fresh_spec(self, full: Decoder) -> tuple[Decoder, list[str]]:
         """Returns the spec of a model with fresh weights, and the features that its swaps dropped. `full` is the spec
@@ -111,6 +118,10 @@ class Options:
         for name in ("tokens", "minutes"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise UsageError(f"--{name} must be above 0, got {value:g}")
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise UsageError(f"--lr must be above 0, got {self.lr:g}")
+        if not self.clip >= 0:
+            raise UsageError(f"--clip must be at least 0 (0: no limit), got {self.clip:g}")
         shaping = [f"--{name}" for name in ("params", "tiny", "swap", "vocab") if given.get(name)]
         if self.source is not None and shaping:
             raise UsageError(f"the model is that of --from: leave {', '.join(shaping)} out")

@@ -24,13 +24,14 @@ from zoo.core.devices import machine
 from zoo.errors import MalformedError, UsageError, enough
 from zoo.model.decoder import Decoder
 from zoo.model.module import Model
-from zoo.spec_files import as_json
+from zoo.spec_files import as_json, own_modules
 from zoo.training import checkpoints as stored
+from zoo.training.checkpoints import CHECKPOINTS
 from zoo.training.loop import Trainer, evaluate
 from zoo.training.losses import Batch
 from zoo.training.material import Material
 
-LOG, CHECKPOINTS = "log.jsonl", "checkpoints"
+LOG = "log.jsonl"
 CHECKPOINT_SECONDS = 600  # maximum between two checkpoints, for runs that evaluate rarely
 COMPARED = ("spec", "config", "data")  # facts that may not change when a run is resumed
 MIN_TIMED, MAX_TIMED, TIMED_SHARE = 3, 20, 0.03  # number of timed steps, their share of the budget
@@ -113,6 +114,7 @@ class Run:
     def _write(self, row: Row) -> None:
         state = {
             **self.facts,
+            "imports": own_modules(self.trainer.model.spec),
             "row": row,
             "bits_per_byte": row.get("bits_per_byte"),
             "seconds": self.seconds,

@@ -187,6 +187,27 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path) -> None:
         read_log(tmp_path / "log.jsonl")
 
 
+def test_a_start_that_fails_leaves_nothing_behind(tmp_path) -> None:
+    folder = tmp_path / "new" / "run"
+
+    def fail(path: str) -> None:
+        with locked(folder):
+            write(folder / path, 1)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail("others")
+    assert list(tmp_path.iterdir()) == []
+    folder.mkdir(parents=True)
+    (folder / "notes").write_text("")
+    with pytest.raises(ZeroDivisionError):
+        fail("others")
+    assert [path.name for path in folder.iterdir()] == ["notes"]
+    with pytest.raises(ZeroDivisionError):
+        fail("checkpoints")
+    assert (folder / "checkpoints" / "step-00000001").is_dir()
+
+
 def test_a_folder_is_locked_while_it_is_used(tmp_path) -> None:
     folder = tmp_path / "new" / "run"
     with locked(folder), pytest.raises(UsageError, match="another process is training"), locked(folder):
