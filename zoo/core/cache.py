@@ -265,7 +265,7 @@ def _kind(spec: CacheSpec) -> type[_AllocatedCache]:
 
 
 # A cache at one point: its length, its longest length so far, and pairs of a tensor and a copy of its content.
-Snapshot = tuple[int, int, list[tuple[Tensor, Tensor]]]
+Snapshot = tuple[int, int, int, list[tuple[Tensor, Tensor]]]
 
 
 class Cache:
@@ -291,6 +291,9 @@ class Cache:
             raise UsageError(f"a cache needs a batch and tokens of at least 1, got {batch} and {tokens}")
         self.switches = tuple(switches)
         self.cache_specs, self.batch, self.tokens, self.length = tuple(cache_specs), batch, tokens, 0
+        # Truncations and restored snapshots: (serial number, length), of those that no later one undercuts.
+        self._drops: list[tuple[int, int]] = []
+        self._serial = 0
         self._longest = 0  # the greatest length that a truncation has ended: its tokens overwrote a ring's earlier ones
         self.static = device.type == "cuda" if static is None else static
         try:
@@ -315,13 +318,26 @@ class Cache:
         Full caches need no copy: later tokens lie past the restored length.
         """
         copies = [(kept, kept.clone()) for each in self.layers for kept in each.overwritten()]
-        return self.length, self._longest, copies
+        return self.length, self._longest, self._serial, copies
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Discards every token after the `snapshot`, which can be restored again."""
-        self.length, self._longest, copies = snapshot
+        """Discards every token after the `snapshot`, which can be restored again. Raises UsageError if the cache went
+        back to fewer tokens since the snapshot was taken: later tokens may have overwritten those of a full cache."""
+        length, longest, serial, copies = snapshot
+        lowest = next((dropped_to for number, dropped_to in self._drops if number > serial), length)
+        if lowest < length and any(len(each.kept()) > len(each.overwritten()) for each in self.layers):
+            raise UsageError(
+                f"a snapshot of {length} tokens cannot be restored: the cache went back to {lowest} tokens since then"
+            )
         for kept, copy in copies:
             kept.copy_(copy)
+        self._went_back(length, longest)
+
+    def _went_back(self, length: int, longest: int) -> None:
+        self.length, self._longest, self._serial = length, longest, self._serial + 1
+        while self._drops and self._drops[-1][1] >= length:
+            self._drops.pop()
+        self._drops.append((self._serial, length))
 
     def truncate(self, length: int) -> None:
         """Drops the tokens from position `length` on.
@@ -349,7 +365,7 @@ class Cache:
         if length == 0:
             for each in self.layers:
                 each.clear()
-        self.length, self._longest = length, longest if length else 0
+        self._went_back(length, longest if length else 0)
 
     def crossed_switch(self, new: int) -> int | None:
         """Returns the length in `switches` that `new` more tokens would exceed, or None. All keys must then be rotated

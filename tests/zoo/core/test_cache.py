@@ -355,3 +355,22 @@ def test_what_a_cache_can_be_truncated_to_is_said() -> None:
     for wrong in (-1, 1.0, None):
         with pytest.raises(UsageError, match=f"length must be an integer, at least 0, got {wrong}"):
             kv.truncate(wrong)
+
+
+@torch.no_grad()
+def test_a_snapshot_is_not_restored_over_other_tokens() -> None:
+    model = model_of(NAME)
+    tokens, kv = tokens_of(model.spec, 1, 40), model.new_cache(1, 40)
+    model(tokens[:, :10], kv)
+    early = kv.snapshot()
+    model(tokens[:, 10:20], kv)
+    late = kv.snapshot()
+    kv.restore(late)
+    kv.truncate(kv.length)
+    kv.restore(late)
+    kv.restore(early)
+    model(tokens[:, 25:30], kv)
+    with pytest.raises(UsageError, match="snapshot of 20 tokens cannot be restored: the cache went back to 10 tokens"):
+        kv.restore(late)
+    kv.restore(early)
+    assert_equal(model(tokens[:, 10:20], kv), model(tokens[:, :20])[:, 10:])
