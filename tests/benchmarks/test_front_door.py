@@ -101,7 +101,7 @@ def test_output_and_exit_code_are_those_of_the_module(words: list[str], code: in
 def test_an_unknown_option_is_an_error_under_the_name_that_was_typed(zoo: Path) -> None:
     done = run(zoo, "bench", "kv", "--no-such")
     assert done.returncode == 2
-    assert done.stderr.endswith("(see zoo bench --help)\n")
+    assert done.stderr.endswith("(see zoo bench kv --help)\n")
     assert len(done.stderr.splitlines()) == 1
 
 
