@@ -9,6 +9,7 @@ import zoo
 from tests.presets import over
 from zoo.architectures import families, released
 from zoo.catalog import allocate, ancestor, best_known, family_name, resolve, sizes
+from zoo.core.devices import allocating
 from zoo.errors import NotAvailable, UsageError
 from zoo.hf.config import Size
 
@@ -142,8 +143,8 @@ def test_building_leaves_the_default_dtype_alone(dtype: torch.dtype) -> None:
     before = torch.get_default_dtype()
     allocate(zoo.spec("qwen3", tiny=True), dtype=dtype)
     assert torch.get_default_dtype() == before
-    with pytest.raises(RuntimeError):
-        allocate(zoo.spec("qwen3", tiny=True), device="no such device", dtype=dtype)
+    with pytest.raises(RuntimeError), allocating("cpu", dtype):
+        raise RuntimeError
     assert torch.get_default_dtype() == before
 
 

@@ -65,7 +65,7 @@ def test_all_conditions_hold_at_once() -> None:
     found = every_size(matching("2025-03", ["SWA", "MQA"]))
     assert found == ["gemma3-270m", "gemma3-1b"]
     assert set(found) < set(every_size(matching("2025-03", ["SWA"])))
-    with pytest.raises(UsageError, match="at once: MLA: deepseek-v3-671b; since 2025-08: gemma3-270m, gpt-oss-20b"):
+    with pytest.raises(UsageError, match="conditions: MLA: deepseek-v3-671b; since 2025-08: gemma3-270m, gpt-oss-20b"):
         matching("2025-08", ["MLA"])
 
 

@@ -150,7 +150,7 @@ def test_generation_over_a_cache_beyond_the_original_context(model: Model) -> No
     assert torch.equal(model.generate(None, new, inputs_embeds=model.embed(tokens)), expected)
     whole = torch.cat([tokens, expected], dim=1)
     assert_equal(model(whole[:, -1:], cache), model(whole)[:, -1:])
-    with pytest.raises(UsageError, match=f"cannot be truncated to 5 tokens, only to 0, {ORIGINAL + 1} to "):
+    with pytest.raises(UsageError, match=f"cannot be truncated to 5 tokens, only to 0, or {ORIGINAL + 1} to "):
         cache.truncate(5)
     cache.truncate(0)
     model(tokens[:, :4], cache)
