@@ -68,7 +68,7 @@ def hybrid(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(copy: Path, *args: str, code: int = 0) -> str:
-    """What a command prints when run in the copy."""
+    """Returns the output of a command that runs in the copy."""
     environment = os.environ | {"PYTHONPATH": str(copy), "COLUMNS": "80", "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, "-m", *args]
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, encoding="utf-8", timeout=580)
@@ -162,7 +162,7 @@ def test_the_architecture_passes_tests_and_the_blocks_are_listed_told_of_and_bui
 
 @pytest.mark.slow
 def test_the_blocks_pass_all_tests_over_the_registry(hybrid: Path) -> None:
-    """Of random models, of drawings, tables and plans, and of the gallery's swaps."""
+    """Tests of random models, drawings, tables, plans and the gallery's swaps."""
     files = ["cli/test_listing", "test_registry", "model/test_layer_pattern", "swaps/test_rebuild"]
     files = [f"tests/zoo/{name}.py" for name in files]
     files += ["tests/test_properties.py", "tests/benchmarks/gallery/test_gallery_swaps.py"]

@@ -66,8 +66,8 @@ class Source(ABC):
 
     @property
     def text_path(self) -> Path:
-        """The path that the tokenizer is read from: a folder, or a .gguf file."""
-        return self.path if self.path.suffix == ".gguf" else self.folder
+        """The path that the tokenizer is read from: the folder, or a file that holds one."""
+        return self.folder
 
     @cached_property
     def tensors(self) -> Mapping[str, StoredTensor]:

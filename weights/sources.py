@@ -17,8 +17,7 @@ from weights.formats.zoo_folder import SPEC
 from weights.tokenizer import OLDER_TEMPLATE, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from zoo import catalog
 from zoo.errors import NotAvailable, UsageError, ZooError, enough
-from zoo.training.checkpoints import STATE
-from zoo.training.run import last_checkpoint
+from zoo.training.checkpoints import STATE, last_checkpoint
 
 SMALL_FILES = (CONFIG, GENERATION, INDEX, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, OLDER_TEMPLATE, MODELOPT)
 SAVED = "model"  # the subfolder of a finished run for its model

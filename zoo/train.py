@@ -38,7 +38,15 @@ from zoo.new_files import new_folder
 from zoo.spec_files import from_state, spec_from
 from zoo.swaps.tiny import tiny
 from zoo.training import distributed
-from zoo.training.checkpoints import CHECKPOINTS, STATE, best_checkpoint, locked, read_state, remove_leftovers
+from zoo.training.checkpoints import (
+    CHECKPOINTS,
+    STATE,
+    best_checkpoint,
+    last_checkpoint,
+    locked,
+    read_state,
+    remove_leftovers,
+)
 from zoo.training.loop import Trainer
 from zoo.training.material import Material
 from zoo.training.options import PUBLISHED, Options
@@ -48,7 +56,6 @@ from zoo.training.run import (
     Run,
     choose_threads,
     evaluation,
-    last_checkpoint,
     matmul_rate,
     same_sums,
     seconds,
@@ -206,14 +213,19 @@ class Session:
         """The FLOPs per token of training, including the backward pass."""
         return training_flops_per_token(self.spec, self.options.context)
 
-    def require_time(self, spent: float, step: float | None = None) -> None:
-        """Raises UsageError if the rest of --minutes, after `spent` seconds, is too short for one step.
+    def require_time(self, began: float, step: float | None = None) -> None:
+        """Raises UsageError if the rest of --minutes, counted from `began`, is too short for one step. The first of
+        several processes decides for all.
 
         `step`: the seconds that a step takes. By default they are estimated from the measured `rate`.
         """
+        if self.options.minutes is None:
+            return
+        budget = 60 * self.options.minutes
         least = step or self.options.batch * self.options.context * self.flops_per_token / self.rate
-        if self.options.minutes is not None and 60 * self.options.minutes - spent < least:
-            steps_within(60 * self.options.minutes - spent, least, least, self.options.eval_every)
+        left, least = processes.from_first(lambda: (budget - (perf_counter() - began), least))
+        if left < least:
+            steps_within(left, least, least, self.options.eval_every)
 
     def build(self, fresh: bool = True) -> Model:
         """Returns the model, set up by the options. It has its initial weights if `fresh`, else uninitialised ones."""
@@ -271,22 +283,22 @@ def _started(out: Path, session: Session, began: float) -> Run:
         if threads < most:
             _say(f"note: {threads} of {most} threads, {times:.1f} times as fast as all; OMP_NUM_THREADS sets a number")
     source = session.opened.folder if session.opened else None
-    if session.opened and session.opened.text_path.is_file() and processes.rank() == 0:
-        Text(session.opened.text_path).save(out)
     if session.opened and session.opened.text_path.is_file():
-        source = out  # this folder now has the tokenizer of the .gguf file
-    session.require_time(perf_counter() - began)
+        source = out  # with the tokenizer of the .gguf file
+        if processes.rank() == 0:
+            Text(session.opened.text_path).save(out)
+    session.require_time(began)
     data = processes.from_first(lambda: Material.make(options, out, source).facts)
     material = Material.find(data, out, options)
     tokens = material.tokens
     _say(f"text: {tokens.name}, {format_count(len(tokens.train))} tokens ({tokens.tokenizer}), hash {tokens.hash}")
     if tokens.vocab > spec.vocab:
         raise UsageError(f"the tokenizer has {tokens.vocab} tokens, and the model's vocabulary is {spec.vocab}")
-    session.require_time(perf_counter() - began)
+    session.require_time(began)
     model = session.build()
     rehearsal = Trainer(model, replace(options, warmup=0.0).config(1))
     step = time_steps(rehearsal, material.batch, 60 * (options.minutes or 0.0))
-    session.require_time(perf_counter() - began, step)
+    session.require_time(began, step)
     evaluates = seconds(partial(evaluation, model, material), session.place)
     steps, every = processes.from_first(lambda: _budget(options, step, evaluates, perf_counter() - began))
     trainer = Trainer(model, options.config(steps))

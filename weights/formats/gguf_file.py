@@ -200,6 +200,10 @@ class GGUFFile(Source):
             raise MalformedError(f"{path}: {unknown('GGUF architecture', self.kind, ARCHITECTURES)}")
 
     @property
+    def text_path(self) -> Path:
+        return self.path
+
+    @property
     def rules(self) -> Rules:
         return (*ARCHITECTURES[self.kind].rules, *EXPERTS, *layout(self.preset[1]))
 

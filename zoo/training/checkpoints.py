@@ -61,6 +61,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found.items())]
 
 
+def last_checkpoint(folder: Path) -> Path | None:
+    """Returns the last checkpoint of the run in a folder; None if there is no run."""
+    found = checkpoints(folder / CHECKPOINTS)
+    return found[-1] if found else None
+
+
 def best_checkpoint(folder: Path) -> Path | None:
     """Returns the checkpoint with the best evaluation (the first of equally good ones), or None if there is none."""
     scores = {path: read_state(path).get("bits_per_byte") for path in checkpoints(folder)}

@@ -135,12 +135,6 @@ def evaluation(model: Model, material: Material, sampled: bool = True) -> Row:
     return row | ({"sample": material.sample(model)} if sampled else {})
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """Returns the last checkpoint of the run in a folder; None if there is no run."""
-    found = stored.checkpoints(folder / CHECKPOINTS)
-    return found[-1] if found else None
-
-
 def same_sums(state: Mapping[str, Any]) -> bool:
     """Whether threads, processes and kernels are the same as those of the checkpoint. If not, sums are added in another
     order, and losses differ in the last digits."""

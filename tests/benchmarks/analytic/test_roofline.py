@@ -265,7 +265,7 @@ def test_more_sequences_send_more() -> None:
 
 
 def test_whole_experts_weigh_the_same_and_send_tokens() -> None:
-    """Of 8 experts a token, each card sends what its share of the tokens needs, there and back."""
+    """With 8 experts a token, each card sends what its share of the tokens needs, there and back."""
     whole = replace(EIGHT, ep=8)
     model = one("deepseek-v3-671b")
     by_width, by_expert = (fit_row(model, 10**12, config)["weight_bytes"] for config in (EIGHT, whole))

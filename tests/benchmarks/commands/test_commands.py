@@ -1,4 +1,4 @@
-"""What holds for every verb: its tables fit 80 columns, all its formats parse, and its JSON follows the schema."""
+"""Every verb: its tables fit 80 columns, all its formats parse, and its JSON follows the schema."""
 
 from __future__ import annotations
 

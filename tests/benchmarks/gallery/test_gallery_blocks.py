@@ -117,7 +117,7 @@ def test_overview_has_a_box_for_each_layer_of_each_model() -> None:
 
 
 class _Unbuilt:
-    """What a block must have beside its description."""
+    """The members that a block needs beside its description."""
 
     def build(self, dim: int) -> nn.Module:
         raise NotImplementedError

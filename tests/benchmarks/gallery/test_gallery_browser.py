@@ -128,7 +128,7 @@ def test_numbers_are_formatted_as_in_python(page: Any) -> None:
 
 
 def test_ceilings_of_several_cards_equal_python(page: Any) -> None:
-    """Where the cards have a link, and where it is not known."""
+    """With cards whose link is known, and with cards whose link is not."""
     wanted = [(name, context, batch) for name in ("h100", "m3-max") for context in (4096, 131_072) for batch in (1, 16)]
     script = """([name, cards, wanted]) => {
       const part = onCards(MODELS.get(name), cards), form = formOf(MODELS.get(name), "released");

@@ -1,4 +1,4 @@
-"""What fits, in a real browser: every cell equals Python's, and the card follows the memory."""
+"""The section on fitting models, in a real browser: every cell equals Python's, and the card follows the memory."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def added_up(terms: Terms, context: int) -> dict[str, int]:
 
 
 def costs(spec: Decoder, context: int) -> dict[str, int]:
-    """The same costs from the spec."""
+    """Returns the costs by the spec itself."""
     return {
         "params": spec.params(),
         "active": spec.active_params(),

@@ -1,4 +1,4 @@
-"""What the gallery shows of a comparison of what models learn, and which files it refuses."""
+"""The gallery's tables of a comparison of learning, and the files that it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which models are measured, in which form, with which weights, and what is said of those that do not fit."""
+"""The models that are measured, their form, their weights, and the rows about those that do not fit."""
 
 from __future__ import annotations
 

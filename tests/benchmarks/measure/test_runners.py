@@ -1,4 +1,4 @@
-"""What is timed is the passes that the label names, and a repetition computes what the one before it did."""
+"""The timed passes are those that the label names, and a repetition computes what the one before it did."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_depth_is_filled_once_and_in_parts() -> None:
 @pytest.mark.parametrize("family", screen_of_families())
 @pytest.mark.parametrize("depth", split([0, 7, 40], [40]))  # 40 fills the toy windows
 def test_a_restored_cache_gives_the_same_logits(family: str, depth: int) -> None:
-    """The same passes give the same logits again, bit by bit; also those of a cache that never was anything else."""
+    """Equal passes give equal logits again, bit by bit; also those of a cache that never was anything else."""
     model = zoo.build(family, tiny=True)
     tokens = torch.randint(model.spec.vocab, (2, depth + 12))
     runner = ZooRunner(model)
