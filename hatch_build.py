@@ -6,7 +6,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class BlocksPage(BuildHookInterface):  # type: ignore[type-arg,misc]
-    """Includes the page in a wheel alone."""
+    """Includes the page in wheels, but not in editable installs."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if version == "standard":

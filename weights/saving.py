@@ -52,7 +52,7 @@ def save(
 
     Raises SpecError for "hf" if no published config describes the model, and NotAvailable if the folder cannot be
     written. Raises UsageError for a folder that is not empty, for a model without weights or one that differs from its
-    spec, and for anything but a model.
+    spec, and for an argument that is not a model.
     """
     if not isinstance(model, Model):
         raise UsageError(f"save(model, folder) expects a model of the zoo first, not a {type(model).__name__}")

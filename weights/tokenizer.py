@@ -163,7 +163,7 @@ def _gguf_fields(path: Path) -> dict[str, Any]:
 
 
 def _template(folder: Path, config: dict[str, Any]) -> tuple[str, Path]:
-    """Returns the template's text and its file. Of the three possible files, the one in the newest format counts."""
+    """Returns the template's text and its file. Of the three possible files, the one in the newest format is used."""
     if (path := folder / TEMPLATE).exists():
         with member(folder, TEMPLATE).open("rb") as file:
             data = file.read(CONFIG_LIMIT + 1)

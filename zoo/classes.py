@@ -40,7 +40,8 @@ def accepts(kind: Any, name: str, value: Any) -> bool:
 
 @cache
 def _test(hint: Any) -> Callable[[Any], bool]:
-    """Returns a function that tells whether a field annotated `hint` may hold a value. Cached, for it is used often."""
+    """Returns a function that tells whether a field annotated `hint` may hold a value. Cached, since specs are checked
+    often."""
     origin, of = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         options = [_test(option) for option in of]

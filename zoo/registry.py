@@ -82,8 +82,8 @@ class Spec(ABC):
         self.check()
 
     def check(self) -> None:
-        """Raises SpecError if fields contradict each other. By the annotations, ints are positive, floats positive and
-        finite."""
+        """Raises SpecError if fields contradict each other. Types and ranges were already checked against the
+        annotations: ints must be positive, floats positive and finite."""
 
     def check_width(self, width: int) -> None:
         """Raises SpecError if the fields do not allow a position table for heads of this width."""

@@ -17,7 +17,7 @@ from zoo.errors import IndivisibleError, UsageError
 class Divide(Enum):
     """The rule that divides a number of units among ranks."""
 
-    EVENLY = "evenly"  # equally many units to each rank
+    EVENLY = "evenly"  # the same number of units for each rank
     REPEATED = "repeated"  # like EVENLY; but if there are fewer units than ranks, several ranks hold the same unit
     ANY = "any"  # as even as possible: three ranks hold 4, 3 and 3 of 10
 
@@ -106,7 +106,8 @@ class Exchange(NamedTuple):
         """Returns the bytes that one rank sends.
 
         The ranks form a ring: each part of the tensor passes through all other ranks twice in an all-reduce and once in
-        an all-gather (Patarasuk and Yuan 2009). In an all-to-all, equally many bytes are assumed to go to every rank.
+        an all-gather (Patarasuk and Yuan 2009). In an all-to-all, every rank is assumed to get the same number of
+        bytes.
         """
         rounds = 2 if self.kind == "all-reduce" else 1
         share = 1 / ranks if self.shared else 1

@@ -76,8 +76,8 @@ class InferenceConfig:
 class Piece:
     """The bytes of one sequence's cache, for contexts from `start` tokens to the start of the next piece.
 
-    The cache takes fixed + per_token * context bytes. Each pair (bytes, every) in `entries` adds `bytes` for each begun
-    block of `every` tokens.
+    The cache takes fixed + per_token * context bytes. Each pair (bytes, every) in `entries` adds `bytes` for each
+    started block of `every` tokens.
     """
 
     start: int
@@ -131,7 +131,8 @@ def pieces(spec: Decoder, dtype: torch.dtype) -> list[Piece]:
 
 
 def changes(first: Sequence[Piece], second: Sequence[Piece]) -> list[Change]:
-    """Returns the contexts at which another of two caches becomes the smaller one. The first entry starts at 1 token.
+    """Returns each change of sign of the difference between two caches, in order of context. The first entry starts at
+    1 token.
 
     A cache whose entries cover several tokens grows in steps, and may cross another cache many times. Such caches are
     compared at common multiples of their blocks. A change starts within the block before the first multiple with the
@@ -174,7 +175,7 @@ def longest(growth: Sequence[Piece], free: int) -> int | None:
         if piece.at(piece.start) <= free:
             if not piece.slope:
                 return None
-            # A begun block holds a whole entry: slightly fewer tokens may fit than the mean bytes per token suggest.
+            # A partial block takes a whole entry: slightly fewer tokens may fit than the mean bytes per token suggest.
             fits = int((free - piece.fixed) // piece.slope)
             while piece.at(fits) > free:
                 fits -= 1

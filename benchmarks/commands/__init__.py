@@ -82,7 +82,8 @@ class Verbs(TyperGroup):
         return super().parse_args(ctx, [MAIN, *args])
 
     def _without_values(self, args: Sequence[str]) -> Iterator[str]:
-        """Returns the arguments without the values of MAIN's options, so that `mla` in `--with mla` is no verb."""
+        """Returns the arguments without the values of MAIN's options, so that `mla` in `--with mla` is not taken for a
+        verb."""
         options = {
             name for each in self.commands[MAIN].params if not getattr(each, "is_flag", True) for name in each.opts
         }

@@ -196,7 +196,7 @@ def _times(title: str, rows: Rows) -> Table:
 
 
 def _method(first: Row, turns: str, samples: list[list[float]]) -> Iterator[str]:
-    """Yields the lines on the method: number of samples, what takes turns, machine and kernels."""
+    """Yields the legend's lines on the method: number of samples, order of the runs (`turns`), machine and kernels."""
     if rounds := sorted({len(seconds) for seconds in samples if seconds}):
         yield f"Medians of {'-'.join(map(str, rounds))} after warm-up{turns} {measured_on(first)}"
         yield f"{kernel_summary(used_kernels())}."

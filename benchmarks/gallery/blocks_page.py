@@ -47,7 +47,8 @@ STYLE_SHEET = re.compile(r"<style[^>]*>(.*?)</style>", re.DOTALL)
 
 @cache
 def markdown(linked: Collection[str] = ()) -> str:
-    """Returns the text of docs/blocks.md with its generated parts. Architectures in `linked` become links."""
+    """Returns the text of docs/blocks.md with its generated parts. The names of architectures in `linked` become
+    links."""
     source = SOURCE.read_text(encoding="utf-8").strip()
     text = USED.sub(lambda found: f"{found[1]} {users(found[2], linked)}.", source)
     return COSTS.sub(lambda _: f"{costs()}\n", text)
@@ -62,7 +63,7 @@ def pictures() -> dict[str, str]:
 def html(shown: frozenset[str] = frozenset()) -> str:
     """Returns the section of the page: headings one level lower, drawings inline, wide content in boxes that scroll.
 
-    Architectures in `shown`, those on the page, become links.
+    The names of architectures in `shown`, which are on the page, become links.
     """
     text: str = mistune.create_markdown(escape=False, plugins=["table"])(COMMENT.sub("", markdown(shown)))
     text = HEADING.sub(_lower_heading, text)

@@ -55,7 +55,8 @@ def _cache(spec: Decoder, context: int) -> dict[str, int]:
 
 
 def _crossings(models: Sequence[NamedSpec]) -> Iterator[Row]:
-    """Yields the contexts from which on the other of two models has the smaller bfloat16 cache, with its size there."""
+    """Yields the crossings of every two models' bfloat16 caches: the context at which another model's cache becomes the
+    smaller one, and the size of that cache there."""
     growth = {model.name: pieces(model.spec, TWO_BYTES) for model in models}
     for first, second in combinations(models, 2):
         for change in changes(growth[first.name], growth[second.name])[1:]:

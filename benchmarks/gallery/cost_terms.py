@@ -64,7 +64,7 @@ class CostTerms:
     """Terms of one layer's attention or feed-forward branch, norms included, or of everything outside these branches.
 
     FLOPs are by part. `cache_elements` are stored for each of the last `limit` tokens (None: for all tokens). For each
-    (elements, every) in `entries`, so many elements are stored for each block of `every` tokens.
+    (elements, every) in `entries`, `elements` more are stored for each block of `every` tokens.
     """
 
     params: Mapping[str, int]

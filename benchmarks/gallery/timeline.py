@@ -112,7 +112,7 @@ def entries(models: Sequence[NamedSpec]) -> list[Entry]:
 
 
 def _came_from(group: Group) -> Group | None:
-    """Returns the architecture that a published one builds on, with its best-known size; None if there is no such."""
+    """Returns the architecture that a published one builds on, with its best-known size; None if there is none."""
     earlier = ancestor(group.typical.name) if group.typical.size else None
     return groups([one(earlier)])[0] if earlier else None
 

@@ -75,8 +75,8 @@ def distinct(count: int, low: int, high: int, batch: int, generator: torch.Gener
 def recall(pairs: int, batch: int, generator: torch.Generator) -> Batch:
     """Draws sequences of multi-query associative recall (Arora et al. 2023, "Zoology", section 3).
 
-    Pairs of a key and a value come first. Every later place, up to RECALL_TOKENS, holds one of the keys; its target is
-    the key's value.
+    Pairs of a key and a value come first. Every later position, up to RECALL_TOKENS, holds one of the keys; its target
+    is the key's value.
     """
     keys = distinct(pairs, 0, HALF, batch, generator)
     values = torch.randint(HALF, VOCAB, (batch, pairs), generator=generator)
@@ -110,8 +110,8 @@ def copying(length: int, batch: int, generator: torch.Generator) -> Batch:
 def selective_copying(count: int, batch: int, generator: torch.Generator) -> Batch:
     """Draws sequences of selective copying (Jing et al. 2019; Gu and Dao 2023, section 3.1).
 
-    Tokens stand at random places among filler, which takes three of four places. After a separator, the tokens follow
-    without the filler, and are scored.
+    Tokens stand at random positions among filler, which takes three of four positions. After a separator, the tokens
+    follow without the filler, and are scored.
     """
     tokens = torch.randint(SEPARATOR + 1, VOCAB, (batch, count), generator=generator)
     places = distinct(count, 0, count * (1 + NOISE_PER_TOKEN), batch, generator).sort(dim=1).values

@@ -42,8 +42,8 @@ class _Worker(Generic[Job]):
 class Workers(Generic[Job, Result]):
     """A pool of `count` processes that apply `function`, which must be importable by name, to jobs.
 
-    It is a context manager: the end of the block, also by an exception or Ctrl-C, kills all processes. With a count of
-    1, jobs run in this process.
+    It is a context manager: leaving the block, even by an exception or Ctrl-C, kills all processes. With a count of 1,
+    jobs run in this process.
     """
 
     def __init__(self, function: Callable[[Job], Result], count: int) -> None:

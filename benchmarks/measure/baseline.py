@@ -1,6 +1,6 @@
 """The baseline: the transformers implementation of a model, measured beside the zoo's with the same weights.
 
-It is measured with its default attention and, on request, compiled. First its results must equal the zoo's.
+It is measured with its default attention and, on request, compiled. Its results must first equal the zoo's.
 """
 
 import copy

@@ -46,7 +46,8 @@ def attention_flops(spec: SparseMLA, dim: int, past: int, new: int) -> dict[str,
 
 
 def crossover(spec: SparseMLA, dim: int) -> int | None:
-    """Returns the fewest cached tokens at which sparse decodes with fewer FLOPs than full; None if above LONGEST."""
+    """Returns the fewest cached tokens at which sparse attention decodes with fewer FLOPs than full attention; None if
+    above LONGEST."""
 
     def is_cheaper(context: int) -> bool:
         flops = attention_flops(spec, dim, context - 1, 1)
@@ -59,8 +60,8 @@ def crossover(spec: SparseMLA, dim: int) -> int | None:
 class SparseVariants(Comparison):
     """The full and sparse variants of one layer's attention.
 
-    The output of sparse must equal the output of full with every token masked that the indexer did not choose. Raises
-    UsageError for a context so short that the indexer chooses every token.
+    The output of sparse attention must equal that of full attention under a mask that hides every token that the
+    indexer did not choose. Raises UsageError for a context so short that the indexer chooses every token.
     """
 
     MODEL, FEATURE = "deepseek-v3.2", "sparse attention"
@@ -81,7 +82,8 @@ class SparseVariants(Comparison):
     def row(
         self, variant: str, phase: str, context: int, seconds: Sequence[float] = (), reference_s: float | None = None
     ) -> Row:
-        """Returns FLOPs and times of a pass, its speedup over full (`gain`), and its share of the predicted gain."""
+        """Returns FLOPs and times of a pass, its speedup over full attention (`gain`), and its share of the predicted
+        gain."""
         spec, new, times = self.spec, self.config.new(phase, context), time_columns("attention", seconds)
         flops = attention_flops(spec, self.dim, context - new, new)
         gain = ratio(reference_s, times["attention_s"])

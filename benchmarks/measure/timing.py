@@ -17,8 +17,8 @@ Samples = dict[tuple[str, ...], list[float]]  # seconds of each run, by the task
 
 MEDIAN_SAMPLES = 3  # samples per median during the warm-up
 MEDIAN_TOLERANCE = 0.03  # two successive medians have settled if they differ by no more than this share
-MIN_WARMUP_ROUNDS = MEDIAN_SAMPLES + 1  # no task has settled before this round
-MAX_WARMUP_ROUNDS = 10  # then a machine that has not settled is measured all the same
+MIN_WARMUP_ROUNDS = MEDIAN_SAMPLES + 1  # before this round, no task counts as settled
+MAX_WARMUP_ROUNDS = 10  # after these rounds, tasks are measured even if they have not settled
 MAX_WARMUP_SECONDS = 120  # no warm-up round begins after this time
 # 97.5 % quantiles of Student's t distribution with 1, 2, 3 ... degrees of freedom: the half width of a 95 % interval.
 T_QUANTILES = (

@@ -1,1 +1,1 @@
-"""Rows as tables and documents, and progress bars."""
+"""Writes rows as tables, CSV or JSON, and shows progress bars."""

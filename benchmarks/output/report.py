@@ -156,7 +156,7 @@ def kept(folder: Path) -> dict[str, Path]:
 def read(file: Path, verb: str = "throughput") -> Row:
     """Reads a document of `python -m benchmarks VERB --json`.
 
-    Raises NotAvailable for a file that cannot be read, and MalformedError for a file that is no such document or has
+    Raises NotAvailable for a file that cannot be read, and MalformedError for a file that is not such a document or has
     another schema version.
     """
     wrong = f"{file}: not a document of python -m benchmarks {verb} --json"

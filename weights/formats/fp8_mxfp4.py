@@ -57,7 +57,7 @@ class PackedFormat(ABC):
 
     def parts(self, part: Part, tensor: StoredTensor, codes: Shape) -> tuple[Part, Part]:
         """Returns the parts of the codes and of the scales that unpack to a part of `tensor`. `codes` is the shape of
-        the codes. Raises MalformedError for a part that splits a block with a common scale."""
+        the codes. Raises MalformedError for a part that splits a block of elements that share a scale."""
         block, size = self.blocks(part.dim), tensor.shape[part.dim]
         for rows in part.ranges:
             if rows.start % block or (rows.stop % block and rows.stop != size):

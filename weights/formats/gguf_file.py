@@ -104,8 +104,8 @@ class _Reader(gguf.GGUFReader):  # type: ignore[misc]
         super().__init__(path, "c")  # copy on write: torch warns about memory that cannot be written
 
     def contents(self, field: gguf.ReaderField) -> Any:
-        """Returns the value of a field. A long list is a LongList. An empty list, or a text longer than any chat
-        template, is None."""
+        """Returns the value of a field. A long list is returned as a LongList; an empty list, and a text longer than
+        any chat template, as None."""
         if field.types[:1] == [gguf.GGUFValueType.STRING] and field.parts[-1].nbytes > CONFIG_LIMIT:
             return None
         at = field.offset + sum(part.nbytes for part in field.parts[:3])  # key and type
@@ -137,8 +137,8 @@ class _Reader(gguf.GGUFReader):  # type: ignore[misc]
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the fields and the tensors of a .gguf file, each by name. Long lists are LongLists. Raises MalformedError
-    for an unreadable file."""
+    """Returns the fields and the tensors of a .gguf file, each by name. A long list is returned as a LongList. Raises
+    MalformedError for an unreadable file."""
     if problem := _start_problem(path):
         raise MalformedError(f"{path} is not a readable .gguf file: {problem}")
     try:

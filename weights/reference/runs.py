@@ -60,8 +60,9 @@ class Models:
 
 @dataclass
 class Results:
-    """The results of the runs. `exact` (batch, t, vocab) are the reference's logits in float64. `differences` from them
-    are by (dtype, side), `parts` are in float64, and `origin` says how the reference's weights were read."""
+    """The results of the runs. `exact` (batch, t, vocab) are the reference's logits in float64. `differences` maps
+    (dtype, side) to the difference from them, `parts` are in float64, and `origin` says how the reference's weights
+    were read."""
 
     exact: Tensor = field(default_factory=lambda: torch.empty(0))
     differences: dict[tuple[torch.dtype, str], Difference] = field(default_factory=dict)

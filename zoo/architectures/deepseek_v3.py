@@ -1,6 +1,6 @@
-"""DeepSeek-V3 (DeepSeek-AI 2024). New here: multi-head latent attention. A shared expert and 256 routed experts in 8
-groups, which sigmoid scores with a correction bias choose. The first three layers are dense. YaRN's gain is on the
-scores, not on cos and sin."""
+"""DeepSeek-V3 (DeepSeek-AI 2024). New here: multi-head latent attention. A shared expert, and 256 routed experts in 8
+groups, chosen by sigmoid scores with a correction bias. The first three layers are dense. YaRN's gain is on the scores,
+not on cos and sin."""
 
 from functools import partial
 

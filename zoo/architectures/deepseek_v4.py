@@ -74,7 +74,7 @@ WEIGHTS = (
         for prefix in ("hc_head_", "hc_head.hc_")
         for own, name in (("weight", "fn"), ("bias", "base"), ("scale", "scale"))
     ),
-    Rename("ffn.weights", "ffn_hc"),  # the reference's name of the module whose inputs these are
+    Rename("ffn.weights", "ffn_hc"),  # the reference calls them by the module that reads them
     Rename("attn.pre", "attn_norm"),
     Rename("ffn.pre", "ffn_norm"),
     Rename("attn.block.q.down", "attn.wq_a"),

@@ -30,7 +30,7 @@ def from_hf(config: Config) -> Decoder:
         raise config.error(f"{rope.scaling.describe()} as the scaling of RoPE is not supported, only LongRoPE")
     elif (original := config.integer(ORIGINAL)) != rope.scaling.original:  # the reference reads the top-level field
         raise config.error(f"{ORIGINAL} is {original}, but {rope.scaling.original} in the scaling of RoPE")
-    if window and window >= shape["context"]:  # a window that hides no token of the context is no window
+    if window and window >= shape["context"]:  # a window as long as the context hides nothing
         window = None
     return decoder(**shape, window=window)
 

@@ -1,5 +1,5 @@
 """Qwen3 (Yang et al. 2025), dense and mixture-of-experts. New here: QK-norm on every head before RoPE, and a head_dim
-that is not dim / heads. The experts have no shared expert, and the weights of the chosen ones are renormalised."""
+that is not dim / heads. There is no shared expert, and the weights of the chosen experts are renormalised."""
 
 from functools import partial
 

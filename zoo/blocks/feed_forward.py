@@ -52,7 +52,7 @@ class FeedForward(Block, abstract=True):
 
     @property
     def _scalable_field(self) -> str:
-        """`width_field`. Raises SpecError if the block has no such field."""
+        """The name of the field that holds the hidden width. Raises SpecError if the block has no such field."""
         advice = "set width_field to the name of the field that holds its hidden width, or define width and with_width"
         has_field = self.width_field in field_names(type(self))
         self.require(has_field, f"cannot be scaled, since it has no field {self.width_field!r}: {advice}")

@@ -145,7 +145,7 @@ class RoPE(Position):
     def resized(self, to: Any) -> dict[str, Any]:
         return {"theta": to.theta(self), "scaling": None}
 
-    rotated_of: ClassVar[str] = "width"  # what `fraction` is a fraction of
+    rotated_of: ClassVar[str] = "width"  # the whole of which `fraction` is rotated
 
     def facts(self) -> tuple[Fact, ...]:
         part = f"on {{:g}} of the {self.rotated_of}"
@@ -162,7 +162,7 @@ class RoPE(Position):
         """Returns (rotated / 2,) radians per token, highest first; (sets, rotated / 2) if the scaling has several sets.
 
         They are in float64 for float64 models and otherwise in float32, as in released models: exact powers would
-        change angles at position 100,000 by 0.01. They are computed on the CPU, to be equal on every device.
+        change angles at position 100,000 by 0.01 radians. They are computed on the CPU, to be equal on every device.
         """
         exponents = torch.arange(0, rotated, 2, dtype=dtype, device="cpu") / rotated
         periods = self.theta**exponents

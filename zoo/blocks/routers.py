@@ -345,7 +345,8 @@ class HashTopK(_SqrtSoftplus):
 
 
 class _HashTopK(LinearRouter):
-    """A hash router. A fresh table assigns experts to token ids in turn, so that all experts get equally many."""
+    """A hash router. A fresh table assigns experts to token ids in turn, so that every expert gets the same number of
+    ids."""
 
     stored_buffers = ("table",)  # buffers that a checkpoint holds
 

@@ -17,8 +17,8 @@ EXIT_CODE = 130
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while a command runs. This is a subclass because of a plain KeyboardInterrupt in exec(text), which
-    dataclasses call: Python then kills itself by the signal when it ends, even if the exception was caught."""
+    """Ctrl-C while a command runs. A plain KeyboardInterrupt would not do: if it is raised in exec(text), which
+    dataclasses call, Python kills itself by the signal at exit, even if the exception was caught."""
 
 
 def command() -> str:

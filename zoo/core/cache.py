@@ -184,8 +184,8 @@ class RingCache(_AllocatedCache):
         return past - 1 - (past - 1 - index) % self.tokens
 
     def can_truncate(self, held: int, length: int, longest: int) -> bool:
-        """Whether the ring still holds every earlier token that the token at position `length` sees. Tokens that were
-        dropped since have overwritten earlier ones, which stay lost."""
+        """Whether the ring still holds every earlier token that the token at position `length` sees. Dropping a token
+        does not bring back the tokens that it overwrote."""
         seen = min(self.reach.held(length), (self.reach.limit or self.tokens) - 1)
         possible = super().can_truncate(held, length, longest)
         return possible and (seen == 0 or length - seen >= longest - self.tokens)
@@ -291,10 +291,10 @@ class Cache:
             raise UsageError(f"a cache needs a batch and tokens of at least 1, got {batch} and {tokens}")
         self.switches = tuple(switches)
         self.cache_specs, self.batch, self.tokens, self.length = tuple(cache_specs), batch, tokens, 0
-        # Truncations and restored snapshots: (serial number, length), of those that no later one undercuts.
+        # (serial number, length) of truncations and restored snapshots, without those that a later one undercuts
         self._drops: list[tuple[int, int]] = []
         self._serial = 0
-        self._longest = 0  # the greatest length that a truncation has ended: its tokens overwrote a ring's earlier ones
+        self._longest = 0  # the greatest length before a truncation: rings have overwritten tokens up to it
         self.static = device.type == "cuda" if static is None else static
         try:
             self.layers = [_kind(spec)(spec, batch, tokens, dtype, device, self.static) for spec in cache_specs]

@@ -44,7 +44,7 @@ SAMPLING = """
     renormalize_logits repetition_penalty return_dict_in_generate sequence_bias stop_strings suppress_tokens
     target_lookbehind temperature token_healing top_h top_k top_p typical_p use_mtp watermarking_config
 """
-# Labels of a classifier, which the supported classes are not, and the task of a fine-tuned model.
+# Labels of a classifier (no supported class is one), and the task of a fine-tuned model.
 LABELS = "_num_labels finetuning_task id2label label2id num_labels prefix problem_type task_specific_params"
 # The tokenizer and its lengths. PATTERNS has the ids of tokens.
 TOKENIZER = """

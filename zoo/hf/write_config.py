@@ -106,8 +106,8 @@ def temperature_fields(spec: Decoder) -> ConfigFields:
 
 
 def first_rope(spec: Decoder, windowed: bool = False) -> RoPE | None:
-    """Returns the rotary encoding of the first layer that has a window if `windowed`, and none otherwise. If no such
-    layer has RoPE, the first layer with RoPE counts."""
+    """Returns the rotary encoding of the first layer with a window (if `windowed`) or of the first layer without one.
+    If no such layer has RoPE, it is that of the first layer with RoPE."""
     layers = sorted(dict.fromkeys(spec.layers), key=lambda layer: (layer.cache_spec().reach.limit is None) is windowed)
     return next((rope for layer in layers if (rope := first(layer, RoPE))), None)
 

@@ -231,7 +231,7 @@ def _caches(dtype: torch.dtype) -> Iterator[Pairs]:
 
 
 def _filled(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Returns a tensor filled with 0.5: any value would do, except zeros and subnormals, which take another time."""
+    """Returns a tensor filled with 0.5. Any value would do, except zeros and subnormals, whose timing differs."""
     return torch.full(shape, 0.5, dtype=dtype, device="cpu")
 
 

@@ -93,7 +93,8 @@ class Decoder(Spec):
         return *(Exchange("all-reduce", width) for width in rows), *layers
 
     def head_exchange(self, ranks: int) -> Exchange:
-        """Returns the exchange for each position that goes through the head: all ranks' logits, equally many each."""
+        """Returns the exchange for each position that goes through the head: an all-gather of the logits, of which
+        every rank is assumed to hold an equal share."""
         return Exchange("all-gather", ranks * -(-self.vocab // ranks))
 
     def with_vocab(self, vocab: int) -> Decoder:

@@ -30,8 +30,8 @@ class ModelGuard:
         self._facts_before = self._facts()
 
     def holds(self) -> bool:
-        """Whether the model is unchanged: the same modules with the same attributes, equally many hooks, and parameters
-        of the same types, dtypes, devices, shapes, strides and requires_grad. Their values may differ."""
+        """Whether the model is unchanged: the same modules with the same attributes, the same number of hooks, and
+        parameters of the same types, dtypes, devices, shapes, strides and requires_grad. Their values may differ."""
         try:
             return (
                 self._children == self._children_before

@@ -27,8 +27,8 @@ def initialise(module: nn.Module, seed: int) -> None:
       first (OLMo 2, Gemma), the scale of these matrices has no effect.
     - Embeddings have variance 1 as the first layer receives them, after `embed_scale` (as in Takase et al. 2023, "Spike
       No More"). With less variance, the first branches would drown the differences between tokens.
-    - An untied head has variance 1 / dim, like every matrix. A tied head is the embedding, so that the logit of the
-      input token itself would be as large as dim. The norm before the head therefore starts at embed_scale^2 / dim: at
+    - An untied head has variance 1 / dim, like every matrix. A tied head is the embedding, so the logit of the input
+      token itself would be as large as dim. The norm before the head therefore starts at embed_scale^2 / dim: at
       1 / dim without an embed_scale, where no logit exceeds 1, and at 1 if embed_scale^2 is dim (Gemma).
     - Norms start as the identity. The norm of queries starts lower if scores would otherwise have a variance above one.
       Biases, sinks and a router's correction are zero. Decays and time steps of recurrences vary by head, as published.

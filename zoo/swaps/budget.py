@@ -48,8 +48,9 @@ def with_widths(spec: Decoder, factor: float) -> Decoder:
 
 
 def _first_allowed(make: Callable[[int], T], width: int, known: int) -> T:
-    """Returns `make(width)`, or for a width that raises SpecError the result for the next larger width that does not.
-    If `known`, a width that is allowed, is a multiple of every allowed step, the range of `known` widths has one."""
+    """Returns `make(width)` or, if that raises SpecError, the result for the next larger width that is allowed. Tries
+    `known` consecutive widths, where `known` itself is an allowed width. If the allowed widths are the multiples of a
+    number, one of the tried widths is among them."""
     first = max(1, width)
     for each in range(first, first + known):
         with suppress(SpecError):

@@ -35,7 +35,7 @@ Values = dict[str, Any]
 
 
 class GrammarError(UsageError):
-    """A text that is no swap: it cannot be parsed, or it names an unknown kind, role or field."""
+    """A text that is not a swap: it cannot be parsed, or it names an unknown kind, role or field."""
 
     @classmethod
     def unknown(cls, what: str, word: str, known: Iterable[str]) -> Self:

@@ -165,7 +165,7 @@ class Proportions:
 
     def theta(self, rope: Any) -> float:
         """Returns RoPE's base, rounded to three digits. The base scales with the number of tokens that the layers of
-        this RoPE attend to: their window, or the context. For an extended context, the original one counts."""
+        this RoPE attend to: their window, or the context. If the context was extended, the original context is used."""
         windows = self._windows.get(rope, {None})
         if None in windows:
             trained: float | None = self.full.context
@@ -192,8 +192,8 @@ def grouped_heads(held: Fields, full_dim: int, dim: int) -> Fields:
     """Returns heads, kv_heads and head_dim at width `dim`, in the ratios that they have at width `full_dim`.
 
     A single KV head stays single. Several KV heads stay several if head_dim is then at least USUAL_HEAD_DIM. Among the
-    possible numbers of heads, the one with head_dim nearest to `head_width(dim)` is chosen. If heads * head_dim ==
-    full_dim, then heads * head_dim == dim wherever `dim` can be divided so.
+    possible numbers of heads, the one with head_dim nearest to `head_width(dim)` is chosen. If heads * head_dim equals
+    the width of the full model, the scaled heads * head_dim equals `dim` where possible.
     """
     heads, kv_heads, head_dim = held["heads"], held["kv_heads"], held["head_dim"]
     square = heads * head_dim == full_dim

@@ -1,4 +1,4 @@
-"""Scaled models: published models made small to equal budgets, so that training compares them.
+"""Scaled models: published models that are scaled down to the same budget, so that their training can be compared.
 
 All models have the same number of layers and about the same width. The feed-forward width is set to meet the budget.
 The characteristic sizes keep their proportions: the layer pattern, heads, latents, windows, RoPE's base
@@ -23,7 +23,7 @@ T = TypeVar("T")
 Match = Literal["params", "active", "flops", "kv"]
 UNITS: dict[str, str] = {"params": "parameters", "active": "active parameters", "flops": "FLOPs per token"}
 UNITS |= {"kv": "bytes of KV cache"}
-DEPTH = 6  # layers: room for five with a window and a full one; larger models have a multiple of 6
+DEPTH = 6  # layers, such as five with a window and one with full attention; larger models have a multiple of 6
 MAX_WIDTH_PER_LAYER = 64  # dim / layers, as in GPT-2 small
 MIN_DIM = 8
 
@@ -285,7 +285,7 @@ def at_depth(layers: Sequence[T], depth: int) -> tuple[T, ...]:
 
 def leading_and_period(layers: Sequence[T]) -> tuple[int, int]:
     """Returns (leading layers, length of the period). Their sum is the smallest with which the list repeats its period
-    after the leading layers. If several sums are equal, the shortest period counts."""
+    after the leading layers. If several sums are equal, the shortest period is returned."""
     found = []
     for period in range(1, len(layers) + 1):
         repeats = [layers[i] == layers[i + period] for i in range(len(layers) - period)]

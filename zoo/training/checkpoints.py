@@ -185,8 +185,8 @@ def _is_open(path: Path, descriptor: int) -> bool:
 
 
 def _remove_new(folder: Path, earlier: Collection[Path], created: Iterable[Path]) -> None:
-    """Removes what a folder holds besides `earlier` paths, the lock last. Removes the `created` folders, innermost
-    first, up to one that is not empty."""
+    """Removes everything in a folder except the `earlier` paths; the lock is removed last. Then removes the `created`
+    folders, innermost first, until one is not empty."""
     new = set(folder.iterdir()) - set(earlier)
     for path in sorted(new, key=lambda each: each.name == LOCK):
         if path.is_dir():

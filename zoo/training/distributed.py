@@ -5,7 +5,7 @@ torchrun --nproc-per-node 2 -m zoo.train qwen3 --out run
 Each process ("rank") holds a part of every parameter, gradient and optimiser moment, and computes its own rows of each
 batch. A layer's parameters are gathered when it runs (Zhao et al. 2023, "PyTorch FSDP"). Gradients and metrics are
 computed over all rows, as on one device, with one exception: each rank computes the load-balancing loss of its own
-rows, and the mean over ranks counts. The pieces of an accumulated step are treated in the same way. So n ranks train
+rows, and the mean over ranks is used. The pieces of an accumulated step are treated in the same way. So n ranks train
 like one process with n times as many pieces.
 
 Under autocast, every rank keeps whole bfloat16 weights of each layer until the backward pass, which takes two bytes per
@@ -52,7 +52,7 @@ def sharded(
     which returns the whole model in this `dtype` on the CPU. Its weights are then distributed. Without `build`, the
     weights are uninitialised.
 
-    All ranks must run the model at the same time and on equally many rows. This also holds for generation and for
+    All ranks must run the model at the same time and on the same number of rows. This also holds for generation and for
     passes without gradients.
     """
     from torch.distributed.device_mesh import init_device_mesh

@@ -36,8 +36,8 @@ class Batch(NamedTuple):
         return [Batch(*both) for both in zip(inputs, targets, strict=True)]
 
     def own_rows(self) -> "Batch":
-        """Returns the sequences for this rank from a batch that every rank holds. All ranks get equally many; unscored
-        sequences fill up the batch."""
+        """Returns the sequences for this rank from a batch that every rank holds. All ranks get the same number of
+        sequences; unscored sequences fill up the batch."""
         if ranks() == 1:
             return self
         each = -(-len(self.inputs) // ranks())

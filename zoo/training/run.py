@@ -179,9 +179,9 @@ def time_steps(trainer: Trainer, batch: Callable[[int], Batch], budget: float = 
 
 
 def choose_threads() -> tuple[int, float]:
-    """Sets torch's number of threads. The fastest of 1, 2, 4, ... and all threads is used if it takes less than half
-    the time of all threads; otherwise all are. Returns the number of threads, and how many times as fast they are as
-    all threads.
+    """Sets torch's number of threads, after timing a product with 1, 2, 4, ... and all threads. Uses the fastest number
+    if it takes less than half the time of all threads, and all threads otherwise. Returns the number of threads, and
+    their speed relative to all threads.
 
     The threads of an operation wait for each other. If other programs use some cores, all wait for the slowest thread.
     """

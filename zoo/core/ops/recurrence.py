@@ -202,7 +202,8 @@ def _delta_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, 
     last = total[..., -1:, :]
 
     def decayed(x: Tensor, by: Tensor) -> Tensor:
-        """exp(by) * x: x (b, g, n, c, d) of a group, by (b, h, n, ...) of each of its heads -> (b, h, n, c, d)."""
+        """Returns exp(by) * x (b, h, n, c, d), for x (b, g, n, c, d) of each group and by (b, h, n, ...) of each
+        head."""
         return (x.unsqueeze(2) * by.exp().unflatten(1, shape)).flatten(1, 2)
 
     if decay.shape[-1] == 1:

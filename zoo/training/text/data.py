@@ -221,8 +221,8 @@ def _split(files: tuple[TextFile, ...]) -> Splits:
 
 
 def _cut(piece: Piece, nbytes: float) -> tuple[Piece, Piece]:
-    """Returns the piece without about its last `nbytes`, and the piece of these bytes. The cut is at the next start of
-    a line, or in a long line at the start of a character. Raises UsageError for a piece that is too short."""
+    """Splits a piece in two, the second of about `nbytes`. The cut is at the next start of a line, or in a long line at
+    the start of a character. Raises UsageError for a piece that is too short."""
     at = piece.end - max(1, round(nbytes))
     with accessing(piece.file.path), piece.file.path.open("rb") as file:
         file.seek(at)

@@ -1,8 +1,8 @@
 """The token file, a memory-mapped file of a text's token ids, and the batches that are read from it.
 
-The file has 4096 bytes of header (a magic word and one JSON object), then the ids of the training, tuning and held-out
-text. Ids are little-endian integers of the smallest size that holds the vocabulary. Each of the three texts begins with
-a separator, and a separator follows the text of each file. Reading the file runs no code.
+The file has 4096 bytes of header (a magic number and one JSON object), then the ids of the training, tuning and
+held-out text. Ids are little-endian integers of the smallest size that holds the vocabulary. Each of the three texts
+begins with a separator, and a separator follows the text of each file. Reading the file runs no code.
 """
 
 import hashlib
