@@ -64,7 +64,7 @@ def parse_weights(text: str) -> WeightForm:
         return RELEASED
     dtype = find_dtype(text)
     if dtype not in PLAIN:
-        raise ValueError(f"{text!r} is not a form of weights; choose {', '.join(FORMS)}")
+        raise ValueError(f"{text!r} is not a format of weights; choose {', '.join(FORMS)}")
     return PLAIN[dtype]
 
 
@@ -135,7 +135,7 @@ class ModelOptions(SwapOptions):
         Strings,
         typer.Argument(
             help="Presets, families (all their sizes), hub ids, folders, .gguf files, spec.json, or FILE.py:NAME, "
-            "which is run. Default: the best-known size of each family, in order of release."
+            "which is executed. Default: the best-known size of each family, in order of release."
         ),
     ] = None
     all_sizes: Annotated[bool, flag("Show every published size of every family.", "--all-sizes")] = False
@@ -237,13 +237,13 @@ class DeviceOptions:
     def device(self) -> roofline.Device:
         """Returns the device. Raises UsageError if only one of the two rates is given, or if a rate is not above 0."""
         if self.link is not None and not 0 < self.link < math.inf:
-            raise UsageError("--link (GB/s) is above 0")
+            raise UsageError("--link (GB/s) must be above 0")
         if self.bandwidth is None and self.flops is None:
             device = roofline.device(self.device_spec)
         else:
             bandwidth, flops = self.bandwidth or 0, self.flops or 0
             if not (0 < bandwidth < math.inf and 0 < flops < math.inf):
-                raise UsageError("--bandwidth (GB/s) and --flops (TFLOPS) go together, and both are above 0")
+                raise UsageError("--bandwidth (GB/s) and --flops (TFLOPS) go together, and both must be above 0")
             name = f"{flops:g} TFLOPS and {bandwidth:g} GB/s"
             device = roofline.Device(name, flops * 1e12, bandwidth * 1e9)
         return device if self.link is None else replace(device, link=self.link * 1e9)

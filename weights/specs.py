@@ -2,7 +2,7 @@
 
 The word is one of these, in this order of precedence:
 
-1. FILE.py:NAME: a Decoder, or a function that returns a Decoder, in a Python file, which is run
+1. FILE.py:NAME: a Decoder, or a function that returns a Decoder, in a Python file, which is executed
 2. a config.json, spec.json or .gguf file; or a folder with one of the .json files, such as a run of zoo.train
 3. a preset, a family (its smallest size) or the hub id of a preset; ./NAME is a folder of that name
 4. a hub id, whose config.json is downloaded or in the download cache
@@ -74,7 +74,7 @@ def _from_path(path: Path, ignore_fields: Iterable[str]) -> FoundSpec:
         return FoundSpec(name if file.name in (SPEC, STATE) else _label(file.stem), spec, path=file.parent)
     if file.suffix == ".py":
         raise UsageError(f"{path} is a Python file: write {path}:NAME, with the name of a Decoder in it")
-    raise UsageError(f"{path} is no {CONFIG}, {SPEC} or {GGUF} file")
+    raise UsageError(f"{path} is not a {CONFIG}, {SPEC} or {GGUF} file")
 
 
 def _of_config(config: dict[str, Any], where: str, ignore_fields: Iterable[str]) -> Decoder:

@@ -50,7 +50,7 @@ def _dtype(text: str) -> torch.dtype:
 def main(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="A size, an architecture, or another model: see below (--list: all)."),
+        typer.Argument(metavar="MODEL", help="A size, an architecture, or another model: see above (--list: all)."),
     ] = None,
     tiny: Annotated[
         bool, typer.Option("--tiny", help="Use toy widths with every kind of layer, and run the model.")

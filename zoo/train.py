@@ -107,7 +107,7 @@ def main(
     context: Annotated[int | None, typer.Option(min=1, help="Tokens per sequence. Default: 256.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences per step. Default: 8.")] = None,
     accumulate: Annotated[
-        int | None, typer.Option(min=1, help="Pieces into which each step is divided. Default: 1.")
+        int | None, typer.Option(min=1, help="Micro-batches per step (gradient accumulation). Default: 1.")
     ] = None,
     tokens: Annotated[str | None, typer.Option(help="Budget in tokens, such as 600k or 2M.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Budget in minutes, instead of tokens. Default: 10.")] = None,
@@ -266,7 +266,7 @@ def _checkpoint(out: Path, resume: bool, given: dict[str, Any]) -> str | None:
     remove_leftovers(out, SAVED)
     last = last_checkpoint(out)
     if last is None and (there := next((out / name for name in (LOG, SAVED) if (out / name).exists()), None)):
-        raise UsageError(f"{there} exists, but no checkpoint of a run: give another folder, or remove it")
+        raise UsageError(f"{there} exists, but the run has no checkpoint: give another folder, or remove it")
     if last is not None and not resume:
         raise UsageError(f"{out} holds a run, and nothing is overwritten: go on with --resume, or give another folder")
     if last is None and resume:
@@ -333,7 +333,7 @@ def _resumed(out: Path, session: Session, last: Path, state: dict[str, Any], che
     _say(f"resumed after step {trainer.step:,} of {trainer.config.steps:,}")
     if not same_sums(state):
         _say(
-            "note: other threads, processes or kernels than before: losses differ in the last digits from an uncut run"
+            "note: other threads, processes or kernels than before: losses differ in the last digits from an uninterrupted run"
         )
     return training
 
@@ -371,7 +371,7 @@ def _session(options: Options, place: torch.device, is_new: bool = False, saves:
     if opened is not None and options.name is not None:
         family = next(each for each in families().values() if catalog.resolve(options.name) in each.SIZES)
         if config is None or family.from_hf is not catalog.family_of(config).from_hf:
-            raise UsageError(f"{options.source} is no {options.name}; leave the name out")
+            raise UsageError(f"{options.source} is not a {options.name}; leave the name out")
     devices = processes.ranks() if place.type == "cuda" else 1  # processes share the memory of a CPU
     needed, free = BYTES_PER_PARAMETER * spec.params() // devices, free_memory(place)
     if free is not None and needed > free:

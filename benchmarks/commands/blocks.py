@@ -69,7 +69,7 @@ def command(
         options.Strings,
         typer.Option(
             metavar="CHANGE",
-            help="With --variants: change of the model before it is measured: 'MLA(heads=16)' (repeatable).",
+            help="With --variants: change the model before measuring it: 'MLA(heads=16)' (repeatable).",
         ),
     ] = None,
     report: Report,
@@ -82,8 +82,8 @@ def command(
     --variants measures the attention of one layer of a model instead, at each context. Variants have the same weights,
     and their outputs must be equal. mla has three: the cache keeps the keys and values of all heads (expanded); it
     keeps latents, which are expanded at each step (latent); or attention runs over the latents (absorbed, the zoo's
-    MLA). A variant that does not fit into the free memory is skipped. sparse has two, compiled and without projections:
-    attention over all cached tokens, and over those that the indexer chooses.
+    MLA). A variant that does not fit into the free memory is skipped. sparse has two: attention over all cached tokens,
+    and attention over those that the indexer chooses. Both are compiled, and projections are not timed.
     """
     given = {"NAME": name, "--tiny": tiny, "--swap": swap} if variants is None else {"--dim": dim, "--tokens": tokens}
     if unused := [option for option, value in given.items() if value]:
@@ -92,7 +92,7 @@ def command(
         raise UsageError("--prefill is for --variants sparse")
     if variants is None:
         if context and len(context) > 1:
-            raise UsageError("--context is given once, or with --variants")
+            raise UsageError("--context can be repeated only with --variants")
         config = blocks.BlockConfig(
             dim or 1024, tokens or 512, context[0] if context else 4096, dtype, repeat or REPEAT, seed
         )

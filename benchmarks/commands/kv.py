@@ -85,9 +85,9 @@ def fit(rows: Rows) -> Table:
     legend = [
         f"weights {form}, the cache of {format_sequences(first['batch'])} in {first['cache_dtype']}; activations "
         "and workspace are not counted.",
-        "trained: the context that the model was trained or extended to, and the most that is shown as fitting.",
-        "limit: weights, which alone do not fit; cache, which fills the card before the trained context is reached; "
-        "context, the trained one, which fits.",
+        "trained: the context that the model was trained for or extended to; no longer context is shown as fitting.",
+        "limit: weights (they alone do not fit), cache (it fills the card before the trained context is reached) or "
+        "context (the whole trained context fits).",
     ]
     if first["tp"] > 1:
         legend.insert(0, f"weights GB, left GB: of one card; {first['tp']} hold a model together (tensor parallel).")

@@ -135,7 +135,7 @@ HELP = f"Columns, separated by commas: {', '.join(name + '@32k' * q.at_context f
 def command(
     *,
     columns: Annotated[str, typer.Option("--columns", metavar="LIST", help=HELP)] = DEFAULT,
-    quiet: Annotated[bool, flag("Leave the title and the notes out.", "--quiet")] = False,
+    quiet: Annotated[bool, flag("Leave out the title and the notes.", "--quiet")] = False,
     inference: InferenceOptions,
     device: DeviceOptions,
     models: ModelOptions,

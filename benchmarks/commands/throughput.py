@@ -29,8 +29,8 @@ def command(
     names: Annotated[
         options.Strings,
         typer.Argument(
-            help="Presets, hub ids, families (smallest sizes) or folders with a config.json, all with random weights, "
-            "or folders with safetensors files and .gguf files, with their own weights. Default: the tiny form of each "
+            help="Presets, hub ids, families (smallest sizes), folders or .gguf files. Folders with safetensors files and "
+            ".gguf files have their own weights, all others random weights. Default: the tiny form of each "
             "architecture, which takes a minute."
         ),
     ] = None,

@@ -187,7 +187,7 @@ CHARTS = {
     "kv": Chart(
         "KV cache by context",
         "Bytes of the cache of all sequences. Dashed: beyond the model's max context. Where two lines "
-        "cross, the other model has the smaller cache from there on; up to eight models have rings there.",
+        "cross, the other model has the smaller cache from there on; for up to eight models, rings mark these points.",
         ("kv", "crossings"),
         _kv,
     ),

@@ -116,7 +116,7 @@ def compared(rows: Rows) -> Table:
         f"The model's figure less that of {against}, in bits per byte or in points of accuracy. Equal seeds see equal "
         "data in equal order. The interval is the one that Holm's procedure tests at 95 %, over the models compared in "
         "one measure.",
-        f'"{NO_DIFFERENCE}": the interval holds zero, so other seeds could reverse it. That is not "no difference".',
+        f'"{NO_DIFFERENCE}": the interval contains zero, so other seeds could reverse it. That is not "no difference".',
     ]
     texts = [row for row in rows if row["data"]]
     legend += [data_line(texts[0])] if texts else []

@@ -70,7 +70,7 @@ def smaller_at(crossing: Mapping[str, Any], label: str) -> str:
 
 def describe_crossing(crossing: Mapping[str, Any]) -> str:
     """Returns the model with the smaller cache at each context, from a "crossing" row."""
-    return "; ".join(f"{smaller or 'both alike'} {at}" for smaller, at in _spans(crossing)) + "."
+    return "; ".join(f"{smaller or 'both equal'} {at}" for smaller, at in _spans(crossing)) + "."
 
 
 def _spans(crossing: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:

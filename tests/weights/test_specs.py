@@ -127,7 +127,7 @@ def test_what_a_path_lacks() -> None:
     with pytest.raises(NotAvailable, match=r"empty: there is no config\.json and no spec\.json"):
         find_spec("empty")
     Path("notes.txt").touch()
-    with pytest.raises(UsageError, match=r"notes\.txt is no config\.json, spec\.json or \.gguf file"):
+    with pytest.raises(UsageError, match=r"notes\.txt is not a config\.json, spec\.json or \.gguf file"):
         find_spec("notes.txt")
     folder = save("mine", "hf")
     config = json.loads((folder / "config.json").read_text())

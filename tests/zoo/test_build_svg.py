@@ -76,7 +76,7 @@ def test_the_command_draws_swapped_and_tiny_models(capsys) -> None:
 HEADINGS = {
     ("gpt2",): "",  # the first
     ("gpt2", "--swap", "norm=RMSNorm"): "Swapped",
-    ("qwen3", "--swap", "GQA(head_dim=64)"): "Swapped: nothing but sizes",
+    ("qwen3", "--swap", "GQA(head_dim=64)"): "Swapped: only sizes",
     ("olmo2-32b",): "New compared with Llama 3",
     ("olmo2-32b", "--tiny"): "",
 }

@@ -323,7 +323,7 @@ def test_a_finished_run_is_trained_on(capsys, finished, text, tmp_path) -> None:
     assert figures(out)[0]["bits_per_byte"] == pytest.approx(figures(finished)[-1]["bits_per_byte"], rel=1e-6)
     assert (out / "model" / "tokenizer.json").is_file()
     _, err = run(capsys, "gemma3", "--from", finished, *args, text, "--out", tmp_path / "x", code=2)
-    assert "is no gemma3" in err
+    assert "is not a gemma3" in err
 
 
 SWAP = "attn=GatedDeltaNet(key_heads=2, value_heads=4, key_dim=8, value_dim=8, conv=4) except every 2"
@@ -353,7 +353,7 @@ def test_a_swapped_model_is_saved_loaded_and_trained_on(capsys, text, tmp_path) 
     run(capsys, "--from", out, *args, text, "--out", tmp_path / "again")
     assert figures(tmp_path / "again") == figures(on)
     _, err = run(capsys, "qwen3", "--from", out, *args, text, "--out", tmp_path / "x", code=2)
-    assert "is no qwen3" in err
+    assert "is not a qwen3" in err
 
 
 def test_a_model_of_a_file_is_trained_and_resumed_from_any_folder(capsys, monkeypatch, text, tmp_path) -> None:

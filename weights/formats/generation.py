@@ -56,4 +56,4 @@ def _number(settings: Mapping[str, Any], name: str, where: Path) -> Any:
     value, least = settings.get(name), 0 if name == "temperature" else -1  # some files write -1 for off
     if value is None or (type(value) in (int, float) and isfinite(value) and value >= least):
         return value
-    raise MalformedError(f"{where}: {name} must be a number from {least} on, got {brief(value)}")
+    raise MalformedError(f"{where}: {name} must be a number of at least {least}, got {brief(value)}")

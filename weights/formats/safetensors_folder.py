@@ -77,7 +77,7 @@ class SafetensorsFolder(Source):
         for name, shard in self.shard_of.items():
             expected.setdefault(shard, set()).add(name)
         if absent := [shard for shard in expected if not (self.path / shard).exists()]:
-            raise NotAvailable(f"{self.path}: {INDEX} names files that are not there: {listed(absent)}")
+            raise NotAvailable(f"{self.path}: {INDEX} names files that do not exist: {listed(absent)}")
         tensors: list[StoredTensor] = []
         problems: list[str] = []
         for shard, names in sorted(expected.items()):
@@ -90,7 +90,7 @@ class SafetensorsFolder(Source):
             if missing := [name if name.isprintable() else ascii(name) for name in names - held]:
                 problems.append(f"{shard} lacks {listed(missing)}")
             if surplus := held - names:
-                problems.append(f"{shard} holds {listed(surplus)} against the index")
+                problems.append(f"{shard} holds {listed(surplus)}, contrary to the index")
             else:
                 tensors += found
         if problems:
@@ -104,7 +104,7 @@ def weight_map(folder: Path) -> dict[str, str]:
     where = folder / INDEX
     shards = read_json(member(folder, INDEX), INDEX_LIMIT).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(type(shard) is str for shard in shards.values()):
-        raise MalformedError(f"{where}: weight_map must say for each tensor which file holds it")
+        raise MalformedError(f"{where}: weight_map must map the name of each tensor to its file")
     if bad := sorted({shard for shard in shards.values() if not SHARD.fullmatch(shard)}):
         names = enough(ascii(shard[:100]) for shard in bad)
         raise MalformedError(f"{where}: not the plain name of a .safetensors file: {names}")

@@ -180,7 +180,7 @@ def _full_heads(config: Config, full_layers: tuple[bool, ...]) -> dict[str, int 
     full = [i for i, is_full in enumerate(full_layers) if is_full]
     found = {tuple(numbers.get(i, Fields(usual)).integer(name) for name in usual) for i in full}
     if len(numbers) != len(given.values) or not numbers.keys() <= set(full) or len(found) != 1:
-        raise config.error("per_layer_config must be of the layers of full_attention, and the same for all of them")
+        raise config.error("per_layer_config must name only layers of full_attention, with the same values for all")
     return dict(zip(names, *found, strict=True)) | {"keys_as_values": is_raw}
 
 

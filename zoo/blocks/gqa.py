@@ -242,7 +242,7 @@ class KVSource(GQA):
         return [*(held[1:] if held[0] == "KVSource" else held), "KVSource"] if len(held) > 1 else held
 
     def facts(self) -> tuple[Fact, ...]:
-        return *super().facts(), Fact("hands_on", phrase="keys and values handed on", noun="K/V reused later")
+        return *super().facts(), Fact("hands_on", phrase="K/V reused by later layers", noun="K/V reused later")
 
 
 class _KVSource(GQAModule):

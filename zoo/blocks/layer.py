@@ -193,7 +193,7 @@ class Layer(Composite):
         streams = {branch.stream_spec for _, branch in self.branches()}
         self.require(len(streams) == 1, "all branches of a layer must have the same residual streams")
         kinds = {type(part) for branch in (self.attn, self.ffn) if branch for part in branch.walk()}
-        self.require(not any(issubclass(kind, LayerInput) for kind in kinds), "a LayerInput stands in inputs alone")
+        self.require(not any(issubclass(kind, LayerInput) for kind in kinds), "a LayerInput belongs only in inputs")
 
     def build(self, dim: int) -> nn.Module:
         return _Layer(self, dim)

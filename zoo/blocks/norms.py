@@ -148,7 +148,7 @@ class LayerScale(Block):
         return {}  # no matrix products
 
     def describe(self) -> str:
-        return "output times a stored number"
+        return "output scaled by a stored scalar"
 
 
 class _LayerScale(nn.Module):

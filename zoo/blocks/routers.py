@@ -178,7 +178,7 @@ class NormedSoftmaxTopK(Router):
         return (Fact("kind", self.k, phrase="softmax top-{} router of the normalised input"),)
 
     def describe(self) -> str:
-        return f"{super().describe()}, weights times a number of each expert"
+        return f"{super().describe()}, weights scaled by a learned scalar per expert"
 
 
 class _NormedSoftmaxTopK(LinearRouter):

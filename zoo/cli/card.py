@@ -121,7 +121,7 @@ def figure(
     differences = structure_differences(drawn, other) if other else []
     heading = "" if other is None else f"New compared with {title(known)}" if known else "Swapped"
     if other and not differences:
-        heading += ": nothing but sizes"
+        heading += ": only sizes"
     drawing = diagram.svg(
         drawn,
         name,
@@ -275,7 +275,7 @@ def _card_rows(card: Facts) -> Rows:
 
 
 def _origin_rows(origin: Facts) -> Rows:
-    new = "; ".join(origin["new"]) or "nothing but sizes"
+    new = "; ".join(origin["new"]) or "only sizes"
     rows = {"came from": [f"{origin['came_from']}; new: {new}"]} if origin["came_from"] else {}
     rows |= {"report": [origin["report"]], "licence": [origin["licence"]]}
     return rows | ({"not built": [origin["left_out"]]} if origin["left_out"] else {})

@@ -324,7 +324,7 @@ def _draw_notes(canvas: Canvas, layout: Layout, options: Options, compared: bool
             f"{options.context:,} tokens. FLOPs are of one token that sees {options.context:,}, 2 per multiply-add."
         )
     if compared:
-        notes.append("In red: what the model it is compared with does not have there. In plum: another size.")
+        notes.append("Red: absent in the other model. Plum: a different size.")
     width = layout.panel_end - layout.left
     return canvas.lines(layout.left, 15, wrap_text(" ".join(notes), width), width, "faint") - 1
 

@@ -31,8 +31,8 @@ class Cost(NamedTuple):
 
 def tooltip(name: str, cost: Cost, layers: int = 0) -> str:
     """Returns the exact costs of a part as text. The part occurs in `layers` layers, or outside the layers (0)."""
-    kept = f", {cost.kv:,} bytes of cache a token" if cost.kv else ""
-    kept += f", {whole(cost.entries):,} bytes of entries a token" if cost.entries else ""
+    kept = f", {cost.kv:,} cache bytes per token" if cost.kv else ""
+    kept += f", {whole(cost.entries):,} entry bytes per token" if cost.entries else ""
     kept += f", {cost.state:,} bytes of state" if cost.state else ""
     where = f" in {layers:,} layer{'s' if layers > 1 else ''}" if layers else ""
     return f"{name}: {cost.params:,} parameters{kept}, {cost.flops:,} FLOPs{where}"
@@ -96,7 +96,7 @@ class Costs:
 
 
 def _param_details(cost: Cost) -> list[str]:
-    details = [f"{format_count(cost.params / cost.layers)} a layer"] if cost.layers > 1 else []
+    details = [f"{format_count(cost.params / cost.layers)} per layer"] if cost.layers > 1 else []
     return details + ([f"{format_count(cost.active)} active"] if cost.active < cost.params else [])
 
 
@@ -106,7 +106,7 @@ def _cache_figure(cost: Cost) -> str:
 
 
 def _cache_unit(cost: Cost) -> str:
-    return "of cache a token" if (cost.kv and cost.limit is None) or cost.entries else "of cache, fixed"
+    return "of cache per token" if (cost.kv and cost.limit is None) or cost.entries else "of cache, fixed"
 
 
 def _cache_details(cost: Cost) -> list[str]:

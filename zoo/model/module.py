@@ -130,7 +130,7 @@ class Model(nn.Module):
             got = f"{inputs_embeds.dtype} {tuple(shape)}"
             raise UsageError(f"inputs_embeds must be {dtype} of shape {where} and dim {self.spec.dim}, not {got}")
         if tokens is None and (self.per_layer is not None or any(reads for *_, reads in self._exchanges)):
-            raise UsageError("layers of this model read token ids: give tokens beside inputs_embeds")
+            raise UsageError("layers of this model read token ids: give tokens as well as inputs_embeds")
         return inputs_embeds
 
     def prepare(self, given: Tensor, cache: Cache | None = None) -> tuple[ForwardContext, Sequence[LayerCache]]:

@@ -226,7 +226,7 @@ def _listed(text: str, layers: int) -> frozenset[int]:
     for item in text.split(","):
         found = LAYER_RANGE.fullmatch(item.strip())
         if not found:
-            raise GrammarError(f"{item.strip()!r} is no layer and no range of layers: write in 0,2,5-7")
+            raise GrammarError(f"{item.strip()!r} is not a layer or a range of layers: write in 0,2,5-7")
         ends = [int(end) for end in found.groups() if end is not None]
         for end in ends:
             if not -layers <= end < layers:
@@ -267,4 +267,4 @@ def _parse_swap(text: str) -> tuple[str, Any]:
             raise GrammarError.unknown("block", value.name, known)
     if isinstance(value, BlockCall):
         return role, value
-    raise GrammarError(f"{block[:80]!r} is no block: write KIND(field=value), as in GQA(window=512)")
+    raise GrammarError(f"{block[:80]!r} is not a block: write KIND(field=value), as in GQA(window=512)")

@@ -42,7 +42,7 @@ def write_checkpoint(
     """
     target = folder / f"step-{step:08}"
     if target.exists():
-        raise UsageError(f"{target} is there already, and nothing is overwritten")
+        raise UsageError(f"{target} already exists, and nothing is overwritten")
     text = json.dumps({"schema_version": SCHEMA_VERSION, "step": step, **state}, indent=2)
     with new_folder(target, "the checkpoint ") as fresh:
         _save(model, fresh / MODEL)

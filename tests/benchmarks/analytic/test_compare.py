@@ -140,14 +140,14 @@ def test_a_model_against_its_swapped_form(capsys: pytest.CaptureFixture[str]) ->
     assert call("gpt-oss", "--swap", "GQA(window=4096)") == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "gpt-oss-20b* is gpt-oss-20b after --swap GQA(window=4096)." in out
-    assert "both alike up to 128; gpt-oss-20b 129 to 8,063; both alike at 8,064; gpt-oss-20b* from 8,065 on." in out
+    assert "both equal up to 128; gpt-oss-20b 129 to 8,063; both equal at 8,064; gpt-oss-20b* from 8,065 on." in out
 
 
 def test_the_same_model_twice_differs_in_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("qwen3", "qwen3-0.6b") == 0
     out = capsys.readouterr().out
     assert "No field differs." in out
-    assert "both alike at every context." in out
+    assert "both equal at every context." in out
     assert call("qwen3", "qwen3-0.6b", "--json") == 0
     assert [row["table"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["crossing"]
 

@@ -43,7 +43,7 @@ USAGE = {  # a call -> a part of its error
     "blocks --dtype fp8": "choose float32, bfloat16, float16",
     "blocks --repeat 0": "repeat",
     "blocks deepseek-v3": "NAME is for --variants",
-    "blocks --context 1k --context 2k": "--context is given once, or with --variants",
+    "blocks --context 1k --context 2k": "--context can be repeated only with --variants",
     "blocks --variants mla qwen3": "qwen3-0.6b has no MLA; a model with it: deepseek-v3",
     "blocks --variants mla --swap MLA(heads=0)": "heads",
     "blocks --variants mla --dim 256": "--dim is for blocks without --variants",

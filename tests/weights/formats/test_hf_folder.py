@@ -167,7 +167,7 @@ NOT_TENSORS = {
 MISSING: list[tuple[Damage, str]] = [
     (lambda folder: (folder / CONFIG).unlink(), "there is no config.json"),
     (no_weights, "there is no model.safetensors"),
-    (lambda folder: (folder / SHARD).unlink(), f"names files that are not there: {SHARD}"),
+    (lambda folder: (folder / SHARD).unlink(), f"names files that do not exist: {SHARD}"),
 ]
 MALFORMED: list[tuple[Damage, str | list[str]]] = [
     (holds(CONFIG, b'{"model_type": "qwen3",'), "config.json is not JSON"),
@@ -195,8 +195,8 @@ MALFORMED: list[tuple[Damage, str | list[str]]] = [
         indexed({"model.norm.weight": SHARD, "model.extra.weight": SHARD}),
         [f"{SHARD} lacks model.extra.weight, model.norm.weight; ", f"{THIRD} holds model.norm.weight against"],
     ),
-    (indexed({}, without="model.norm.weight"), "holds model.norm.weight against the index"),
-    (one_tensor_in_two_shards, "-00003.safetensors holds model.norm.weight against the index"),
+    (indexed({}, without="model.norm.weight"), "holds model.norm.weight, contrary to the index"),
+    (one_tensor_in_two_shards, "-00003.safetensors holds model.norm.weight, contrary to the index"),
     *(
         (lambda folder, each=each: write_index(folder, each), "weight_map must say for each tensor which file holds it")
         for each in ({"model.norm.weight": 2}, [])

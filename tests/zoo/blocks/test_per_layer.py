@@ -43,7 +43,7 @@ def test_widths_agree_in_all_layers() -> None:
     ):
         with pytest.raises(SpecError, match="layers take inputs of"):
             replace(SPEC, **wrong)
-    with pytest.raises(SpecError, match="a LayerInput stands in inputs alone"):
+    with pytest.raises(SpecError, match="a LayerInput belongs only in inputs"):
         Layer(pre(NORM, ATTN), pre(NORM, LayerInput(WIDTH, GeGLU())))
     with pytest.raises(SpecError, match="inputs must hold a LayerInput"):
         replace(LAYER, inputs=pre(NORM, GLU(8)))

@@ -98,7 +98,7 @@ def test_where_a_size_came_from(name: str) -> None:
     assert about["new"] == [] or about["came_from"]
     text = report_text(report(spec(name)) | {"about": about})
     assert ("came from" in text) == (about["came_from"] is not None)
-    assert ("new: nothing but sizes" in text) == (about["came_from"] is not None and not about["new"])
+    assert ("new: only sizes" in text) == (about["came_from"] is not None and not about["new"])
     assert f"licence        {about['licence']}"[:75] in text
 
 

@@ -78,8 +78,8 @@ def test_the_figures_add_up_to_the_model(name: str) -> None:
     assert total("parameters") == model.params()
     assert total("FLOPs") == model.flops(776, 1)
     caches = [layer.cache_spec() for layer in model.layers]
-    assert total("bytes of cache a token") == 2 * sum(cache.elements() for cache in caches)
-    assert total("bytes of entries a token") == sum(cache.entry_growth(2) for cache in caches)
+    assert total("cache bytes per token") == 2 * sum(cache.elements() for cache in caches)
+    assert total("entry bytes per token") == sum(cache.entry_growth(2) for cache in caches)
 
 
 def test_the_cache_is_said_fixed_and_per_token() -> None:

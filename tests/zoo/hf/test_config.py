@@ -126,7 +126,7 @@ def test_a_field_without_a_default_must_be_there(name: str) -> None:
     assert f"{field} is missing" in refusal(config)
 
 
-PER_LAYER = "per_layer_config must be of the layers of full_attention, and the same for all of them"
+PER_LAYER = "per_layer_config must name only layers of full_attention, with the same values for all"
 
 
 @pytest.mark.parametrize("name", [name for name in smallest() if "per_layer_config" in newer(name)])

@@ -59,7 +59,7 @@ class Tokenizer(ABC):
         if not path.exists():
             write_file(path, content)
         elif path.read_bytes() != content:
-            raise UsageError(f"{path} is there already and differs; nothing is overwritten")
+            raise UsageError(f"{path} already exists and differs; nothing is overwritten")
 
 
 def id_dtype(vocab: int) -> np.dtype[Any]:

@@ -191,7 +191,7 @@ def _batches(pieces: Sequence[Piece]) -> Iterator[list[str | None]]:
 
 def _header(path: Path, head: bytes, size: int) -> dict[str, Any]:
     """Returns the header after checking it, with the dtype of the ids as an additional entry."""
-    broken = MalformedError(f"{path} is not a token file, or only a part of one; remove it, and it is made again")
+    broken = MalformedError(f"{path} is not a token file, or only a part of one; remove it, and it is written again")
     if len(head) < HEADER_BYTES or not head.startswith(MAGIC):
         raise broken
     try:
