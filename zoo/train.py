@@ -333,7 +333,8 @@ def _resumed(out: Path, session: Session, last: Path, state: dict[str, Any], che
     _say(f"resumed after step {trainer.step:,} of {trainer.config.steps:,}")
     if not same_sums(state):
         _say(
-            "note: other threads, processes or kernels than before: losses differ in the last digits from an uninterrupted run"
+            "note: threads, processes or kernels differ from before: losses differ in the last digits from those of an "
+            "uninterrupted run"
         )
     return training
 

@@ -29,8 +29,8 @@ def command(
     names: Annotated[
         options.Strings,
         typer.Argument(
-            help="Presets, hub ids, families (smallest sizes), folders or .gguf files. Folders with safetensors files and "
-            ".gguf files have their own weights, all others random weights. Default: the tiny form of each "
+            help="Presets, hub ids, families (smallest sizes), folders or .gguf files. Folders with safetensors files "
+            "and .gguf files have their own weights, all others random weights. Default: the tiny form of each "
             "architecture, which takes a minute."
         ),
     ] = None,

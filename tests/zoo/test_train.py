@@ -158,7 +158,7 @@ def test_a_resumed_run_has_the_kernels_of_its_checkpoint(
     with kernels.using("plain"):
         _, err = run(capsys, "--out", out, "--resume")
         assert kernels.choices() == used
-    assert ("note: other threads, processes or kernels than before" in err) is note
+    assert ("note: threads, processes or kernels differ from before" in err) is note
     assert read_state(checkpoints(out / "checkpoints")[-1])["kernels"] == used
 
 
@@ -202,7 +202,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(capsys, monkeypatch, text, finish
         ("qwen3 --tokens 1k --clip nan", 2, "--clip must be at least 0 (0: no limit), got nan"),
         ("qwen3 --tiny --tokens 1k --vocab 9999", 2, "vocab"),
         ("qwen3 --tiny --tokens 1k --swap Nosuch(k=1)", 2, "unknown"),
-        ("qwen3 --tiny --tokens 1k --batch 2 --accumulate 3", 2, "cannot be computed in 3 pieces"),
+        ("qwen3 --tiny --tokens 1k --batch 2 --accumulate 3", 2, "cannot be computed in 3 micro-batches"),
     ],
 )
 def test_what_cannot_be_trained_is_one_line(capsys, tmp_path, text, args, code, says) -> None:

@@ -110,7 +110,7 @@ def test_two_processes_go_on_with_the_run_of_one(text, tmp_path) -> None:
     _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, err
     assert "resumed after step 16 of 20" in err
-    assert "note: other threads, processes or kernels than before" in err
+    assert "note: threads, processes or kernels differ from before" in err
     assert_same_log(one, two)
     state = json.loads((two / "checkpoints" / "step-00000020" / "state.json").read_text())
     assert state["machine"]["processes"] == 2

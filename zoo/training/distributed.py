@@ -5,8 +5,8 @@ torchrun --nproc-per-node 2 -m zoo.train qwen3 --out run
 Each process ("rank") holds a part of every parameter, gradient and optimiser moment, and computes its own rows of each
 batch. A layer's parameters are gathered when it runs (Zhao et al. 2023, "PyTorch FSDP"). Gradients and metrics are
 computed over all rows, as on one device, with one exception: each rank computes the load-balancing loss of its own
-rows, and the mean over ranks is used. The pieces of an accumulated step are treated in the same way. So n ranks train
-like one process with n times as many pieces.
+rows, and the mean over ranks is used. The micro-batches of an accumulated step are treated in the same
+way. So n ranks train like one process with n times as many micro-batches.
 
 Under autocast, every rank keeps whole bfloat16 weights of each layer until the backward pass, which takes two bytes per
 parameter. Activation checkpointing avoids this.
@@ -36,8 +36,8 @@ def require_ranks(model: Model, batch: int, accumulate: int) -> None:
     if not hasattr(model, "reshard"):
         raise UsageError(f"a model that {ranks()} processes train must be sharded: zoo.training.distributed.sharded")
     if batch % ranks() or batch // ranks() < accumulate:
-        pieces = f" in {accumulate} pieces each" if accumulate > 1 else ""
-        raise UsageError(f"a batch of {batch} sequences cannot be divided among {ranks()} processes{pieces}")
+        micro_batches = f" in {accumulate} micro-batches each" if accumulate > 1 else ""
+        raise UsageError(f"a batch of {batch} sequences cannot be divided among {ranks()} processes{micro_batches}")
 
 
 def sharded(

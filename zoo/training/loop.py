@@ -37,7 +37,7 @@ DECAY_SHARE, FINAL_SHARE = 0.2, 0.1  # decay of "wsd", of all steps; last learni
 @dataclass(frozen=True)
 class TrainingConfig:
     """The settings of training: `steps` optimiser steps. Each reads `batch` sequences of `context` tokens, in
-    `accumulate` pieces.
+    `accumulate` micro-batches.
 
     `learning_rate` is the peak of `rate`. A `warmup` below 1 is a share of the steps. The optimiser is AdamW with
     `betas`. `weight_decay` applies to matrices but not to embeddings. `clip` is the maximum norm of the gradient (None:
@@ -68,8 +68,8 @@ class TrainingConfig:
 
         for name in ("steps", "batch", "context", "accumulate"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        pieces = f"a batch of {self.batch} sequences cannot be computed in {self.accumulate} pieces"
-        require(self.accumulate <= self.batch, pieces)
+        too_many = f"a batch of {self.batch} sequences cannot be computed in {self.accumulate} micro-batches"
+        require(self.accumulate <= self.batch, too_many)
         rate, clip = self.learning_rate, self.clip
         require(0 < rate < math.inf, f"the learning rate must be above 0, got {rate:g}")
         require(clip is None or clip > 0, f"clip must be above 0, got {clip or 0:g}; None for no limit")
@@ -108,7 +108,8 @@ class TrainingConfig:
 
 class StepResult(NamedTuple):
     """The result of a step, counted from 1. `loss` is the mean in nats per scored token. `balance_loss` is the mean
-    over pieces, without its coefficient. Both are from before the step. `grad_norm` is the norm before clipping."""
+    over micro-batches, without its coefficient. Both are from before the step. `grad_norm` is the norm before
+    clipping."""
 
     step: int
     loss: float
@@ -156,10 +157,10 @@ class Trainer:
     def train_step(self, batch: Batch) -> StepResult:
         """Makes one optimiser step on a batch, which may be on another device than the model.
 
-        The gradient is that of the mean loss over all scored targets of the batch, whatever the number of pieces. The
-        load-balancing loss is computed for each piece (and each device), and their mean is used. Raises UsageError if
-        no target is scored. Raises DivergedError, before the weights change, if the loss or the norm of the gradient is
-        not finite.
+        The gradient is that of the mean loss over all scored targets of the batch, whatever the number of
+        micro-batches. The load-balancing loss is computed for each micro-batch (and each device), and their mean is
+        used. Raises UsageError if no target is scored. Raises DivergedError, before the weights change, if the loss or
+        the norm of the gradient is not finite.
         """
         result = self._step(batch, self.config.rate(self.step), self.config.bias_rate)
         self.step += 1
@@ -181,10 +182,10 @@ class Trainer:
             raise UsageError(f"step {self.step + 1}: no target of the batch is scored")
         loss = balance = torch.zeros((), device=self.device)
         routing: list[list[RouterOutput]] = []
-        for piece in batch.own_rows().split(config.accumulate):
-            piece_loss, piece_balance, piece_routing = self._backward(piece, scored)
-            loss, balance = loss + piece_loss, balance + piece_balance
-            routing.append(piece_routing)
+        for micro_batch in batch.own_rows().split(config.accumulate):
+            own_loss, own_balance, own_routing = self._backward(micro_batch, scored)
+            loss, balance = loss + own_loss, balance + own_balance
+            routing.append(own_routing)
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         norm = clip_grad_norm_(trained, math.inf if config.clip is None else config.clip)
         loss, balance = processes.summed(torch.stack([loss, balance])).unbind()
@@ -238,17 +239,17 @@ class Trainer:
         """The device of the model."""
         return next(self.model.parameters()).device
 
-    def _backward(self, piece: Batch, scored: int) -> tuple[Tensor, Tensor, list[RouterOutput]]:
-        """Adds the gradient of one piece of a batch that has `scored` targets. Returns the piece's share of both
-        losses, and the outputs of the routers."""
-        inputs, targets = piece.inputs.to(self.device), piece.targets.to(self.device)
+    def _backward(self, micro_batch: Batch, scored: int) -> tuple[Tensor, Tensor, list[RouterOutput]]:
+        """Adds the gradient of one micro-batch of a batch that has `scored` targets. Returns the micro-batch's share of
+        both losses, and the outputs of the routers."""
+        inputs, targets = micro_batch.inputs.to(self.device), micro_batch.targets.to(self.device)
         with autocast(self.device, self.config.autocast), recorded_routing() as routing:
             logits = self.model(inputs)
-        here = int(piece.scored())
+        here = int(micro_batch.scored())
         loss = cross_entropy(logits, targets) * (here / scored) if here else 0.0 * logits.sum()
         balanced = [output for output, wanted in zip(routing, self._with_loss, strict=True) if wanted]
-        pieces = self.config.accumulate * processes.ranks()
-        balance = load_balancing_loss(balanced) / pieces if balanced else torch.zeros_like(loss)
+        micro_batches = self.config.accumulate * processes.ranks()
+        balance = load_balancing_loss(balanced) / micro_batches if balanced else torch.zeros_like(loss)
         # FSDP averages gradients over ranks, but these losses must be summed.
         ((loss + self.config.balance * balance) * processes.ranks()).backward()
         return loss.detach(), balance.detach(), [RouterOutput(o.logits.detach(), o.chosen) for o in routing]
@@ -309,9 +310,9 @@ def _adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
-def _joined(pieces: list[list[RouterOutput]]) -> list[RouterOutput]:
-    """Concatenates the routing of each layer over all pieces of a batch."""
+def _joined(micro_batches: list[list[RouterOutput]]) -> list[RouterOutput]:
+    """Concatenates the routing of each layer over all micro-batches of a batch."""
     return [
         RouterOutput(torch.cat([o.logits for o in layer]), torch.cat([o.chosen for o in layer]))
-        for layer in zip(*pieces, strict=True)
+        for layer in zip(*micro_batches, strict=True)
     ]

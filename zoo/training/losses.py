@@ -30,9 +30,9 @@ class Batch(NamedTuple):
         """Returns the number of scored targets, on the batch's device."""
         return (self.targets != IGNORED).sum()
 
-    def split(self, pieces: int) -> list["Batch"]:
-        """Divides the sequences into `pieces` batches of nearly equal size, for gradient accumulation."""
-        inputs, targets = self.inputs.tensor_split(pieces), self.targets.tensor_split(pieces)
+    def split(self, count: int) -> list["Batch"]:
+        """Divides the sequences into `count` micro-batches of nearly equal size, for gradient accumulation."""
+        inputs, targets = self.inputs.tensor_split(count), self.targets.tensor_split(count)
         return [Batch(*both) for both in zip(inputs, targets, strict=True)]
 
     def own_rows(self) -> "Batch":

@@ -52,9 +52,9 @@ def test_what_is_written_is_read_back(config: GenerationConfig) -> None:
     ("settings", "phrase"),
     [
         ({"eos_token_id": [1, True]}, "eos_token_id must be a token id or a list of them, got [1, True]"),
-        ({"temperature": "0.6"}, "temperature must be a number from 0 on, got '0.6'"),
-        ({"temperature": -1}, "temperature must be a number from 0 on, got -1"),
-        ({"temperature": float("inf")}, "temperature must be a number from 0 on, got inf"),
+        ({"temperature": "0.6"}, "temperature must be a number of at least 0, got '0.6'"),
+        ({"temperature": -1}, "temperature must be a number of at least 0, got -1"),
+        ({"temperature": float("inf")}, "temperature must be a number of at least 0, got inf"),
         ({"top_k": [5]}, "top_k must be a number from -1 on, got [5]"),
         ({"top_p": True}, "top_p must be a number from -1 on, got True"),
     ],

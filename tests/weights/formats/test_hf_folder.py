@@ -198,7 +198,7 @@ MALFORMED: list[tuple[Damage, str | list[str]]] = [
     (indexed({}, without="model.norm.weight"), "holds model.norm.weight, contrary to the index"),
     (one_tensor_in_two_shards, "-00003.safetensors holds model.norm.weight, contrary to the index"),
     *(
-        (lambda folder, each=each: write_index(folder, each), "weight_map must say for each tensor which file holds it")
+        (lambda folder, each=each: write_index(folder, each), "weight_map must map the name of each tensor to its file")
         for each in ({"model.norm.weight": 2}, [])
     ),
     (holds(INDEX, b'{"weight_map": {'), "index.json is not JSON"),

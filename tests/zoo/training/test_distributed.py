@@ -39,7 +39,7 @@ def train(
     device: torch.device,
     family: str,
     folder: str,
-    pieces: int = 1,
+    micro_batches: int = 1,
     steps: int = STEPS,
     start: str | None = None,
     recompute: bool = False,
@@ -56,7 +56,7 @@ def train(
 
     model = build().to(device) if processes.ranks() == 1 else distributed.sharded(spec, device, build, dtype)
     model.activation_checkpointing = recompute
-    config = TrainingConfig(STEPS, 3e-3, batch=ROWS, context=CONTEXT, accumulate=pieces, autocast=autocast)
+    config = TrainingConfig(STEPS, 3e-3, batch=ROWS, context=CONTEXT, accumulate=micro_batches, autocast=autocast)
     trainer = Trainer(model, config)
     if start is None:
         trainer.rehearse(batch(99))
@@ -124,16 +124,16 @@ def everything(device: torch.device, folder: str, family: str) -> list[dict[str,
 
 
 def check(folder: Path, family: str, device: str = "cpu") -> None:
-    """Two processes against one that computes a step in two pieces, and each from the other's checkpoint."""
-    one = train(torch.device(device), family, f"{folder}/1", pieces=2)
-    few = train(torch.device(device), family, "", pieces=2, steps=CUT - 1)
+    """Two processes against one that computes a step in two micro-batches, and each from the other's checkpoint."""
+    one = train(torch.device(device), family, f"{folder}/1", micro_batches=2)
+    few = train(torch.device(device), family, "", micro_batches=2, steps=CUT - 1)
     first, second = in_ranks(2, everything, str(folder), family, device=device)
     for found, expected in zip((*first, *second), (one, one, few) * 2, strict=True):
         assert_same(found, expected)
     assert [len(found["loss"]) for found in first] == [STEPS, STEPS - CUT, CUT - 1]
     assert first[0]["sums"]
     assert second[0]["sums"] is None  # the first process alone holds the whole model
-    back = train(torch.device(device), family, "", pieces=2, start=f"{folder}/2/step-{CUT:08}")
+    back = train(torch.device(device), family, "", micro_batches=2, start=f"{folder}/2/step-{CUT:08}")
     assert_same(back, one)
 
 
@@ -152,7 +152,7 @@ def test_two_cards_train_as_one(family, tmp_path) -> None:
 
 def test_ten_steps_in_two_processes_and_their_checkpoint_in_one(tmp_path) -> None:
     family = "deepseek-v3"  # a router with a bias, which is sharded and has no gradient
-    one = train(torch.device("cpu"), family, str(tmp_path / "1"), pieces=2, steps=CUT)
+    one = train(torch.device("cpu"), family, str(tmp_path / "1"), micro_batches=2, steps=CUT)
     for found in in_ranks(2, train, family, str(tmp_path / "2"), 1, CUT):
         assert_same(found, one)
     (one_file, two_file) = (read_tensors(tmp_path / n / f"step-{CUT:08}") for n in "12")
@@ -196,7 +196,7 @@ def test_rows_are_shared_out_and_each_target_is_scored_once(monkeypatch, rows, c
     ("count", "config", "says"),
     [
         (3, {}, "a batch of 4 sequences cannot be divided among 3 processes$"),
-        (2, {"accumulate": 3}, "a batch of 4 sequences cannot be divided among 2 processes in 3 pieces each$"),
+        (2, {"accumulate": 3}, "a batch of 4 sequences cannot be divided among 2 processes in 3 micro-batches each$"),
         (8, {}, "4 sequences cannot be divided among 8"),
     ],
 )

@@ -61,10 +61,10 @@ def test_a_model_memorises_a_sequence_and_every_parameter_learns(family) -> None
 def test_accumulation_is_one_big_batch_whatever_targets_each_piece_scores(family) -> None:
     data = batch()
     data.targets[0, 3:] = IGNORED
-    data.targets[1] = IGNORED  # a piece in which nothing is scored
+    data.targets[1] = IGNORED  # a micro-batch in which nothing is scored
     results, gradients = [], []
     for pieces in (1, 3, ROWS):
-        trainer = Trainer(model(family), config(accumulate=pieces, balance=0.0))  # balance is a matter of each piece
+        trainer = Trainer(model(family), config(accumulate=pieces, balance=0.0))  # balance is computed per micro-batch
         results.append(trainer.train_step(data))
         parameters = trainer.model.named_parameters()
         gradients.append({name: parameter.grad for name, parameter in parameters if parameter.grad is not None})
@@ -190,7 +190,7 @@ def test_the_learning_rate_is_the_schedules_and_bfloat16_trains() -> None:
     [
         (dict(steps=0), "steps must be at least 1"),
         (dict(batch=0), "batch must be at least 1"),
-        (dict(accumulate=ROWS + 1), "cannot be computed in 5 pieces"),
+        (dict(accumulate=ROWS + 1), "cannot be computed in 5 micro-batches"),
         (dict(learning_rate=0.0), "learning rate must be above 0"),
         (dict(learning_rate=float("nan")), "learning rate must be above 0"),
         (dict(clip=0.0), "clip must be above 0"),
