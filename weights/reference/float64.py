@@ -2,7 +2,7 @@
 
 The zoo's blocks compute in float32 or wider, so a model in float64 computes everything in float64 (zoo.core.float32).
 The reference computes norms, softmax, rotary angles and routers in float32, whatever the dtype of its weights.
-Therefore `in_float64` replaces every lower float dtype that code requests by float64.
+Therefore `in_float64` replaces every narrower float dtype that code requests by float64.
 
 A later pass in a narrower dtype uses the experts and keys that were chosen in float64 (`Selections`). Otherwise
 rounding would decide between nearly equal scores, and all later values would differ. The error of the pass thus comes
@@ -27,7 +27,7 @@ _active: list[_Float64Mode] = []
 
 
 class _Float64Mode(TorchFunctionMode):
-    """Replaces lower float dtypes by float64, in casts and in the arguments of any call."""
+    """Replaces narrower float dtypes by float64, in casts and in the arguments of any call."""
 
     def __init__(self, default: torch.dtype) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def _widened(value: Any) -> Any:
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """Makes torch compute in float64, in this thread, wherever code requests a lower float dtype or names no dtype.
+    """Makes torch compute in float64, in this thread, wherever code requests a narrower float dtype or names no dtype.
 
     A reference must be built inside: tensors made earlier, such as rotary tables, keep their dtype. Attention and
     experts must use the plain implementations ("eager"), since some kernels do not support float64.
