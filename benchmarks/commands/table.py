@@ -143,7 +143,7 @@ def command(
 ) -> None:
     """One table with chosen columns, for a paper.
 
-    CSV and JSON hold exact values in elements, bytes, FLOPs and tokens per second; CSV has the chosen columns alone.
+    CSV and JSON hold exact values in elements, bytes, FLOPs and tokens per second; CSV has only the chosen columns.
 
     \b
     python -m benchmarks table qwen3-8b gemma3-27b --columns params,kv@32k,kv@128k --batch 64 --format latex

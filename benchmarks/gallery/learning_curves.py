@@ -122,7 +122,7 @@ PLACES = [place for dy in (0, -13, 13, -26, 26) for place in (Place("left", 10, 
 def label_places(names: Sequence[str], x: Sequence[float], y: Sequence[float], domain: Sequence[float]) -> list[Place]:
     """Returns a place for the name of each point: the first of PLACES with the least overlap.
 
-    Overlap with other points, with names placed before and with the edges counts. `x` is on a logarithmic scale that
+    Overlap is that with other points, with names placed before, and with the edges. `x` is on a logarithmic scale that
     shows `domain`, `y` on a linear one.
     """
     left, right = map(log, domain)

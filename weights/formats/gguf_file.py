@@ -241,8 +241,8 @@ class GGUFFile(Source):
 
     @cached_property
     def preset(self) -> tuple[str, ModuleType, Decoder]:
-        """Name, family and spec of the preset that agrees with the file in all values that both state; both state the
-        dimensions. Among several such presets, one with the file's context is preferred."""
+        """Name, family and spec of the preset that contradicts no value in the file, dimensions included. Among several
+        such presets, one with the file's context is preferred."""
         differ: dict[str, list[str]] = {}
         found: list[tuple[str, ModuleType, Decoder]] = []
         for family in (families()[name] for name in ARCHITECTURES[self.kind].families):

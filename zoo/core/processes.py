@@ -97,7 +97,7 @@ def may_report_error() -> bool:
 
 
 def from_first(compute: Callable[[], T]) -> T:
-    """Calls `compute` in rank 0 alone and returns its result in every rank."""
+    """Calls `compute` only in rank 0 and returns its result in every rank."""
     if ranks() == 1:
         return compute()
     sent: list[Any] = [compute() if rank() == 0 else None]

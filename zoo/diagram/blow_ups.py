@@ -118,8 +118,8 @@ class BlowUps:
             yield (role, block), Drawn(position, like)
 
     def _changes(self, role: str, block: Block, other: Block) -> list[tuple[str, str]]:
-        """Returns the statements, as (text, fact), that differ between the blow-ups of `block` and `other`. Returns
-        none if there are more than MAX_CHANGES, or if the blocks are of different kinds."""
+        """Returns the statements, as (text, fact), that differ between the blow-ups of `block` and `other`. The list is
+        empty if there are more than MAX_CHANGES, or if the blocks are of different kinds."""
         if type(block) is not type(other):
             return []
         here, there = (self._stated(role, each) for each in (block, other))

@@ -192,7 +192,7 @@ class Config(Fields):
 
     @property
     def rope_fields(self) -> Fields:
-        """The object with the scaling of positions. If it has no original context, the config's own field counts, or
+        """The object with the scaling of positions. If it has no original context, the config's own field is used, or
         else the model's context, as in the reference."""
         plain = self.values.get("rope_parameters") == {} and not self.values.get("rope_scaling")  # no default applies
         used, other = ("rope_parameters", "rope_scaling")[:: 1 if self._newer or plain else -1]

@@ -73,7 +73,8 @@ class WidthRatio:
         return max(1, round(width * self.dim / self.full.dim))
 
     def grouped_heads(self, attn: Any) -> Fields:
-        """Returns the heads and the KV heads. As many heads as before share a KV head; a single one stays single."""
+        """Returns the heads and the KV heads. The number of heads per KV head does not change; a single KV head stays
+        single."""
         if attn.kv_heads == 1:
             return {"heads": self.share(attn.heads)}
         kv_heads = self.share(attn.kv_heads)
@@ -94,14 +95,15 @@ class WidthRatio:
         }
 
     def state_space_heads(self, block: Any) -> Fields:
-        """Returns the heads and their groups. As many heads as before share B and C; a single group stays single."""
+        """Returns the heads and their groups. The number of heads per group does not change; a single group stays
+        single."""
         if block.groups == 1:
             return {"heads": self.share(block.heads)}
         groups = self.share(block.groups)
         return {"heads": groups * (block.heads // block.groups), "groups": groups}
 
     def key_and_value_heads(self, block: Any) -> Fields:
-        """Returns the key heads and value heads. As many value heads as before share a key head."""
+        """Returns the key heads and value heads. The number of value heads per key head does not change."""
         keys = self.share(block.key_heads)
         return {"key_heads": keys, "value_heads": keys * (block.value_heads // block.key_heads)}
 

@@ -102,7 +102,8 @@ class Aspect(NamedTuple):
         return next(phrase for phrase in self.phrases if phrase is not None and phrase.key == key)
 
     def frequency(self, key: Hashable) -> tuple[int, int]:
-        """Returns (layers with this key, layers). Both are counted in one period of the pattern, or in all layers."""
+        """Returns (layers with this key, layers). Both are counted in one period of the layer pattern; without a
+        repeating pattern, in all layers."""
         keys = [None if phrase is None else phrase.key for phrase in self.phrases]
         repeats = (n for n in range(1, MAX_PERIOD + 1) if all(x == keys[i % n] for i, x in enumerate(keys)))
         period = next(repeats, len(keys))

@@ -120,7 +120,8 @@ class Proportions:
         return {"heads": heads, "head_dim": head_dim, "groups": groups, "state": state, "min_step": least}
 
     def key_and_value_heads(self, block: Any) -> Fields:
-        """Returns the heads of a recurrent block and their widths. As many value heads as before share a key head."""
+        """Returns the heads of a recurrent block and their widths. The number of value heads per key head does not
+        change."""
         unit, shared = head_width(self.dim), block.value_heads // block.key_heads
         keys = self.heads(block.value_heads * block.value_dim, shared * unit)
         key_dim = max(1, round(block.key_dim * unit / block.value_dim))

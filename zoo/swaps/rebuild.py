@@ -95,9 +95,9 @@ def _construct(call: BlockCall, kind: type[Spec], values: Values) -> Spec:
 
 
 def _give_to_parts(call: BlockCall, values: Values, near: tuple[Spec, ...]) -> None:
-    """Sets in `values` the parts of a block from the given fields that belong to them: k of a router, hidden of an
-    expert. A missing part becomes the kind that accepts most of these fields. Raises UsageError for a field that no
-    part accepts."""
+    """Passes given fields on to the part of the block that has them (k to the router, hidden to the expert), and puts
+    the rebuilt parts into `values`. A missing part gets the kind that accepts most of these fields. Raises UsageError
+    for a field that no part accepts."""
     given = {name: value for name, value in call.given.items() if name not in field_names(call.kind)}
     for name, kinds in _parts(call.kind).items():
         held = values.get(name)
@@ -112,7 +112,7 @@ def _give_to_parts(call: BlockCall, values: Values, near: tuple[Spec, ...]) -> N
 
 
 def _apply_alias(call: BlockCall, values: Values) -> None:
-    """Sets in `values` the fields that the alias of the call fixes."""
+    """Adds the fields that the alias of the call fixes to `values`."""
     if call.alias is None:
         return
     for name, example in call.alias.needs.items():

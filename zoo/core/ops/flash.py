@@ -1,8 +1,8 @@
 """torch's flash-attention kernel for the CPU, and its gradient with attention sinks and sliding windows.
 
 The kernel returns the logarithm of each softmax's denominator. Its backward kernel recomputes the weights from the
-scores and this denominator. A sink has the value zero and adds to the denominator alone. If the denominator includes
-the sink, the same backward kernel therefore gives the gradients of queries, keys and values. The sink's own gradient is
+scores and this denominator. A sink has the value zero and adds only to the denominator. If the denominator includes the
+sink, the same backward kernel therefore gives the gradients of queries, keys and values. The sink's own gradient is
 minus its weight times the product of the output and the output's gradient. FlashAttention-2 (Dao 2023, section 3.1)
 calls that product D.
 
