@@ -12,7 +12,7 @@ from tests.families import FAMILIES
 from tests.reference import family_of, published
 from zoo.hf.config import PARTIAL
 
-# Text model_type -> that of the wrapper around it.
+# model_type of the text part -> model_type of the wrapper around it.
 WRAPPERS = {text: wrapper for family in FAMILIES.values() for text, wrapper in family.wrappers.items()}
 
 
@@ -23,41 +23,41 @@ def smallest() -> list[str]:
 
 
 def rotary() -> list[str]:
-    """Those of `smallest` that have a rotary encoding."""
+    """The sizes in `smallest` that have a rotary encoding."""
     return [name for name in smallest() if any(isinstance(part, zoo.RoPE) for part in zoo.spec(name).walk())]
 
 
 def older_rotary() -> list[str]:
-    """Those of `rotary` whose published rope fields have an older spelling."""
+    """The sizes in `rotary` whose published rope fields have an older spelling."""
     return [name for name in rotary() if "rope_parameters" not in older(name)]
 
 
 @cache
 def partly_rotary() -> list[str]:
-    """Those of `smallest` whose family may rotate a part of each head: the reference writes which part. In latent
-    attention that follows from the widths."""
+    """The sizes in `smallest` whose family may rotate a part of each head: the reference writes the part. In latent
+    attention it follows from the widths."""
     given = [name for name in older_rotary() if PARTIAL in newer(name)["rope_parameters"]]
     return [name for name in given if "qk_rope_head_dim" not in older(name)]
 
 
 def reads_share() -> list[str]:
-    """Those of `smallest` that read the share of a head that is rotated: `partly_rotary`, and DeepSeek-V4, whose files
-    have its width instead."""
+    """The sizes in `smallest` that read the rotated share of a head: `partly_rotary`, and DeepSeek-V4, whose files have
+    the rotated width instead."""
     return [*partly_rotary(), *(name for name in smallest() if "compress_rope_theta" in older(name))]
 
 
 def own(name: str, field: str) -> str:
-    """The usual name of a config field -> its name in the family of a preset."""
+    """Returns the name of a config field in the family of a preset, for its usual name."""
     return family_of(name).names.get(field, field)
 
 
 def settled(name: str) -> set[str]:
-    """Config fields of the family of a preset that have one value for the values of others."""
+    """Config fields of a preset's family whose values follow from other fields."""
     return set(family_of(name).settled)
 
 
 def wrapped_names() -> list[str]:
-    """The sizes whose text model is also published inside a multimodal one."""
+    """The sizes whose text model is also published inside a multimodal model."""
     return [name for name, facts in published().items() if facts["config"]["model_type"] in WRAPPERS]
 
 

@@ -45,7 +45,7 @@ def _seed() -> None:
 
 @pytest.fixture
 def _float64() -> Iterator[None]:
-    """Meanwhile, tensors and modules whose dtype is not named are in float64."""
+    """Within a test, tensors and modules without a named dtype are in float64."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -53,8 +53,8 @@ def _float64() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A preset's name -> a folder with its toy form as transformers writes it, every parameter random. Not to be
-    changed."""
+    """Returns a function from a preset's name to a folder with its toy form as transformers writes it, with random
+    parameters. Tests must not change the folder."""
 
     @cache
     def save(name: str) -> Path:

@@ -1,7 +1,7 @@
-"""The one way in which tests compare computed tensors: both sides in float64, at one bound.
+"""The comparison of computed tensors that all tests use: both sides in float64, at one bound.
 
-A model of the zoo in float64 computes everything in float64; the reference does so inside `in_float64`. What differs by
-more than rounding then differs by far more than the bound, on any processor. Values in narrower dtypes are compared by
+A model of the zoo in float64 computes everything in float64; the reference does so inside `in_float64`. A difference
+that is not rounding is then far above the bound, on any processor. Values in narrower dtypes are compared by
 `rms_error` with what the same computation gives in float64.
 """
 
@@ -28,11 +28,11 @@ __all__ = [
     "rms_error",
 ]
 
-MUTANT = 100 * BOUND  # of the largest element: by so much at least a mistake has to move a result
+MUTANT = 100 * BOUND  # of the largest element: the least amount by which a mistake must move a result
 
 
 def assert_equal(value: Tensor, expected: Tensor, what: object = "") -> None:
-    """Two tensors of one shape, both in float64, are equal but for rounding."""
+    """Asserts that two tensors of one shape, both in float64, are equal up to rounding."""
     assert value.dtype == expected.dtype == torch.float64, f"{what}: {value.dtype} and {expected.dtype}"
     off = largest_difference(value, expected)
     assert off <= BOUND, f"{what}: {off:.1e} of the largest element, bound {BOUND:.0e}"
@@ -41,9 +41,9 @@ def assert_equal(value: Tensor, expected: Tensor, what: object = "") -> None:
 def assert_as_near(
     values: Sequence[Tensor], yardsticks: Sequence[Tensor], exact: Sequence[Tensor], what: object = ""
 ) -> None:
-    """Values in a narrow dtype are as near to the exact ones in float64 as a yardstick in the same dtype: their root
-    mean square error, pooled over at least three seeds, is at most twice as large. The yardstick's counts as at least
-    one unit of the dtype's rounding."""
+    """Asserts that values in a narrow dtype are as near to the exact values in float64 as a yardstick in the same
+    dtype: their root mean square error, pooled over at least three seeds, is at most twice as large. The yardstick's
+    counts as at least one unit of the dtype's rounding."""
     assert len(values) >= 3, "one seed may be lucky"
     dtype = values[0].dtype
     assert all(each.dtype == dtype != torch.float64 for each in (*values, *yardsticks)), f"{what}: {dtype}"
@@ -58,8 +58,8 @@ def assert_computes(
     dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32, torch.bfloat16),
     what: object = "",
 ) -> None:
-    """`call` computes what the `plain` form computes of three draws of `inputs`: it is equal in float64, and as near to
-    that in narrower dtypes. Both return a tensor, or a tuple of them."""
+    """Asserts that `call` computes the same as the `plain` form for three draws of `inputs`: equal in float64, and as
+    near to float64 in narrower dtypes. Both return a tensor, or a tuple of them."""
 
     def results(function: Callable[..., Any], given: Sequence[Any]) -> tuple[Tensor, ...]:
         out = function(*given)

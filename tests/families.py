@@ -32,8 +32,8 @@ class Family:
 
 # Indexers choose fewer tokens than a test has, and by enough heads that few scores are ties.
 INDEX = {"index_n_heads": 16, "index_head_dim": 24, "index_topk": 24}
-# Memories of about 15 tokens, as trained models have long ones: where a state holds the last token alone, keys that are
-# nearly orthogonal to the query leave a small sum, and its normalisation amplifies rounding errors.
+# States remember about 15 tokens, since trained models have long memories. If a state held only the last token, keys
+# nearly orthogonal to the query would leave a small sum, and its normalisation would amplify rounding errors.
 DELTA_NET: dict[str, Any] = dict(
     factors={"linear_attn.dt_bias": -3.0},
     widths={"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16}
@@ -43,15 +43,15 @@ TRANSPOSED_EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 
 
 def _deepseek_v4(config: Config, full: Config, layers: int) -> Config:
-    """Heavy compression is of 8 tokens, so that tests have many blocks. `compress_ratios` has an entry for each layer,
+    """Heavy compression covers 8 tokens, so that tests have many blocks. `compress_ratios` has an entry for each layer,
     and one for multi-token prediction."""
     rates = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8}
     return {"compress_ratios": [*full["compress_ratios"][:layers], 0], "compress_rates": rates}
 
 
 def _gemma4(config: Config, full: Config, layers: int) -> Config:
-    """The heads of layers without a window stay the wider ones. Where layers share keys and values, the last ones do,
-    and one group of layers before them has its own."""
+    """The heads of layers without a window stay wider. If layers share keys and values, the last ones do, and one group
+    of layers before them has its own."""
     kv_heads = full["num_global_key_value_heads"]
     period = full["layer_types"].index("full_attention") + 1
     shared = {"num_kv_shared_layers": full["num_kv_shared_layers"] and layers - period}

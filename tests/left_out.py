@@ -29,7 +29,7 @@ def skip(report: pytest.CollectReport | pytest.TestReport, path: str, package: s
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> object:
-    """A file or a folder that cannot be imported."""
+    """Skips a file or a folder that cannot be imported."""
     report: pytest.CollectReport = yield  # type: ignore[misc]
     if report.failed and (package := absent(str(report.longrepr))):
         skip(report, str(collector.path), package)
@@ -39,7 +39,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> object:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> object:
-    """A test that fails for want of a package, itself or in the command that it runs."""
+    """Skips a test that fails because a package is missing, in the test itself or in a command that it runs."""
     report: pytest.TestReport = yield  # type: ignore[misc]
     printed = "".join(text for _, text in report.sections)
     if report.failed and (package := absent(f"{report.longrepr}{printed}")):

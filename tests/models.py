@@ -1,4 +1,4 @@
-"""Tiny models of every released composition, with every parameter drawn at random."""
+"""Tiny models of every released composition, with random parameters."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def is_well_conditioned(model: Model, tokens: Tensor, expected: Tensor) -> bool:
 
 
 def choosing_all(spec: zoo.Decoder) -> zoo.Decoder:
-    """The spec with routers that choose every expert and indexers that choose every key, so that rounding decides
-    between none: what a narrow dtype changes is its rounding alone."""
+    """The spec with routers that choose every expert and indexers that choose every key. Rounding then decides no
+    choice, and a narrow dtype only adds its rounding."""
 
     def of_all(mixture: zoo.MoE) -> zoo.MoE:
         router = mixture.router
@@ -62,7 +62,7 @@ def choosing_all(spec: zoo.Decoder) -> zoo.Decoder:
 
 
 def one_layer_of_each(spec: zoo.Decoder) -> zoo.Decoder:
-    """The spec without repeated layers: what is to be shown of every kind of layer is shown once."""
+    """The spec without repeated layers, for tests that need each kind of layer once."""
     return replace(spec, layers=tuple(dict.fromkeys(spec.layers)))
 
 
@@ -81,14 +81,14 @@ def chunks(tokens: Tensor, sizes: list[int]) -> Iterator[Tensor]:
 
 
 def is_differentiated(parameter: str) -> bool:
-    """Whether the parameter of this name gets a gradient: what chooses experts or tokens gets none, and a
-    stored scale of a layer."""
+    """Whether the parameter of this name gets a gradient. Parameters that only choose experts or tokens get none, nor
+    does a stored scale of a layer."""
     return not (parameter.endswith((".correction", "output_scale.weight")) or ".indexer." in parameter)
 
 
 @cache
 def has_compiler() -> bool:
-    """Whether compiled models can be made here."""
+    """Whether models can be compiled on this machine."""
     try:
         find_compiler()
     except NotAvailable:

@@ -20,7 +20,7 @@ SHAPES |= {"shares_choice", "width"}
 SHAPES |= {"key_heads", "value_heads", "key_dim", "value_dim", "conv"}
 SHAPES |= {"state", "channels", "Mamba2.groups"}
 SHAPES |= {"o_rank", "CompressedAttention.groups", "every", "overlap", "compressor", "indexer", "Streams.count"}
-# What all layers must have alike is changed in one place at a time by no model.
+# Fields that must be equal in all layers: no mutant changes them in a single place.
 SHAPES |= {"streams"}
 # Fields that change no logit in float32: the trained context, where a norm rounds, and the least time step, which no
 # random one is below (tests/zoo/architectures/test_nemotron3.py has a larger one).

@@ -1,4 +1,4 @@
-"""The presets that a test runs over: all of `zoo.names()` for what each must prove, few for what costs more.
+"""The presets that a test runs over: all of `zoo.names()` for cheap checks of every size, few for expensive ones.
 
 The few are computed from the registry: the fewest presets whose tiny specs together show everything that the tiny specs
 of all show. The rest is marked slow, so that the time of the default tests grows with what is new, not with sizes.
@@ -62,8 +62,8 @@ def _shown(value: Any, default: Any) -> Any:
 
 @cache
 def cover(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Few of these presets, which together show all that these show: by turns the one that adds most for each of its
-    layers, then without those that the others make superfluous. In the order of `names`."""
+    """Few of these presets, which together have all features of these, in the order of `names`. They are chosen one by
+    one, each adding most features per layer; superfluous ones are then removed."""
     chosen: list[str] = []
     missing = frozenset[Feature]().union(*map(features, names))
     while missing:
@@ -81,20 +81,19 @@ def _layers(name: str) -> int:
 
 
 def representatives() -> tuple[str, ...]:
-    """Few presets that show all that the zoo has."""
+    """Few presets that together have all features in the zoo."""
     return cover(distinct())
 
 
 @cache
 def of_families(most: int | None = None) -> tuple[str, ...]:
-    """A few presets of each family, at most `most`, that show all that the family has: several where compositions
-    differ."""
+    """A few presets of each family, at most `most`, that together have all features of the family."""
     covers = (cover(tuple(name for name in distinct() if name in module.SIZES)) for module in families().values())
     return tuple(name for names in covers for name in names[:most])
 
 
 def split(values: Iterable[Any], chosen: Iterable[Any]) -> list[ParameterSet]:
-    """Each value as a test's parameter, marked slow where it is not a chosen one."""
+    """Each value as a test's parameter, marked slow if it is not in `chosen`."""
     chosen = list(chosen)
     return [pytest.param(value, marks=[] if value in chosen else [pytest.mark.slow]) for value in values]
 
@@ -138,7 +137,7 @@ def over(
 
 
 def _named(values: list[Any], every: list[Any], keywords: str) -> list[Any]:
-    """Those of the values that an expression of keywords names; all, if it names none of any."""
+    """The values that an expression of keywords names; all values if it names none."""
     words = {word.lower() for word in re.findall(r"[\w.-]+", keywords)} - {"and", "or", "not"}
     if not any(_is_named(value, words) for value in every):
         return values
@@ -150,7 +149,7 @@ def _is_named(value: Any, words: set[str]) -> bool:
 
 
 def screen() -> list[ParameterSet]:
-    """Every distinct preset, by default the representatives: for what depends on blocks and their composition."""
+    """Every distinct preset, by default the representatives, for tests that depend on blocks and their composition."""
     return split(distinct(), representatives())
 
 

@@ -1,7 +1,6 @@
-"""A function in processes of its own: in one, or in several that form one group, as torchrun starts them.
-
-A server that has imported what they need forks them, so that each starts in a moment and knows nothing of what the
-tests' own process did.
+"""Runs a function in separate processes: in one, or in several that form one group, as torchrun starts them. They are
+forked from a server that has imported their packages, so each starts in a moment and has no state of the tests' own
+process.
 """
 
 from __future__ import annotations
@@ -29,13 +28,14 @@ SERVER.set_forkserver_preload(["tests.models", "torch.distributed.fsdp", "weight
 
 
 def in_process(function: Callable[..., Any], *args: Any, environment: dict[str, str] | None = None) -> Any:
-    """What `function(*args)` returns in a process with these environment variables. It is a function of a module, and
-    its result plain data."""
+    """Returns the result of `function(*args)` in a process with these environment variables. The function must be
+    defined in a module, and its result must be plain data."""
     return _results(SECONDS, [(environment or {}, function, args)])[0]
 
 
 def as_launched(count: int, function: Callable[..., Any], *args: Any, seconds: float = SECONDS) -> list[Any]:
-    """What `function(*args)` returns in each of the processes that torchrun would start, None after `seconds`."""
+    """Returns the results of `function(*args)` in the processes that torchrun would start; None for a process that
+    takes longer than `seconds`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -47,12 +47,14 @@ def as_launched(count: int, function: Callable[..., Any], *args: Any, seconds: f
 def in_ranks(
     count: int, function: Callable[..., Any], *args: Any, device: str = "cpu", seconds: float = SECONDS
 ) -> list[Any]:
-    """What `function(device, *args)` returns in each rank of one group, None after `seconds`."""
+    """Returns the results of `function(device, *args)` in the ranks of one group; None for a rank that takes longer
+    than `seconds`."""
     return as_launched(count, _in_group, device, function, args, seconds=seconds)
 
 
 def command(module: str, *args: str) -> tuple[int, str, str]:
-    """The exit code of a command line, and what it writes to stdout and stderr: for a process of its own."""
+    """Runs a command line in this process, which must be a separate one. Returns its exit code, its stdout and its
+    stderr."""
     with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err, warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)  # another test may have imported it
         app = runpy.run_module(module)["app"]
@@ -61,7 +63,7 @@ def command(module: str, *args: str) -> tuple[int, str, str]:
 
 
 def _results(seconds: float, calls: list[tuple[Any, ...]]) -> list[Any]:
-    """What `_run` sends of each of these calls, in a process for each."""
+    """Returns what `_run` sends for each of these calls, each in its own process."""
     readers, started = [], []
     for call in calls:
         reader, writer = SERVER.Pipe(duplex=False)

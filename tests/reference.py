@@ -19,7 +19,7 @@ from tests.exact import in_float64
 from tests.families import FAMILIES, Family
 
 DATA = Path(__file__).parent / "data"
-# Config field -> its largest toy value. What one family alone has is in tests/families.py.
+# Config field -> its largest toy value. Fields of a single family are in tests/families.py.
 TOY = {
     "vocab_size": 512,
     "hidden_size": 64,
@@ -45,25 +45,25 @@ TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
 
 @cache
 def facts(folder: str) -> dict[str, dict[str, Any]]:
-    """Family -> preset -> what tests/data/FOLDER/FAMILY.json says of it."""
+    """Returns {family: {preset: its entry in tests/data/FOLDER/FAMILY.json}}."""
     files = sorted((DATA / folder).glob("*.json"))
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
 def merged(folder: str) -> dict[str, Any]:
-    """Preset -> what the files of a folder say of it, family by family."""
+    """Returns {preset: its entry in the files of a folder}."""
     return {name: said for presets in facts(folder).values() for name, said in presets.items()}
 
 
 @cache
 def published() -> dict[str, dict[str, Any]]:
-    """Preset name -> the published facts: hub id, config, parameters."""
+    """Returns {preset: its published facts: hub id, config, parameters}."""
     return merged("published")
 
 
 @cache
 def kv_reference() -> dict[str, dict[str, Any]]:
-    """Preset name -> the bytes of its cache, derived without the zoo's code."""
+    """Returns {preset: the bytes of its cache, derived without the zoo's code}."""
     return merged("kv_reference")
 
 
@@ -138,7 +138,7 @@ def exact_logits(config: dict[str, Any], reference: nn.Module, tokens: Tensor) -
 
 @torch.no_grad()
 def randomise(model: nn.Module, seed: int) -> None:
-    """Draw every parameter and every persistent buffer anew."""
+    """Fills every parameter and every persistent buffer with new random values."""
     generator = torch.Generator().manual_seed(seed)
     known = family_of_type(getattr(getattr(model, "config", None), "model_type", None))
     state = model.state_dict()

@@ -19,11 +19,11 @@ LONGROPE = zoo.LongRoPE(short=(1.0, 1.5) * 4, long=(2.0, 4.0) * 4, original=32, 
 
 
 def change(spec: zoo.Decoder, kind: type[zoo.Spec], **values: Any) -> zoo.Decoder:
-    """`spec` with these fields in every block of a kind."""
+    """Returns `spec` with these fields in every block of a kind."""
     return zoo.swap(spec, kind, lambda part: replace(part, **values))
 
 
-# What was swapped -> the model_type that describes it, and the model.
+# Description of the swap -> the model_type that describes the model, and the model.
 DESCRIBABLE: dict[str, tuple[str, zoo.Decoder]] = {
     "a window for Mistral": ("mistral", change(MISTRAL, zoo.GQA, window=7)),
     "experts for Qwen3": ("qwen3_moe", zoo.swap(DENSE, zoo.GLU, MIXED.layers[0].ffn.block)),
@@ -48,7 +48,7 @@ DESCRIBABLE: dict[str, tuple[str, zoo.Decoder]] = {
     "another stretch": ("llama", change(LLAMA, zoo.RoPE, scaling=zoo.YarnScaling(factor=4, original=32, gain=1.0))),
 }
 
-# What was swapped -> the model, the nearest model_type, and what differs.
+# Description of the swap -> the model, the nearest model_type, and the difference.
 INDESCRIBABLE: dict[str, tuple[zoo.Decoder, str, str]] = {
     "a window": (change(DENSE, zoo.GQA, window=7), "qwen3", "layers[0].attn.block: GQA.window is 7 here, None there"),
     "a window in one layer": (

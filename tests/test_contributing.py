@@ -43,8 +43,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hybrid(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The copy with a second file of blocks that nobody has seen, an architecture that is made of them all, and what a
-    test asks for with a block."""
+    """The copy with a second file of unknown blocks, an architecture made of all of them, and everything that a test
+    requires for a block."""
     folder = tmp_path_factory.mktemp("hybrid") / "copy"
     shutil.copytree(copy, folder, ignore=UNFINISHED)
     (folder / "zoo" / "blocks" / "cosine_experts.py").write_text(COSINE_EXPERTS, encoding="utf-8")
@@ -77,13 +77,13 @@ def run(copy: Path, *args: str, code: int = 0) -> str:
 
 
 def passed_in(copy: Path, *args: str) -> dict[str, int]:
-    """Test file -> how many of its tests were run in the copy. All of them passed."""
+    """Returns {test file: number of its tests that ran in the copy}. All of them passed."""
     ran = run(copy, "pytest", "-v", "-p", "no:cacheprovider", *args)
     return Counter(line.partition("::")[0] for line in ran.splitlines() if " PASSED" in line)
 
 
 def each(copy: Path, commands: list[tuple[tuple[str, ...], str]]) -> None:
-    """Runs commands in the copy, all in one process: each ends well and prints its word."""
+    """Runs commands in the copy, all in one process. Each must succeed and print its word."""
     (copy / "commands.py").write_text(EACH, encoding="utf-8")
     (copy / "commands.json").write_text(json.dumps([args for args, _ in commands]), encoding="utf-8")
     printed = run(copy, "commands").split("\f\n")[1:]
@@ -98,7 +98,7 @@ FILES = [f"tests/{name}.py" for name in [*FILES, "weights/reference/test_report"
 
 @pytest.mark.slow
 def test_the_architecture_passes_the_tests_that_are_chosen_by_its_name(copy: Path) -> None:
-    """As `make test ARGS='-k olmoe'` chooses them: with its published config among the facts, every one passes."""
+    """The tests are those of `make test ARGS='-k olmoe'`. With the published config among the facts, all pass."""
     ran = passed_in(copy, "tests", "-k", "olmoe")
     assert sum(ran.values()) >= 130
     assert ran["tests/test_parity.py"] >= 2  # logits against the reference, and of mutants
@@ -143,14 +143,14 @@ def test_the_architecture_and_the_blocks_go_through_every_command(hybrid: Path) 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 def test_the_blocks_compile_are_fed_in_chunks_rewound_and_differentiated(hybrid: Path) -> None:
-    """And a model of them is refused by name where it would be saved as a published one."""
+    """Saving a model of these blocks as a published one is an error that names them."""
     (hybrid / "runs.py").write_text(RUNS, encoding="utf-8")
     assert run(hybrid, "runs").split() == ["chunks", "compiled", "rewound", "gradients", "recomputed", "refused"]
 
 
 def test_the_architecture_passes_tests_and_the_blocks_are_listed_told_of_and_built(hybrid: Path) -> None:
-    """Some of the tests that are chosen by the architecture's name, those that notice a block without a line, and those
-    of a block's formulas in random models."""
+    """These are some of the tests selected by the architecture's name, those that detect a missing entry for a block,
+    and those of a block's formulas in random models."""
     notice = ["test_no_kind_of_block_is_forgotten", "test_text_mentions_every_kind_of_block"]
     build = ["test_formulas_are_the_built_modules", "test_every_field_of_every_block"]
     files = ["test_mutants", "test_properties", "benchmarks/measure/test_block_timings"]

@@ -1,5 +1,4 @@
-"""Arithmetic of the zoo that is in float32 in a float64 model, wherever it is, moves the logits by far more than the
-bound."""
+"""Float32 arithmetic anywhere in a float64 model moves the logits by far more than the bound."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ PLACES = {
 
 
 def test_every_place_is_listed_or_needs_no_float64_here() -> None:
-    """Others only decide dtypes of kernels for narrower models."""
+    """The other places only decide the dtypes of kernels for narrower models."""
     users = {
         (module, name)
         for module, loaded in sys.modules.items()

@@ -43,8 +43,8 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def case(name: str, saved: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """The gradients are saved by transformers as if they were weights, and loaded as such: both map every tensor as
-    they map released ones."""
+    """transformers saves the gradients as if they were weights, and they are loaded as weights, so every tensor is
+    mapped like a released one."""
     reference = deepcopy(toys.exact_reference(name))
     tokens = torch.randint(0, 512, (2, LENGTH), generator=torch.Generator().manual_seed(1))
     with in_float64():
@@ -66,15 +66,15 @@ def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def shifts_of_scores(model: Model) -> set[str]:
-    """Biases of keys that are not rotated: they add the same to all scores of a query, which changes no softmax. Their
-    gradients are zero but for rounding."""
+    """Biases of keys that are not rotated. They add the same amount to all scores of a query, which changes no softmax.
+    Their gradients are zero but for rounding."""
     layers = enumerate(layer.mixer for layer in model.spec.layers)
     plain = [i for i, mixer in layers if isinstance(mixer, zoo.GQA) and mixer.bias and mixer.rope == zoo.NoPE()]
     return {f"layers.{i}.attn.block.k.bias" for i in plain}
 
 
 def check(model: Model, case: Case) -> None:
-    """Loss, and the gradient of every parameter."""
+    """Checks the loss and the gradient of every parameter."""
     model.zero_grad()
     loss = next_token_loss(model(case.tokens), case.tokens)
     loss.backward()
@@ -98,12 +98,12 @@ def check(model: Model, case: Case) -> None:
 
 
 def test_every_gradient_equals_the_reference(case: Case) -> None:
-    """Those with activation checkpointing equal these (tests/zoo/model/test_activation_checkpointing.py)."""
+    """The gradients with activation checkpointing equal these (tests/zoo/model/test_activation_checkpointing.py)."""
     check(weights.load(case.folder, dtype=torch.float64), case)
 
 
 def assert_equal_gradients(one: Model, other: Model) -> None:
-    """Two equal models have equal gradients after a backward pass of each."""
+    """Asserts that two equal models have equal gradients, each after a backward pass."""
     for (name, a), b in zip(one.named_parameters(), other.parameters(), strict=True):
         assert (a.grad is None) == (b.grad is None), name
         if a.grad is not None and b.grad is not None and name not in shifts_of_scores(one):
@@ -114,8 +114,8 @@ def assert_equal_gradients(one: Model, other: Model) -> None:
 @pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
 @pytest.mark.slow
 def test_compiled_gradients_under_autocast_are_as_near_to_exact_ones_as_uncompiled_ones() -> None:
-    """Over prompts of three lengths, which one set of graphs serves. The router's biases choose the experts by clear
-    margins, since bfloat16 decides a near tie either way."""
+    """Prompts have three lengths, which one set of graphs serves. The router's biases choose the experts by clear
+    margins, since rounding to bfloat16 would decide near ties."""
     spec = zoo.spec("gpt-oss-20b", tiny=True)
     torch.compiler.reset()
     counters.clear()
@@ -179,7 +179,7 @@ def test_a_traced_model_of_all_blocks_has_the_same_gradients() -> None:
 @pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
 @pytest.mark.slow
 def test_every_compiled_gradient_equals_the_reference(case: Case) -> None:
-    """With and without activation checkpointing."""
+    """This holds with and without activation checkpointing."""
     torch.compiler.reset()
     with dynamo.patch(fail_on_recompile_limit_hit=True):
         model = weights.load(case.folder, dtype=torch.float64)

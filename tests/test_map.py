@@ -65,7 +65,8 @@ def test_every_path_in_the_text_exists_or_is_one_to_write() -> None:
 
 
 def test_no_file_uses_a_private_name_of_another() -> None:
-    """Neither imports one, nor names an attribute that another file of the project defines and this one does not."""
+    """A file does not import a private name, nor access a private attribute that only another file of the project
+    defines."""
     trees = {
         file: [*ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
         for top in ("zoo", "weights", "benchmarks")

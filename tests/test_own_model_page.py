@@ -1,4 +1,4 @@
-"""docs/own-model.md runs whole, from an empty folder."""
+"""docs/own-model.md runs from top to bottom, starting with an empty folder."""
 
 from __future__ import annotations
 

@@ -56,15 +56,15 @@ def run(command: str, capsys: pytest.CaptureFixture[str], code: int = 0) -> str:
 
 
 def lines(output: str) -> list[str]:
-    """Lines to compare: without rules under table heads and blanks, and without what differs between machines: how long
-    it took, and the digits of rounding errors."""
+    """Returns the lines to compare: without blank lines and rules under table heads, and without what differs between
+    machines (times, and the digits of rounding errors)."""
     output = re.sub(r"in\s+\S+\s+s:", "in ... s:", re.sub(r"differs\s+by\s+\S+\s+of", "differs by N of", output))
     words = (" ".join(line.split()) for line in output.splitlines())
     return [line for line in words if line.strip("- ")]
 
 
 def is_shortened(shown: list[str], printed: list[str]) -> bool:
-    """Whether the shown lines are the printed ones, in order, with nothing left out but where LEFT_OUT says so."""
+    """Whether the shown lines are the printed ones, in order, with lines omitted only where LEFT_OUT stands."""
     pattern = "".join(r"(.+\n)+" if line == LEFT_OUT else re.escape(f"{line}\n") for line in shown)
     return re.fullmatch(pattern, "".join(f"{line}\n" for line in printed)) is not None
 
@@ -106,7 +106,7 @@ SWAP_EXAMPLES = re.findall(r"^    (\S.*)$", text(SWAPS), re.MULTILINE)
 
 @pytest.mark.parametrize("swap", [swap for line in SWAP_EXAMPLES for swap in re.split(r"\s{2,}", line)])
 def test_every_example_is_a_swap(swap: str) -> None:
-    """On a model with routed experts, else on one without, since not each block is in each."""
+    """The swap is applied to a model with routed experts or, if it has no such block, to one without."""
     specs = [zoo.spec(name) for name in zoo.names()]
     plain, routed = (next(s for s in specs if any(e.mixture for e in s.layers) == wanted) for wanted in (False, True))
     try:
@@ -123,7 +123,7 @@ def test_the_commands_of_costs_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_measured_tables_have_todays_columns_and_legends() -> None:
-    """Their figures are those of another machine and another day."""
+    """Their figures are not compared, since they come from another machine and another day."""
     page = " ".join(text(ROOT / "docs" / "benchmarks.md").split())
     rows = fake_rows([BenchmarkModel(one("gemma3-270m"))])
     beside = [*rows, *(row | {"implementation": "transformers", "mode": "sdpa", "ratio": 1.0} for row in rows)]

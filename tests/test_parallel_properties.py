@@ -1,4 +1,4 @@
-"""Any model that ranks can divide computes in parts what it computes whole, whatever its blocks."""
+"""Any model that ranks can divide computes the same in parts as it does whole, whatever its blocks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_divisible(spec: zoo.Decoder, ranks: int, ep: bool) -> bool:
 @settings(suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 @given(decoders(), st.sampled_from([2, 3]), st.booleans(), st.integers(0, 2**31))
 def test_parts_compute_what_the_whole_computes(spec: zoo.Decoder, ranks: int, ep: bool, seed: int) -> None:
-    """Whole, and in chunks through a cache."""
+    """The comparison is of a whole pass, and of chunks through a cache."""
     assume(is_divisible(spec, ranks, ep))
     model, tokens = randomised(spec, seed), tokens_of(spec, 2, 12, seed)
     with torch.no_grad():
@@ -58,7 +58,7 @@ DIVIDED = [kind for kind in zoo.Spec.kinds.values() if kind.divides and kind is 
 
 @pytest.mark.parametrize("kind", DIVIDED, ids=lambda kind: kind.__name__)
 def test_every_block_that_says_how_it_is_divided_is_drawn_divisible(kind: type[zoo.Spec]) -> None:
-    """So that the property above is one of each."""
+    """The property above is thus tested for every kind of block."""
 
     def divides(spec: zoo.Spec) -> bool:
         try:

@@ -23,12 +23,12 @@ LENGTH = 80  # past 3 windows of 16 + 1, and past every toy `original` of 64
 # Token by token from the start, once round a window of 16, and past an `original` of 64, with chunks in between.
 DECODED = [*[1] * 3, 29, *[1] * 18, 12, *[1] * 4, LENGTH]
 PREFIX = 24  # tokens that show most mutants: past a window of 16 + 1
-COARSE = 5e-4  # of the largest logit: by so much at least a wrong field has to move the logits
+COARSE = 5e-4  # of the largest logit: the least amount by which a wrong field must move the logits
 
 
 @dataclass
 class Case:
-    """A reference's weights in a folder, and what it computes in float64."""
+    """A reference's weights in a folder, and its logits in float64."""
 
     folder: Path
     tokens: Tensor
@@ -54,8 +54,8 @@ def model(case: Case) -> nn.Module:
 
 @torch.no_grad()
 def test_logits_equal_the_reference(name: str, model: nn.Module, case: Case) -> None:
-    """Without a cache, and with one in a pass and in chunks. The toy stands for the released model: it has as many
-    distinct layers, loading gives its spec, and the logits are of realistic size."""
+    """They are compared without a cache, and with one in a single pass and in chunks. The toy represents the released
+    model: it has the same number of distinct layers, loading gives its spec, and its logits have a realistic size."""
     full, small = zoo.spec(name), zoo.spec(name, tiny=True)
     assert model.spec == small
     assert len(set(full.layers)) == len(set(small.layers))
@@ -73,7 +73,8 @@ def test_logits_equal_the_reference(name: str, model: nn.Module, case: Case) -> 
 @torch.no_grad()
 @pytest.mark.parametrize("name", screen_by_family(most=1), indirect=True, scope="module")
 def test_every_mutant_is_found(name: str, model: nn.Module, case: Case) -> None:
-    """Specs with one changed field, on the same weights: wrong ones, and ones that float32 could not tell apart."""
+    """Mutants are specs with one changed field and the same weights. Some differ so little that float32 would not show
+    it."""
     assert_equal(model(case.tokens[:1, :PREFIX]), case.logits[:1, :PREFIX], "a prefix has the logits of the whole")
     for made, least in ((mutants, COARSE), (subtle_mutants, MUTANT)):
         off = {label: _distance(mutant, model, case, least) for label, mutant in made(model.spec)}

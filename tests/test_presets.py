@@ -1,4 +1,4 @@
-"""The presets of the default tests show all that the whole registry shows."""
+"""The presets of the default tests have all features of the whole registry."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_family_is_covered_by_its_own() -> None:
 
 
 def test_every_kind_of_block_and_layer_of_a_released_model_is_represented() -> None:
-    """Counted anew, by the kinds themselves."""
+    """The features are counted again, by the kinds themselves."""
     for seen in (
         lambda spec: {type(part) for part in spec.walk()},
         lambda spec: {(type(layer.attn), type(layer.mixer), type(layer.ffn)) for layer in spec.layers},

@@ -102,7 +102,7 @@ def kinds(base: type[zoo.Spec], dense: bool = False) -> list[type[zoo.Spec]]:
 
 @st.composite
 def specs(draw: st.DrawFn, base: type[zoo.Spec], dense: bool = False) -> Any:
-    """A spec of any kind that is a `base`, its fields drawn until they make one."""
+    """A spec of any kind derived from `base`. Fields are drawn again until they are valid."""
     kind = draw(st.sampled_from(kinds(base, dense)))
     for _ in range(20):
         try:
@@ -127,7 +127,7 @@ def layers(draw: st.DrawFn, streams: zoo.Streams | None) -> zoo.Layer:
 
 
 def supplied(layers: list[zoo.Layer]) -> tuple[zoo.Layer, ...]:
-    """The layers, and before one that takes keys and values a layer that hands them on."""
+    """The layers; each layer that takes keys and values is preceded by a layer that hands them on."""
     found: list[zoo.Layer] = []
     for layer in layers:
         if set(layer.takes()) - {name for earlier in found for name in earlier.hands_on()}:
@@ -168,7 +168,7 @@ SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 
 
 def reachable() -> set[type[zoo.Spec]]:
-    """The kinds that a field of a model, or of what is in it, can hold by its annotation."""
+    """The kinds that a field of a model, or of a block in it, can hold by its annotation."""
     bases: list[type[zoo.Spec]] = [Mixer, FeedForward, Norm, zoo.PerLayerInputs, zoo.LayerInput, zoo.Streams]
     bases += [zoo.LearnedPositions, zoo.Layer, zoo.LayerScale, zoo.Branch, zoo.PostNorm, zoo.HyperBranch, zoo.Decoder]
     found: set[type[zoo.Spec]] = set()
@@ -213,7 +213,7 @@ def test_formulas_are_the_built_modules(spec: zoo.Decoder, batch: int, context: 
 
 
 def check_bytes(spec: zoo.Decoder, batch: int, context: int) -> None:
-    """Bytes allocated are the formula, and grow by whole blocks as it says."""
+    """Checks that the allocated bytes equal the formula, and grow by whole blocks as it states."""
     for dtype in (torch.float32, torch.bfloat16):
         cache = zoo.build(spec, device="meta", dtype=dtype).new_cache(batch, context)
         assert cache.nbytes == spec.kv_bytes(context, batch, dtype)
@@ -248,7 +248,7 @@ def check_causal_flops(spec: zoo.Decoder, past: int, new: int) -> None:
 @given(decoders(), SIZES, st.integers(0, 12), st.integers(1, 12), st.integers(0, 2**31))
 @torch.no_grad()
 def test_passes_over_a_cache(spec: zoo.Decoder, sizes: list[int], past: int, new: int, seed: int) -> None:
-    """They compute what one pass computes, with the FLOPs of the formula."""
+    """They compute the same as one pass, with the FLOPs of the formula."""
     model, tokens = randomised(spec, seed), tokens_of(spec, 2, 24, seed)
     check_flops(model, past, new)
     expected, cache = model(tokens), model.new_cache(2, 24)
@@ -260,8 +260,8 @@ def test_passes_over_a_cache(spec: zoo.Decoder, sizes: list[int], past: int, new
 
 
 def check_flops(model: Model, past: int, new: int) -> None:
-    """FLOPs are those that torch counts of a prefill, a chunk after cached tokens, a single token; in dense kernels,
-    which compute masked pairs too."""
+    """Checks that the FLOPs of a prefill, of a chunk after cached tokens and of a single token are those that torch
+    counts, also for dense kernels, which compute masked pairs too."""
     spec, tokens = model.spec, tokens_of(model.spec, 1, past + new)
     cache = model.new_cache(1, past + new)
     with sdpa_kernel(SDPBackend.MATH):

@@ -27,7 +27,7 @@ class ThreadRanks:
         self._barrier, self._slots = threading.Barrier(ranks, timeout=60), [None] * ranks
 
     def run(self, function: Callable[[Group], T]) -> list[T]:
-        """What the function gives in each rank. Raises what one of them raises."""
+        """Returns the results of the function in all ranks. Raises the error that one of them raises."""
 
         def of(index: int) -> T:
             self._here.index = index

@@ -1,4 +1,4 @@
-"""Commands as torchrun starts them, in two processes, or as two machines do."""
+"""Runs commands under torchrun, in two processes or as two machines would."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ def _start(said: list[str], module: str, *args: object) -> subprocess.Popen[str]
 
 
 def errors(err: str) -> list[str]:
-    """What the command said, without torchrun's own report."""
+    """Returns the command's stderr without torchrun's own report."""
     return [line for line in err.splitlines() if line.startswith("error:")]

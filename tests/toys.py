@@ -1,6 +1,5 @@
-"""The references of presets in their toy forms, each built once for all tests of a process.
-
-What a test changes it copies before: `copy.deepcopy(toys.reference(name))`. Tests of one family go to one worker
+"""The references of presets in their toy forms, each built once for all tests of a process. A test that changes one
+must copy it first: `copy.deepcopy(toys.reference(name))`. Tests of one family go to one worker
 (`tests.presets.screen_by_family`), so that they share what is here.
 """
 
@@ -23,12 +22,12 @@ def config(name: str) -> dict[str, Any]:
 
 @cache
 def reference(name: str) -> nn.Module:
-    """The reference of that config, every parameter random. Not to be changed."""
+    """The reference of that config, with random parameters. Tests must not change it."""
     with as_stored():  # also where it is first asked for inside `in_float64`
         return toy_reference(config(name))
 
 
 @cache
 def exact_reference(name: str) -> nn.Module:
-    """The reference in float64, with the same weights, for use inside `in_float64`. Not to be changed."""
+    """The reference in float64, with the same weights, for use inside `in_float64`. Tests must not change it."""
     return exact_twin(config(name), reference(name))

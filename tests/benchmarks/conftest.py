@@ -1,4 +1,4 @@
-"""The families of which tests of the benchmarks state facts."""
+"""The families whose facts the tests of the benchmarks state."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Clock:
 
 
 class Ticking(Clock):
-    """Each reading is a second after the one before."""
+    """A clock whose every reading is one second after the previous one."""
 
     def __call__(self) -> float:
         self.now += 1
@@ -39,7 +39,7 @@ class Ticking(Clock):
 
 
 def time_alike(monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> None:
-    """Every run that these modules measure takes one second."""
+    """Makes every run that these modules measure take one second."""
     for module in modules:
         monkeypatch.setattr(module, "measure", lambda *args, **options: measure(*args, **options, clock=Ticking()))
 

@@ -13,6 +13,6 @@ VALIDATOR = Draft202012Validator(json.loads((DOCS / "benchmarks.schema.json").re
 
 
 def validate(document: Any) -> None:
-    """A document follows the schema."""
+    """Checks that a document follows the schema."""
     errors = [f"{list(error.path)}: {error.message[:200]}" for error in VALIDATOR.iter_errors(document)]
     assert errors == []

@@ -1,4 +1,4 @@
-"""Groups of options: a command takes one object, the command line its fields."""
+"""Groups of options: a command takes one object, and the command line has its fields."""
 
 from __future__ import annotations
 

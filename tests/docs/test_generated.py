@@ -1,4 +1,5 @@
-"""The generated files of docs/: they are what is committed, and the schema accepts the committed documents only."""
+"""The generated files of docs/ equal the committed ones, and the schema accepts the committed documents and no wrong
+ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/learning.md: every comparison is shown, of one text, and its command makes the models that it shows."""
+"""docs/learning.md: every comparison is shown, all on one text, and its command makes the models in its table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_every_comparison_has_all_of_its_seeds_and_is_of_one_text() -> None:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_the_command_on_the_page_makes_the_small_forms_of_its_table(name: str) -> None:
-    """A rule that scales models otherwise today would leave figures of models that no command makes."""
+    """If the scaling rule had changed since, the table would show models that no command makes."""
     before = TEXT.partition(f"<!-- measured: {name} -->")[0]
     (*_, command) = re.findall(
         r"^    python -m benchmarks (learn.*?)$", before.replace("\\\n        ", ""), re.MULTILINE

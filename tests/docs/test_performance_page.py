@@ -1,5 +1,5 @@
-"""docs/performance.md: files are gathered by processor, and a section says what each row reached and which targets are
-missed."""
+"""docs/performance.md: files are gathered by processor, and a section states each row's figures and the missed
+targets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MACHINE = {
 
 
 def speed(implementation: str, mode: str, rate: float, **more: object) -> dict:
-    """A row whose 8 tokens took as long in each of two rounds."""
+    """A row whose 8 tokens took equally long in each of two rounds."""
     row = {"table": "throughput", "model": "m", "dtype": "float32", "test": "tg8", "phase": "decode", "depth": 0}
     row |= {"implementation": implementation, "mode": mode, "tokens_per_s": rate, "seconds": [8 / rate, 8 / rate]}
     row |= {"ceiling_tokens_per_s": 40.0, "gemms_tokens_per_s": None, "experts_hit_predicted": None}
@@ -57,7 +57,7 @@ def test_documents_are_gathered_under_the_first_one(tmp_path: Path) -> None:
 
 
 def test_a_test_that_was_measured_again_is_the_last_files(tmp_path: Path) -> None:
-    """As a whole: rounds of two runs are no pairs."""
+    """The last file's rows replace all earlier rows of the test, since rounds of different runs do not form pairs."""
     ceiling = {"table": "ceilings", "kind": "bandwidth"}
     first = measured(speed("zoo", "eager", 1.0), speed("transformers", "sdpa", 2.0), ceiling)
     again = measured(speed("zoo", "eager", 3.0), ceiling)

@@ -1,4 +1,4 @@
-"""docs/single-blocks.md: all but the times of the committed samples is what today's code computes."""
+"""docs/single-blocks.md: apart from times, the committed samples equal what today's code computes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEASURED = ("threads", "difference", "against_absorbed", "allocated_bytes", "gai
 
 
 def exact(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows without what is measured."""
+    """The rows without measured figures."""
     return [
         {key: value for key, value in row.items() if not key.endswith(TIMES) and key not in MEASURED} for row in rows
     ]

@@ -1,4 +1,4 @@
-"""Two models side by side: what differs is shown, and nothing else."""
+"""Two models side by side: all differences are shown, and nothing else."""
 
 from __future__ import annotations
 

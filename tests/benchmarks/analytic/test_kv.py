@@ -56,7 +56,7 @@ def test_batch_and_dtype_multiply() -> None:
 
 @over(zoo.names(), representatives())
 def test_a_full_size_cache_allocates_what_is_printed(name: str) -> None:
-    """Without the weights, which the cache does not depend on: small ones in memory, the others on the meta device."""
+    """The cache is allocated without the weights: in memory if it is small, else on the meta device."""
     spec = zoo.spec(name)
     device = torch.device("cpu" if spec.kv_bytes(4096) < 200e6 else "meta")
     row = cache_row(one(name), 4096, InferenceConfig(batch=2))
@@ -68,7 +68,8 @@ def test_some_full_size_caches_are_allocated_in_memory() -> None:
     assert sum(zoo.spec(name).kv_bytes(4096) < 200e6 for name in zoo.names()) >= 5
 
 
-# Figures that others printed for the same models, in bytes per token: windows ignored, head_dim taken for dim / heads.
+# Figures of other calculators for the same models, in bytes per token. They ignore windows and take dim / heads for
+# head_dim.
 USUAL = {
     "llama3.1-8b": 131_072,
     "gemma3-27b": 2 * 62 * 16 * 168 * 2,
@@ -200,14 +201,14 @@ def test_changes_are_those_of_a_search(first: list[Kept], second: list[Kept]) ->
 
 
 def compressed(spec: zoo.Decoder) -> Callable[[int], int]:
-    """Bytes of a cache by the context, from the layers' own specs."""
+    """Returns a function from the context to the bytes of a cache, computed from the layers' own specs."""
     return lambda context: sum(layer.cache_spec().nbytes(context, 2) for layer in spec.layers)
 
 
 @pytest.mark.parametrize("other", ["gemma3-1b", "llama3-8b"])
 def test_caches_with_entries_are_compared_at_whole_blocks(other: str) -> None:
-    """At one token, and then at every eighth: blocks are of 4 and 8 tokens. A change is where the last eight begin to
-    keep their sign."""
+    """The caches are compared at one token, and then at every eighth, because blocks have 4 and 8 tokens. A change
+    starts where the sign begins to hold up to the next such token."""
     first, second = zoo.spec("deepseek-v4-flash-284b", tiny=True), zoo.spec(other, tiny=True)
     growth = pieces(first, BF16)
     for context in range(1, 100):

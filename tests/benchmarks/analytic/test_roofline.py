@@ -86,7 +86,7 @@ def test_every_part_is_what_torch_counts(family: str) -> None:
 
 
 def rows(name: str, context: int = 4096, batch: int = 1, device: Device = H100) -> tuple[dict, dict]:  # type: ignore[type-arg]
-    """Those of decode and prefill."""
+    """The rows of decode and prefill."""
     found = {phase: flop_row(one(name), phase, context, InferenceConfig(batch), device) for phase in PHASES}
     return found["decode"], found["prefill"]
 
@@ -185,7 +185,7 @@ def test_three_digits_without_an_exponent(value: float, shown: str) -> None:
 
 @dataclass(frozen=True)
 class _Averaging(Mixer):
-    """A mixer that tells what it costs in all and nothing of its parts."""
+    """A mixer that states its total costs but not the costs of its parts."""
 
     width: int
 
@@ -209,7 +209,8 @@ class _Averaging(Mixer):
 
 
 def test_a_block_without_parts_of_its_own_is_counted_whole() -> None:
-    """Its parameters under its role, its FLOPs, which are neither projections nor scores, as other; no formula."""
+    """Its parameters are listed under its role, and its FLOPs, which are neither projections nor scores, under "other".
+    It has no usual formula."""
     averaging = NamedSpec("averaging", zoo.swap(zoo.spec("qwen3-0.6b"), zoo.GQA, _Averaging(128)))
     parts = param_row(averaging)
     assert (parts["attn_params"], parts["other_params"]) == (28 * 1024 * 128, 0)
@@ -223,7 +224,7 @@ def test_a_block_without_parts_of_its_own_is_counted_whole() -> None:
 
 
 def test_llama_70b_on_eight_cards_by_hand() -> None:
-    """Two sums over ranks a layer and one of the embedding, of 8,192 elements in 2 bytes; one row of logits."""
+    """Two all-reduces per layer and one for the embedding, each of 8,192 elements of 2 bytes; one row of logits."""
     spec = zoo.spec("llama3.1-70b")
     sums, logits = (2 * 80 + 1) * 8192 * 2, 128_256 * 2
     sent = forward_pass(spec, "decode", 4096, EIGHT).sent_bytes
@@ -248,7 +249,7 @@ def test_what_fits_is_counted_on_each_card() -> None:
 
 
 def test_latents_are_not_divided() -> None:
-    """Every card keeps them; of Llama's eight KV heads it keeps one."""
+    """Every card keeps all latents, but only one of Llama's eight KV heads."""
     latent, heads = one("deepseek-v3-671b"), one("llama3.1-8b")
     assert cache_row(latent, 4096, EIGHT)["kv_bytes"] == cache_row(latent, 4096, InferenceConfig())["kv_bytes"]
     assert crossing_row(latent, heads, InferenceConfig())["smaller"] == "deepseek-v3-671b"
@@ -265,7 +266,7 @@ def test_more_sequences_send_more() -> None:
 
 
 def test_whole_experts_weigh_the_same_and_send_tokens() -> None:
-    """With 8 experts a token, each card sends what its share of the tokens needs, there and back."""
+    """With 8 experts per token, each card sends its share of the tokens to their experts and gets the outputs back."""
     whole = replace(EIGHT, ep=8)
     model = one("deepseek-v3-671b")
     by_width, by_expert = (fit_row(model, 10**12, config)["weight_bytes"] for config in (EIGHT, whole))

@@ -1,4 +1,4 @@
-"""Weights in the form that is released: bytes that equal those of the published files."""
+"""Weights in their released format: the bytes equal those of the published files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from zoo.errors import UsageError
 PUBLISHED = Path(__file__).resolve().parents[2] / "data" / "published"
 # total_size in the model.safetensors.index.json of each repository.
 FILE_BYTES = {"gpt-oss-20b": 13_761_264_768, "gpt-oss-120b": 65_248_815_744}
-# Of DeepSeek-V3's repository by dtype, as the Hub counts them; its multi-token prediction layer is among these.
+# Elements in DeepSeek-V3's repository by dtype, as the Hub counts them, including the multi-token prediction layer.
 DEEPSEEK_FP8_ELEMENTS = 680_571_043_840
 
 
@@ -45,7 +45,8 @@ def test_bytes_equal_those_of_the_published_files(name: str) -> None:
 
 
 def test_elements_in_fp8_equal_those_of_the_published_files() -> None:
-    """All of DeepSeek-V3's, but for one more layer of the last kind, which predicts several tokens."""
+    """All elements of DeepSeek-V3 are counted; the files have one more layer of the last kind, for multi-token
+    prediction."""
     spec, counted = zoo.spec("deepseek-v3"), PACKED["fp8"]
     branches = [(layer.attn, layer.ffn) for layer in (*spec.layers, spec.layers[-1])]
     flat = [branch for pair in branches for branch in pair if branch]
@@ -54,7 +55,7 @@ def test_elements_in_fp8_equal_those_of_the_published_files() -> None:
 
 
 def _without_scales(form: Any, branch: Any, dim: int) -> int:
-    """Bytes of a branch, one for each packed element and two for each other."""
+    """Bytes of a branch: one for each packed element, two for each other element."""
     with torch.device("meta"):
         shapes = [tuple(each.shape) for each in branch.build(dim).parameters()]
     plain = form.branch_bytes(branch, dim)
@@ -70,7 +71,8 @@ def _is_matrix(shape: tuple[int, ...]) -> bool:
 
 @over(zoo.names(), of_families())
 def test_every_form_of_every_model(name: str) -> None:
-    """A dtype is its size times the parameters; fewer bits are fewer bytes; what is read is at most what there is."""
+    """The bytes in a dtype are its size times the parameters. Fewer bits give fewer bytes. A pass reads at most all
+    bytes."""
     spec = zoo.spec(name)
     for dtype, form in PLAIN.items():
         assert form.model_bytes(spec) == spec.params() * dtype.itemsize
@@ -104,7 +106,7 @@ def test_the_form_of_a_folder_is_that_of_its_config() -> None:
 
 
 def test_gpt_oss_fits_one_card_as_released() -> None:
-    """And not in bfloat16. The ceiling reads the released bytes, too."""
+    """In bfloat16 it does not fit. The ceiling uses the released bytes, too."""
     model, released = one("gpt-oss-120b"), InferenceConfig(weights=RELEASED)
     row = fit_row(model, 80 * 10**9, released)
     assert (row["weights_dtype"], row["weight_bytes"], row["limit"]) == ("mxfp4", 65_248_815_744, "context")

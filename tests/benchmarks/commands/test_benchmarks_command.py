@@ -25,7 +25,7 @@ def call(*args: str) -> int:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException | None, int], None]:
-    """Replace the measurement: one sample each for the first so many models, then perhaps an exception."""
+    """Replaces the measurement: the first models get one sample each, then an exception may follow."""
 
     def replace(end: BaseException | None, models: int = 99) -> None:
         def measure(results: Results) -> None:
@@ -98,7 +98,7 @@ def test_an_interruption_leaves_what_there_is_and_valid_json(measured, models, c
 
 
 def test_in_a_pipe_there_is_data_and_nothing_else() -> None:
-    """The real thing, measuring included: no bar on a stderr that is no terminal."""
+    """The real command with its measurement: there is no progress bar if stderr is not a terminal."""
     command = [sys.executable, "-m", "benchmarks", "mistral3", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")

@@ -38,7 +38,7 @@ CALLS = {
 
 @pytest.fixture(params=CALLS, ids=str)
 def call(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run one verb on all families, with more arguments -> what it prints."""
+    """Runs one verb on all families, with more arguments. Returns its output."""
 
     def run(*more: str) -> str:
         assert exit_code(app, "python -m benchmarks", [*CALLS[request.param], *more]) == 0
@@ -50,7 +50,7 @@ def call(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_swapped_model_is_a_row_like_any_other(call: Callable[..., str]) -> None:
-    """Named models first: without a name there is nothing to swap."""
+    """Models must be named: without a name there is nothing to swap."""
     mla = "attn=MLA(q_rank=none, kv_rank=256, nope_dim=64, rope_dim=32, v_dim=64)"
     args = ("gpt-oss-20b", "mistral-small-3.1-24b", "--swap", mla)
     rows = json.loads(call("--json", *args))["rows"]
@@ -66,7 +66,8 @@ def test_a_swapped_model_is_a_row_like_any_other(call: Callable[..., str]) -> No
 
 
 def test_every_verb_is_tested_here() -> None:
-    """Others have tests of their own: compare needs two models, blocks and throughput a fake clock, and load files."""
+    """The other verbs have their own tests: compare needs two models, blocks and throughput a fake clock, and load
+    needs files."""
     assert verbs().keys() - CALLS.keys() == {"compare", "load", "throughput", "blocks", "gallery", "learn"}
 
 
@@ -115,7 +116,7 @@ def test_named_models_are_shown_whatever_they_are(call: Callable[..., str]) -> N
 
 
 def test_every_format_holds_the_same_rows(call: Callable[..., str], tmp_path: Path) -> None:
-    """CSV has their scalars, Markdown equal lines, a file what the terminal would show."""
+    """CSV has their scalars, Markdown has equal lines, and a file has the output that the terminal would show."""
     shown = call("--json", *SOME)
     document = json.loads(shown)
     validate(document)

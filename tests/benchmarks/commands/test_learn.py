@@ -1,4 +1,4 @@
-"""The verb learn, end to end at toy sizes: every format, runs that are kept, and what bad input gets."""
+"""The verb learn, end to end at toy sizes: every format, stored runs, and errors for bad input."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BUDGET = ["--tokens", "96", "--quick", "--tasks", "text,length,recall"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text of a few files, and beside it the runs that the tests of this module share."""
+    """A folder with a text of a few files, and the runs that the tests of this module share."""
     folder = tmp_path_factory.mktemp("learn")
     (folder / "text").mkdir()
     for name in map(str, range(60)):
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def call(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Run learn with more arguments -> what it prints. Synthetic tasks get two steps."""
+    """Runs learn with more arguments. Returns its output. Synthetic tasks get two steps."""
     short = {name: replace(task, steps=2) for name, task in comparison.TASKS.items()}
     monkeypatch.setattr(comparison, "TASKS", short)
 
@@ -187,7 +187,7 @@ def is_left(group: int) -> bool:
 
 @pytest.mark.slow
 def test_ctrl_c_ends_every_process_and_the_same_command_goes_on(folder: Path, tmp_path: Path) -> None:
-    """The real signal, to the whole group of processes, as a terminal sends it."""
+    """The real signal is sent to the whole group of processes, as a terminal does."""
     args = ["llama3", *SIZES[:-2], "-j", "2", "--tokens", "2k", "--tasks", "text", "--seeds", "8"]
     args += ["--learning-rate", "4e-3", "--text", str(folder / "text"), "--runs", str(tmp_path / "runs"), "--json"]
     command = [sys.executable, "-m", "benchmarks", "learn", *args]

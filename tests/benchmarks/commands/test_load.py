@@ -1,4 +1,4 @@
-"""python -m benchmarks load: what it prints, and what it says of a source that does not load."""
+"""python -m benchmarks load: its output, and its error for a source that does not load."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_process_says_which_kernels_its_load_and_pass_used(folder: Path) -> No
 
 
 def fake(loader: str, path: Path, dtype: str) -> dict[str, Any]:
-    """A load that took a second, or two with a pass."""
+    """A fake load that took one second, or two seconds with a pass."""
     return {"load_s": 1.0, "ready_s": 2.0, "model_bytes": 2**20, "peak_bytes": 3 * 2**20, "anonymous_bytes": 2**19}
 
 
@@ -103,7 +103,7 @@ def test_what_the_zoo_cannot_load_is_an_error(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_broken_tensor_ends_the_process_of_its_load_only(folder: Path, tmp_path: Path) -> None:
-    """A real child: it hands the error back, with the exit code."""
+    """A real child process returns the error and the exit code."""
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"short")
     sample = loading.load_once("zoo", tmp_path, "auto")

@@ -68,7 +68,7 @@ def test_json_has_rows_ceilings_and_the_machine(capsys: pytest.CaptureFixture[st
 def test_kernels_that_are_used_are_reported(
     interrupted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In JSON and beneath the table, after Ctrl-C too."""
+    """They are reported in JSON and below the table, also after Ctrl-C."""
 
     def ending(tasks: Any, samples: Any, **rest: Any) -> None:
         measure(tasks, samples, **rest)
@@ -103,7 +103,7 @@ def test_tables_on_stdout_and_nothing_on_stderr(capsys: pytest.CaptureFixture[st
 def test_an_interruption_leaves_what_there_is_and_valid_json(
     runs: int, counted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """After so many runs of the warm-up, or of the first round that counts."""
+    """The interruption comes after `runs` runs of the warm-up or of the first measured round."""
 
     def interrupted(tasks: Any, samples: Any, *, warmups: Any, tick: Any, **rest: Any) -> None:
         if not runs:
@@ -133,7 +133,7 @@ def test_an_interruption_leaves_what_there_is_and_valid_json(
 
 
 def test_a_router_of_another_dtype_is_among_the_gemms(capsys: pytest.CaptureFixture[str]) -> None:
-    """DeepSeek's multiplies in float32 in a model of bfloat16."""
+    """DeepSeek's router multiplies in float32, even in a bfloat16 model."""
     assert call("deepseek-v3", *SHORT, "-n", "0", "--dtype", "bfloat16", "--json") == 0
     row = next(row for row in written(capsys)["rows"] if row["table"] == "throughput")
     assert row["gemms_tokens_per_s"] == 20.0
@@ -209,7 +209,7 @@ def test_training_steps_beside_transformers(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
 @pytest.mark.parametrize("family", ["llama3", "gemma3", "gpt-oss", "deepseek-v3"])
 def test_compiled_training_steps(family: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Their loss and gradients are those of the eager mode, or nothing would be measured."""
+    """Their loss and gradients equal those of the eager mode; otherwise nothing would be measured."""
     assert call(family, *TRAIN, "--mode", "eager", "--mode", "compiled", "--json") == 0
     rows = [row for row in written(capsys)["rows"] if row["table"] == "throughput"]
     assert [row["mode"] for row in rows] == ["eager", "compiled"]
@@ -218,7 +218,7 @@ def test_compiled_training_steps(family: str, capsys: pytest.CaptureFixture[str]
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's, about what it was given of transformers
 def test_both_modes_of_both_implementations(capsys: pytest.CaptureFixture[str]) -> None:
-    """It compiles, for a minute or two."""
+    """Compilation takes a minute or two."""
     options = ("--mode", "eager", "--mode", "compiled", "--peer", "transformers", "--peer-compiled", "--json")
     assert call("llama3", *SHORT, *options) == 0
     rows = [row for row in written(capsys)["rows"] if row["table"] == "throughput"]

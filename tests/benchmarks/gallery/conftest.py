@@ -29,7 +29,7 @@ SHOWN = [one(name) for name in zoo.names() if name in SHOWN_NAMES]
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A gallery with measured speeds, with what models learn, and with chart images."""
+    """A gallery with measured speeds, learning results and chart images."""
     out = tmp_path_factory.mktemp("gallery")
     files.write_gallery(out, SHOWN, MEASURED, images=True, learned=sample())
     return out
@@ -37,7 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def open_page(browser: Any, folder: Path) -> Iterator[Open]:
-    """Opens the page at a width, in a colour scheme. Afterwards: no console message, no request but for the page."""
+    """Opens the page at a width, in a colour scheme. Checks afterwards that there was no console message and that only
+    the page was requested."""
     events: list[str] = []
     contexts = []
 

@@ -39,7 +39,7 @@ def test_code_prints_the_output_shown() -> None:
 
 
 def test_text_mentions_every_kind_of_block() -> None:
-    """Also one that is new in the zoo's registry; a block of one's own needs no text."""
+    """This includes a kind that is new in the zoo's registry. A user's own block needs no text."""
     text = blocks_page.SOURCE.read_text(encoding="utf-8")
     kinds = {name for name, kind in zoo.Spec.kinds.items() if kind.role and kind.__module__.startswith("zoo.")}
     for word in {*kinds, *zoo.GQA.aliases, *PLACEMENTS}:

@@ -42,7 +42,7 @@ def test_ids_are_unique_with_one_model_shown_twice(page: Any) -> None:
 
 
 def assert_differences(page: Any, first: NamedSpec, second: NamedSpec) -> list[str]:
-    """The fields and the sentences shown are those of Python -> the sentences."""
+    """Checks that the fields and the sentences shown are Python's. Returns the sentences."""
     rows = page.locator("#differences table").first.locator("tbody tr").all()
     found = {row.locator("th").inner_text(): row.locator("td").all_inner_texts() for row in rows}
     wanted = compare.difference_rows(first, second)
@@ -202,7 +202,7 @@ def test_page_is_accessible_and_fits_its_width(open_page: Open, width: int, sche
 
 @pytest.mark.slow
 def test_page_of_every_size(browser: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its size has a limit; how soon it paints is only told."""
+    """Its size has a limit; its painting time is only reported."""
     index, *_ = files.write_gallery(tmp_path, chosen(zoo.names()), None, images=False)
     assert index.stat().st_size < LIMIT
     paints, starts = [], []

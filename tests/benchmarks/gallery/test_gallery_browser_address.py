@@ -1,4 +1,4 @@
-"""What a link holds, in a real browser: places are met exactly, settings are shared, and "back" undoes them."""
+"""Links in a real browser: they scroll to the exact place and share the settings, and "back" undoes settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def top(page: Any, place: str) -> float:
 
 @pytest.mark.parametrize(("width", "places"), SCREENS)
 def test_links_into_the_page_land_exactly(open_page: Open, width: int, places: tuple[str, ...]) -> None:
-    """When the page opens, once the charts near the place are drawn, and after all charts are drawn."""
+    """The place is checked when the page opens, once the charts near it are drawn, and after all charts are drawn."""
     for place in places:
         page = open_page(width, place=place)
         page.wait_for_timeout(300)
@@ -75,7 +75,7 @@ UNKNOWN = "compare=a,b&memory=7&cards=x&weights=int3&features=none&swap.kv=?&mod
 
 
 def test_what_a_link_does_not_know_is_left_as_it_is(open_page: Open) -> None:
-    """Quietly: the fixture sees every message of the console."""
+    """There must be no message: the fixture sees everything on the console."""
     page = open_page(place=f"nowhere?{UNKNOWN}")
     fresh = open_page()
     for name in ("first", "second", "fit-memory", "fit-cards", "fit-weights", "swap-model", "swap-kv", "chosen-size"):

@@ -62,7 +62,7 @@ def test_true_scale_is_in_proportion_to_months(page: Any) -> None:
 
 @pytest.mark.parametrize("width", [390, 1280])
 def test_chosen_architecture_has_its_diagram_and_facts(open_page: Open, width: int) -> None:
-    """Beside the list, or on a phone below its entry, where it closes again."""
+    """They are beside the list or, on a phone, below its entry, where they can be closed again."""
     page = open_page(width)
     entry = max(ENTRIES, key=lambda each: len(each.group.models))
     button = page.locator(f'[id="{entry.group.name}"] .open')

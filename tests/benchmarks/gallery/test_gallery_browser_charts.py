@@ -51,7 +51,7 @@ def test_charts_follow_the_selected_models(page: Any) -> None:
 
 
 def test_tooltip_describes_the_point_under_the_pointer(page: Any) -> None:
-    """And it disappears without a trace."""
+    """It disappears completely afterwards."""
     draw_charts(page)
     elements = page.evaluate("document.querySelectorAll('*').length")
     page.locator('[data-chart="active"] .plot .mark-symbol path').first.hover(force=True)

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("gallery")]
 
 
 def play(page: Any, title: str, **values: int) -> str:
-    """Set the sliders of a drawing -> its caption."""
+    """Sets the sliders of a drawing. Returns its caption."""
     figure = page.locator(".playground", has_text=title)
     for name, value in values.items():
         label = figure.locator("label", has_text=re.compile(f"^{name.replace('_', ' ')}"))
@@ -68,7 +68,7 @@ def test_routing_has_weights_that_add_up(page: Any) -> None:
 
 @pytest.mark.parametrize("touch", [False, True], ids=["mouse", "touch"])
 def test_nearest_line_is_shown(open_page: Open, touch: bool) -> None:
-    """Its model, context and bytes, which are the cache's."""
+    """The tooltip has its model, its context and the bytes of its cache."""
     page = open_page(1280, touch=touch)
     draw_charts(page)
     plot = page.locator('[data-chart="kv"] .plot')

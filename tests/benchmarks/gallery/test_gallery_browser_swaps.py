@@ -40,7 +40,7 @@ CHOSEN = "[...document.querySelectorAll('#swap select')].map(select => select.se
 
 
 def swap(page: Any, model: str, **labels: str) -> Any:
-    """Selects a model as released, then a choice of each axis by its label -> the figures of the drawings."""
+    """Selects a model as released, then a choice of each axis by its label. Returns the figures of the drawings."""
     page.locator("#swap-model").select_option(model)
     page.locator("#swap-reset").click()
     choose(page, **labels)
@@ -93,7 +93,7 @@ EVERY_FOURTH = {"window": "512, all but every fourth layer", "positions": "NoPE 
 
 
 def test_code_and_command_beside_a_swap_make_that_spec(page: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also a swap of some layers. Without a swap there is no command."""
+    """This includes a swap of some layers. Without a swap there is no command."""
     swap(page, "llama3.1-8b")
     assert not page.locator("#swap-command").is_visible()
     choose(page, kv="2 KV heads (GQA)", experts="8")
@@ -186,7 +186,7 @@ def test_layers_that_differ_are_drawn_one_by_one(page: Any) -> None:
 
 
 def test_lines_that_break_elsewhere_are_not_marked(page: Any) -> None:
-    """RoPE is the same in both, in bars of unlike width."""
+    """RoPE is the same in both models, in bars of different widths."""
     swap(page, "llama3.1-8b", kv="latent of 512 (MLA)")
     own, swapped, marked = (
         page.locator(f"#swap-drawings figure:nth-child({each}").all_text_contents()
@@ -248,7 +248,7 @@ def test_a_link_holds_choices_that_are_valid_beside_others_alone(
 
 
 def test_back_undoes_choices(open_page: Open) -> None:
-    """One that changed another, and "as released"."""
+    """It undoes a choice that changed another one, and "as released"."""
     page = open_page()
     page.locator("#swap-model").select_option("llama3.1-8b")
     choose(page, window="512, all layers")

@@ -37,7 +37,7 @@ FEW = [one(name) for name in ("gpt2-small", "llama3.1-8b", "llama3.2-1b", "deeps
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A gallery of few models: its time grows with their square."""
+    """A gallery of few models, since its time grows with the square of their number."""
     out = tmp_path_factory.mktemp("gallery")
     files.write_gallery(out, FEW, MEASURED, images=True, learned=sample())
     return out

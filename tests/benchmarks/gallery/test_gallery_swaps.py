@@ -1,4 +1,4 @@
-"""The cells of a grid and the drawings: the swaps of the choices, made on the whole model, give the same."""
+"""Grid cells and drawings equal those of the whole model after the swaps of the choices."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ AXES = ("kv", "window", "experts", "k", "positions")  # in the order of the swap
 
 
 def sampled_choices(choices: dict[str, list[swap_grid.Choice]]) -> list[dict[str, int]]:
-    """Indices of choices: all of an axis beside the released model's others, and some of all axes together."""
+    """Indices of choices: all choices of each axis with the others as released, and some combinations of all axes."""
     alone = [dict.fromkeys(AXES, 0) | {axis: i} for axis in AXES for i in range(len(choices[axis]))]
     steps = {axis: 1 + at for at, axis in enumerate(AXES)}
     return alone + [{axis: steps[axis] * i % len(choices[axis]) for axis in AXES} for i in range(1, 9)]
@@ -120,7 +120,8 @@ def sampled_choices(choices: dict[str, list[swap_grid.Choice]]) -> list[dict[str
 
 @pytest.mark.parametrize("name", screen_of_families())
 def test_drawings_are_of_the_models_that_the_swaps_make(name: str) -> None:
-    """However many changes: the layers one by one, the frames of their kinds, and the parts of their branches."""
+    """This holds for any number of changes: layers one by one, the frames of their kinds, and the parts of their
+    branches."""
     spec, parts = one(name).spec, dict[Fragment, int]()
     made, choices = swap_drawings(spec, lambda part: parts.setdefault(part, len(parts))), swap_grid.single_choices(spec)
     assert_complete(spec, made)

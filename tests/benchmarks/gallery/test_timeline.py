@@ -1,4 +1,4 @@
-"""The facts of a size: reasons stand beside numbers that need one, and nowhere else."""
+"""The facts of a size: a number has an explanation if it needs one, and only then."""
 
 from __future__ import annotations
 

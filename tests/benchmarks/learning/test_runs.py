@@ -1,4 +1,4 @@
-"""Kept runs: found again by all that decides their figures, whole or not there."""
+"""Stored runs are found by everything that determines their figures, and a stored file is never partial."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_a_run_that_diverges_has_an_outcome_without_figures(tokens: TokenFile, m
 def test_no_value_is_seen_from_beyond_layers_times_window_less_one(
     distance: int, reached: bool, models: list[Entry]
 ) -> None:
-    """Other values change the logits of the questions exactly where layers x (window - 1) reaches the distance."""
+    """Other values change the logits of the questions exactly if layers x (window - 1) is at least the distance."""
     spec = replace(models[1].spec, vocab=VOCAB)
     reach = sum(layer.cache_spec().reach.limit - 1 for layer in spec.layers)  # type: ignore[misc, operator]
     assert reached == (reach >= distance)

@@ -1,4 +1,4 @@
-"""Worker processes: results as they end, failures in a line, and none of them left behind."""
+"""Worker processes: results come as jobs end, failures are one line, and no process is left behind."""
 
 from __future__ import annotations
 

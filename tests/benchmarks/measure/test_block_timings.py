@@ -1,4 +1,4 @@
-"""The list of blocks misses none, and what is timed of each is what its row says."""
+"""The list of blocks is complete, and the timed work of each block is that in its row."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_labels_are_unique_and_specs_differ() -> None:
 
 
 def test_blocks_that_are_compared_have_equal_active_parameters() -> None:
-    """Experts beside dense, but for the router."""
+    """Experts have as many active parameters as dense blocks, apart from the router."""
     by_label = {entry.label: entry.spec for entry in block_list(1024)}
     dense = by_label["SwiGLU"].params(1024)
     for label in ("MoE, softmax", "MoE, shared"):
@@ -83,7 +83,7 @@ def test_a_row_says_what_the_block_is(entry: BlockEntry) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("entry", LISTED, ids=lambda entry: entry.label)
 def test_what_is_timed_is_a_prefill_and_one_token(entry: BlockEntry) -> None:
-    """One call of the whole block each; a mixer's token sees all of the context, or its window."""
+    """Each is one call of the whole block; a mixer's token sees the whole context, or its window."""
     module, seen = build_block(entry.spec, DIM, torch.float32, 0), list[tuple[Any, ...]]()
     config = BlockConfig(DIM, tokens=6, context=600)
     tasks = list(block_tasks(entry, module, config))

@@ -1,4 +1,4 @@
-"""The ceilings: each kernel does as much as it is said to do, and the best of a kind counts."""
+"""The ceilings: each kernel does the stated amount of work, and the best kernel of a kind is used."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_reading_kernel_reads_the_whole_buffer(dtype: torch.dtype) -> None:
-    """It is all ones: the sum is the number of elements, and so is what a row of a product is."""
+    """The buffer is all ones: its sum is the number of elements, and each element of the product is the length of a
+    row."""
     found = {(kernel.name, kernel.dtype): kernel for kernel in reading_kernels(CPU, dtype)}
     assert {kernel.amount for kernel in found.values()} == {SMALL}
     assert float(found["sum", torch.float32].run()) == SMALL / 4  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Clocks, memory meters and caches of the CPU and of CUDA devices, and what measured figures depend on."""
+"""Clocks, memory meters and caches of the CPU and of CUDA devices, and other facts that influence measurements."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def git(folder: Path, *words: str) -> str:
 
 
 def test_the_commit_is_that_of_the_project_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not that of a repository around an installed copy; with changes, it is marked."""
+    """It is not that of a repository around an installed copy. It is marked if there are uncommitted changes."""
     git(tmp_path, "init", "-q")
     (tmp_path / "file").write_text("1")
     git(tmp_path, "add", "file")
@@ -183,7 +183,7 @@ def test_the_cpu_has_a_plain_clock_and_perhaps_no_record_of_memory(tmp_path: Pat
 
 
 class Event:
-    """A CUDA event at a time that the test says, in milliseconds."""
+    """A CUDA event at a time that the test sets, in milliseconds."""
 
     now = 0.0
 

@@ -1,4 +1,4 @@
-"""The variants of latent attention: equal outputs, and what each keeps and computes is what its spec says."""
+"""The variants of latent attention: their outputs are equal, and their caches and FLOPs are those of their specs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MLAS = st.builds(
 
 
 def passed(spec: MLA, module: nn.Module, chunks: list[Tensor]) -> Iterator[Tensor]:
-    """The chunks (1, t, dim), one after the other, over a cache."""
+    """Returns the outputs for the chunks (1, t, dim), passed one after the other over a cache."""
     cache = Cache([spec.cache_spec()], 1, sum(x.shape[1] for x in chunks), torch.float64, CPU)
     past = 0
     for x in chunks:
@@ -63,7 +63,8 @@ def test_the_variants_compute_the_same_from_the_first_token_on(spec: MLA, length
 @torch.no_grad()
 @given(spec=MLAS, tokens=st.integers(1, 9), chunk=st.integers(1, 4))
 def test_a_filled_cache_is_the_one_that_the_tokens_would_have_made(spec: MLA, tokens: int, chunk: int) -> None:
-    """Latents of real activations, put into each variant's cache, are what it had put there token by token."""
+    """Latents of real activations are written into each variant's cache; the result equals the cache that the variant
+    fills token by token."""
     source = build_block(spec, DIM, torch.float64, seed=0)
     x = torch.randn(1, tokens, DIM, dtype=torch.float64)
     built = modules(spec, source, DIM)
@@ -80,7 +81,7 @@ def test_a_filled_cache_is_the_one_that_the_tokens_would_have_made(spec: MLA, to
 @torch.no_grad()
 @given(spec=MLAS, past=st.integers(0, 20))
 def test_flops_of_a_decoded_token_are_what_torch_counts(spec: MLA, past: int) -> None:
-    """At widths above 1: torch multiplies by one number without a product that it would count."""
+    """Widths are above 1, since torch does not count a multiplication by a single number."""
     assume(min(spec.kv_rank, spec.nope_dim, spec.v_dim) > 1)
     source = build_block(spec, DIM, torch.float32, seed=0)
     for variant, module in modules(spec, source, DIM).items():

@@ -1,4 +1,4 @@
-"""What a run shows: its GEMMs are those of the formula, its experts those of the router."""
+"""Observations of a run: its GEMMs are those of the formula, its experts those of the router."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def seen(model: Model, work: Workload, tokens: torch.Tensor | None = None, peak:
 def test_the_gemms_of_a_prefill_are_those_that_the_formula_counts(
     family: str, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of its FLOPs but those of scores, which no weight takes part in; also where attention multiplies alike."""
+    """They are all FLOPs except those of scores, in which no weight takes part, even if attention uses the same
+    function."""
     monkeypatch.setattr(attention, "MIN_MULTIPLY_ADDS", 0)
     model, spec = zoo.build(family, tiny=True), zoo.spec(family, tiny=True)
     parts = spec.flop_breakdown(0, 20, logits=1)

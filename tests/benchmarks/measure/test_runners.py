@@ -52,7 +52,7 @@ def test_a_depth_is_filled_once_and_in_parts() -> None:
 @pytest.mark.parametrize("family", screen_of_families())
 @pytest.mark.parametrize("depth", split([0, 7, 40], [40]))  # 40 fills the toy windows
 def test_a_restored_cache_gives_the_same_logits(family: str, depth: int) -> None:
-    """Equal passes give equal logits again, bit by bit; also those of a cache that never was anything else."""
+    """Equal passes give bitwise equal logits again, also compared with a fresh cache."""
     model = zoo.build(family, tiny=True)
     tokens = torch.randint(model.spec.vocab, (2, depth + 12))
     runner = ZooRunner(model)

@@ -44,7 +44,7 @@ def candidate(name: str = "qwen3-0.6b", implementation: str = ZOO, mode: str = E
 
 
 def found(*candidates: Candidate, seconds: tuple[float, ...] = (2.0, 1.0, 4.0)) -> Results:
-    """Runs of those seconds; memory read at 1 GB/s, 10 GFLOPS."""
+    """Results of runs that took these seconds, on a machine with 1 GB/s and 10 GFLOPS."""
     made = Results(CONFIG, list(candidates))
     for each in candidates:
         for work in CONFIG.workloads:
@@ -130,7 +130,7 @@ def test_a_ratio_is_to_the_baseline_as_it_runs_by_default() -> None:
 
 
 def trained(seconds: float = 2.0) -> Results:
-    """One candidate of each implementation, after training steps of so many seconds."""
+    """One candidate of each implementation, after training steps that took these seconds."""
     work, candidates = Workload("train", 256, batch=8), [candidate(), candidate("qwen3-0.6b", "transformers", "sdpa")]
     made = found(*candidates)
     made.config = ThroughputConfig((work,), dtype=torch.bfloat16)

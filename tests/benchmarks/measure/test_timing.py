@@ -143,7 +143,7 @@ def test_a_paired_ratio_is_the_geometric_mean_with_its_interval() -> None:
 
 
 def test_a_drift_of_the_machine_cancels_in_a_paired_ratio() -> None:
-    """Twice as fast in every round, though the rounds get ten times slower."""
+    """The candidate is twice as fast in every round, although the rounds get ten times slower."""
     assert paired_ratio([1.0, 3.0, 10.0], [2.0, 6.0, 20.0]) == pytest.approx((2.0, 2.0, 2.0))
 
 

@@ -1,4 +1,5 @@
-"""Training steps that are timed: both implementations start alike, own their weights, and compute what is counted."""
+"""Timed training steps: both implementations start from equal values, own their weights, and compute the counted
+FLOPs."""
 
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ def candidates(
 
 
 def test_a_step_changes_every_weight_and_leaves_no_gradients() -> None:
-    """Also from within inference mode, in which everything else is timed."""
+    """This also holds inside inference mode, in which everything else is timed."""
     model = zoo.build("llama3", tiny=True)
     trained, before = runner(model), values(model)
     with torch.inference_mode():
@@ -68,7 +69,7 @@ def test_a_step_changes_every_weight_and_leaves_no_gradients() -> None:
 
 @pytest.mark.parametrize("family", split(families(), ["qwen3", "gpt-oss", "gpt2"]))
 def test_both_implementations_start_with_the_same_loss_and_gradients(family: str) -> None:
-    """In transformers as in the zoo; nothing is changed by looking."""
+    """Both implementations agree, and computing the gradients changes nothing."""
     model = zoo.build(family, tiny=True)
     before = values(model)
     reference = build_baseline(model, CPU)
@@ -82,7 +83,7 @@ def test_both_implementations_start_with_the_same_loss_and_gradients(family: str
 
 @pytest.mark.parametrize("family", ["gemma3", "gpt-oss", "deepseek-v3"])
 def test_candidates_own_their_weights(family: str) -> None:
-    """One's step leaves the others as they were."""
+    """A step of one candidate does not change the others."""
     ours, theirs = candidates(family)
     before = values(theirs.runner.model)
     ours.task(WORK, ThroughputConfig((WORK,))).prepare()()
@@ -119,7 +120,7 @@ def test_another_loss_or_gradient_is_refused_but_for_experts_in_16_bits(
 
 @pytest.mark.parametrize("family", DENSE)
 def test_the_matrix_products_of_a_step_are_three_times_those_of_a_forward_pass(family: str) -> None:
-    """By torch's own counter: all that are counted but those of scores, whose masked pairs a kernel computes too."""
+    """The comparison uses torch's own counter, without the scores, for which a kernel also computes masked pairs."""
     model = zoo.build(family, tiny=True)
     counter = FlopCounterMode(display=False)
     with counter:

@@ -1,4 +1,4 @@
-"""The bar: on a terminal, when it takes long; elsewhere nothing."""
+"""The bar appears on a terminal if the work takes long, and nowhere else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables fit a terminal and say what they hold, and every format parses."""
+"""Tables fit a terminal and explain their columns, and every format parses."""
 
 from __future__ import annotations
 
