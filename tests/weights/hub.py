@@ -24,7 +24,7 @@ class Hub:
     endpoint: str = ""
 
     def fetched(self, repo: str) -> set[str]:
-        """The files of a repository that were asked for."""
+        """The files of a repository that were requested."""
         start = f"/{repo}/resolve/{COMMIT}/"
         return {path.removeprefix(start) for method, path, _ in self.requests if path.startswith(start)}
 
@@ -35,7 +35,7 @@ def etag(content: bytes) -> str:
 
 @contextmanager
 def serve(hub: Hub) -> Iterator[Hub]:
-    """The hub at `hub.endpoint`, until the end."""
+    """Runs the hub at `hub.endpoint` until the block ends."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:

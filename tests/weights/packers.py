@@ -16,7 +16,8 @@ FP8_NAMES = re.compile(r".*\.(self_attn|mlp|mlp\.shared_experts|mlp\.experts\.\d
 
 
 def fp8(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix -> its codes, and a scale for each block of 128 x 128 that takes the largest number to 448."""
+    """Packs a matrix: returns its codes, and a scale for each block of 128 x 128 that maps the largest number to
+    448."""
     height, width = matrix.shape
     codes = torch.empty(height, width, dtype=torch.float8_e4m3fn)
     scales = torch.empty((height + 127) // 128, (width + 127) // 128)
@@ -36,7 +37,7 @@ def fp8_numbers(codes: Tensor, scales: Tensor) -> Tensor:
 
 
 def pack_fp8(tensors: Tensors) -> tuple[Tensors, Tensors]:
-    """A checkpoint -> the same packed as DeepSeek-V3 is stored, and unpacked again in float32."""
+    """Returns a checkpoint packed as DeepSeek-V3 is stored, and the same unpacked again in float32."""
     stored, numbers = {}, {}
     for name, tensor in tensors.items():
         if FP8_NAMES.fullmatch(name):
@@ -48,7 +49,7 @@ def pack_fp8(tensors: Tensors) -> tuple[Tensors, Tensors]:
 
 
 def per_expert(tensors: Tensors) -> Tensors:
-    """transformers' fused experts as they are stored, one by one."""
+    """Returns transformers' fused experts as they are stored: one by one."""
     single = {}
     for name, tensor in tensors.items():
         before, _, part = name.rpartition(".")
@@ -68,8 +69,9 @@ MXFP4_CODES = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6]
 
 
 def mxfp4(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """(experts, out, in) -> blocks (experts, out, in / 32, 16) and scales (experts, out, in / 32): the nearest codes to
-    numbers whose largest is taken to between 4 and 8, the even ones in the low half of a byte."""
+    """(experts, out, in) -> blocks (experts, out, in / 32, 16) and scales (experts, out, in / 32). Numbers are scaled
+    so that the largest of a block is between 4 and 8, and rounded to the nearest code. Even elements are in the low
+    half of a byte."""
     grouped = numbers.double().unflatten(-1, (-1, 32))
     exponents = grouped.abs().amax(-1).clamp(min=2.0**-126).log2().floor() - 2
     distance = (grouped / 2 ** exponents[..., None])[..., None] - torch.tensor(MXFP4_CODES, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Gemma 3 270M as released, against what transformers makes of the same file: tests/data/make_gemma3_reference.py."""
+"""Gemma 3 270M as released, compared with transformers on the same file (tests/data/make_gemma3_reference.py)."""
 
 import json
 import re
@@ -45,8 +45,8 @@ def test_it_is_the_released_model(model: Any) -> None:
 
 @torch.no_grad()
 def test_greedy_tokens_and_their_logits_are_those_of_the_reference(model: Any) -> None:
-    """The logits too: an error can leave every argmax unchanged. In float32 they are as near to the reference's in
-    float64 as the reference's own; the parity report compares all of them in float64."""
+    """Logits are compared too, since an error can leave every argmax unchanged. In float32 they are as near to the
+    reference's in float64 as the reference's own; the parity report compares all of them in float64."""
     found: list[list[torch.Tensor]] = []
     for text, prompt in PROMPTS.items():
         given, expected = torch.tensor([prompt["tokens"]]), prompt["new"]
@@ -77,7 +77,7 @@ def test_the_parity_report(path: Path, dtype: str) -> None:
 def run(
     path: Path, model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """The command on this file. The weights are those that were loaded before."""
+    """Runs the command on this file, with the weights that were loaded before."""
     monkeypatch.setattr(generate, "fill", lambda spec, *_: model if spec == model.spec else pytest.fail(str(spec)))
 
     def run(*args: str) -> tuple[int, str, str]:
@@ -95,7 +95,7 @@ def test_token_ids_from_the_command_line(run: Callable) -> None:
 
 
 def test_text_from_the_command_line(run: Callable, model: Any, tmp_path: Path) -> None:
-    """With the file's own tokenizer, or another source's."""
+    """The tokenizer is the file's own, or another source's."""
     prompt = REFERENCE["prompts"][0]
     expected = model.tokenizer.decode(prompt["new"][:6]) + "\n"
     code, out, err = run(prompt["text"], "--max-new-tokens", "6")
@@ -109,8 +109,8 @@ def test_text_from_the_command_line(run: Callable, model: Any, tmp_path: Path) -
 
 
 def test_the_tokenizer_in_the_file_is_the_references(model: Any) -> None:
-    """transformers makes its own from the same lists. A run of more spaces than any token has is cut as SentencePiece
-    cuts it, with the longest token first, and not by merging."""
+    """transformers makes its tokenizer from the same lists. A run of more spaces than any token has is cut as
+    SentencePiece cuts it, with the longest token first, and not by merging."""
     license = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
     for prompt in PROMPTS.values():
         found = re.fullmatch(r"the first (\d+) characters of LICENSE", prompt["text"])

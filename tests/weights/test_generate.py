@@ -1,4 +1,4 @@
-"""The command line that continues a prompt: text with a tokenizer, token ids without one."""
+"""The command that continues a prompt: text with a tokenizer, token ids without one."""
 
 import json
 import re
@@ -82,7 +82,7 @@ def test_published_sampling_is_used_if_asked_for_and_named_otherwise(folder: Pat
 
 
 def test_another_sources_tokenizer(folder: Path, run: Callable, tmp_path: Path) -> None:
-    """That of a folder, or a file of any name; with its chat template."""
+    """The tokenizer is that of a folder, or a file of any name, with its chat template."""
     expected = run(folder, "w5 w6 w7", "--max-new-tokens", 3)[1]
     other = tmp_path / "other"
     other.mkdir()
@@ -112,7 +112,8 @@ def test_it_stops_at_the_end_token(ends: Callable, folder: Path, run: Callable) 
 
 
 def test_the_reason_for_stopping_is_printed(folder: Path, run: Callable) -> None:
-    """Also where an end token is the first new token, which has no text, and where it is the last one allowed."""
+    """This includes an end token that is the first new token, which has no text, and one that is the last allowed
+    token."""
     new = continued(folder, 6)
     assert len(set(new[:3])) == 3
     text = ("w5 w6 w7", "--max-new-tokens")
@@ -135,7 +136,7 @@ def test_the_reason_for_stopping_is_printed(folder: Path, run: Callable) -> None
 
 
 def test_a_character_of_several_tokens_is_printed_whole() -> None:
-    """Bytes as tokens: é is two of them."""
+    """Tokens are bytes, so é consists of two."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -190,7 +191,7 @@ def test_missing_files(folder: Path, run: Callable, monkeypatch: pytest.MonkeyPa
 
 
 def test_in_a_pipe(folder: Path, run: Callable) -> None:
-    """As a user runs it: data on stdout, notes on stderr, and --ignore-field."""
+    """The command runs as a user would run it: data on stdout, notes on stderr, with --ignore-field."""
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"wings": 2}), encoding="utf-8")
     command = [sys.executable, "-m", "weights.generate", str(folder), "w5 w6 w7", "--max-new-tokens", "2"]

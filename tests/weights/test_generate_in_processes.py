@@ -44,7 +44,7 @@ def test_torchrun_starts_the_processes(saved: Saved, capsys: pytest.CaptureFixtu
 
 @pytest.mark.slow
 def test_two_nodes_write_what_one_process_writes(saved: Saved, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first node's process writes, the other one's nothing."""
+    """Only the first node's process writes."""
     args = saved("qwen3-0.6b"), "--tokens", "5,6,7", "--max-new-tokens", 8
     assert exit_code(app, "python -m weights.generate", list(map(str, args))) == 0
     nodes = start_nodes(2, "weights.generate", *args, "--tp", 2)
@@ -55,7 +55,7 @@ def test_two_nodes_write_what_one_process_writes(saved: Saved, capsys: pytest.Ca
 
 @pytest.mark.slow
 def test_an_error_of_two_nodes_is_reported_once(saved: Saved) -> None:
-    """By one of them, and both end."""
+    """One node reports it, and both end."""
     nodes = start_nodes(2, "weights.generate", saved("qwen3-0.6b"), "--tokens", "5,6")
     outs = [node.communicate(timeout=SECONDS) for node in nodes]
     assert all(node.returncode != 0 for node in nodes)

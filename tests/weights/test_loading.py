@@ -1,4 +1,4 @@
-"""Every layout of released checkpoints fills the same parameters; tensors that are left alone are named."""
+"""Every layout of released checkpoints fills the same parameters; tensors that are not read are named."""
 
 import logging
 import re
@@ -27,7 +27,7 @@ from zoo.hf.checkpoint_layout import PackedRows, PairedRows, Rearranged
 
 ROOT = Path(__file__).parents[2]
 Saved = Callable[[str], Path]
-ROWS = Rearranged | PairedRows | PackedRows  # the rules that move or split what is stored
+ROWS = Rearranged | PairedRows | PackedRows  # the rules that move or split stored tensors
 DENSE, MIXED, LATENT, SANDWICH = "qwen3-0.6b", "qwen3-30b-a3b", "deepseek-v3-671b", "gemma3-4b"
 WRAPPED = (SANDWICH, "mistral-small-3.1-24b")
 
@@ -62,12 +62,12 @@ def wrapped(config: Config, tensors: Tensors, newer: bool = False) -> tuple[Conf
 
 
 def wrapped_newer(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
-    """The same in the spelling of transformers 5's module tree."""
+    """The same checkpoint in the spelling of transformers 5's module tree."""
     return wrapped(config, tensors, newer=True)
 
 
 def head_stored_twice(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
-    """A tied head that is stored nevertheless, as in Qwen3-0.6B. NaN is not equal to itself, but its bits are."""
+    """A tied head that is stored anyway, as in Qwen3-0.6B. NaN is not equal to itself, but its bits are."""
     tensors["model.embed_tokens.weight"][7, 7] = torch.nan
     return config, tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
 
@@ -122,7 +122,8 @@ FORMS = [
 def test_forms_fill_the_same_parameters(
     name: str, form: Callable, left: list[str], saved: Saved, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What transformers writes (and the parity tests compare) and the released form of the same tensors."""
+    """Compares the form that transformers writes (as in the parity tests) with the released form of the same
+    tensors."""
     config, tensors = form(*read(saved(name)))
     with caplog.at_level(logging.INFO, "weights"):
         loaded = weights.load(write(tmp_path / "form", config, tensors))
@@ -152,7 +153,8 @@ def test_a_loaded_model_is_ready_to_use(saved: Saved) -> None:
 
 @pytest.mark.parametrize("name", [DENSE, LATENT])
 def test_dtypes(name: str, saved: Saved, tmp_path: Path) -> None:
-    """ "auto" is the file's, whether config.json says it or not; a router's correction stays float32 in all."""
+    """ "auto" is the file's dtype, whether or not config.json states it. A router's correction stays float32 in every
+    dtype."""
     config, tensors = read(saved(name))
     correction = "e_score_correction_bias"
     halved = {key: value if correction in key else value.bfloat16() for key, value in tensors.items()}
@@ -180,7 +182,7 @@ def _dtypes(model: torch.nn.Module) -> dict[str, torch.dtype]:
 
 @pytest.mark.parametrize("name", screen_by_family())
 def test_parameters_share_the_pages_of_the_file(name: str, saved: Saved) -> None:
-    """On the CPU in the file's dtype, only stacked experts, permuted rows and parts of a tensor are copied."""
+    """On the CPU and in the file's dtype, only stacked experts, permuted rows and parts of a tensor are copied."""
     folder = HFFolder(saved(name))
     model = fill(folder.spec(), folder, "cpu", "auto")
     mapped = {folder.get(name).data_ptr() for name in folder.tensors}
@@ -226,7 +228,7 @@ MODES = {
     ],
 )
 def test_a_model_is_the_same_whatever_mode_it_is_loaded_in(name: str, mode: str, saved: Saved) -> None:
-    """It can be run in that mode and trained afterwards."""
+    """The model can run in that mode and be trained afterwards."""
     expected = weights.load(saved(name), dtype=torch.float64)
     tokens = tokens_of(expected.spec, 1, 20)
     with MODES[mode]():
@@ -283,7 +285,7 @@ def test_nothing_is_read_before_all_of_it_fits(saved: Saved, monkeypatch: pytest
 
 
 def test_unknown_and_missing_devices() -> None:
-    """They are refused before the source is looked for."""
+    """They are refused before the source is searched for."""
     with pytest.raises(UsageError, match="unknown device 'cpuu'; did you mean cpu"):
         weights.load("saved", device="cpuu")
     with pytest.raises(NotAvailable, match="no device cuda:99 here: "):
@@ -303,7 +305,7 @@ def test_unknown_sources(saved: Saved, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", families())
 def test_a_folder_of_another_head_is_refused(family: str, saved: Saved, tmp_path: Path) -> None:
-    """A classifier: otherwise its tensors would be listed as missing and as not understood."""
+    """The folder is a classifier's; without this check, its tensors would be listed as missing and as unknown."""
     name = next(iter(families()[family].SIZES))
     config, tensors = read(saved(name))
     [named] = config["architectures"]

@@ -30,7 +30,7 @@ Saved = Callable[[str], Path]
 
 
 def group(index: int, ranks: int) -> Group:
-    """A rank of a group that no process is of: enough to read its part."""
+    """A rank of a group without processes, which is enough to read its part."""
     return Group("none", Rank(index, ranks))
 
 
@@ -67,7 +67,7 @@ def is_divisible(spec: zoo.Decoder, ranks: int) -> bool:
 
 
 class Requested:
-    """Elements of the tensors that a folder was asked for."""
+    """A folder that counts the elements of the requested tensors."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.elements = 0
@@ -85,7 +85,7 @@ class Requested:
 
 @pytest.mark.parametrize("name", screen_by_family(most=1))
 def test_a_rank_asks_for_its_share_alone(name: str, saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first rank for its parameters; the others not for biases that the first one adds."""
+    """The first rank reads its parameters; the other ranks do not read biases that the first one adds."""
     requested = Requested(monkeypatch)
     for ep in (False, True):
         requested.elements = 0
@@ -97,18 +97,18 @@ def test_a_rank_asks_for_its_share_alone(name: str, saved: Saved, monkeypatch: p
 
 
 def stored_elements(model: Model) -> int:
-    """The elements of the parameters and of the tables of hash routers."""
+    """The number of elements in the parameters and in the tables of hash routers."""
     return model.spec.params() + sum(table.numel() for table in model.buffers())
 
 
 def _zeros(model: Model, first: Model) -> int:
-    """Elements that the first rank alone has."""
+    """The number of elements that only the first rank has."""
     pairs = zip(model.parameters(), first.parameters(), strict=True)
     return sum(own.numel() for own, other in pairs if not own.any() and other.any())  # random values are not zero
 
 
 def fp8_folder(folder: Path) -> Path:
-    """DeepSeek-V3 of widths that blocks of 128 divide among two ranks, but for one."""
+    """DeepSeek-V3 with widths that two ranks can divide into blocks of 128, with one exception."""
     widths = dict(hidden_size=256, intermediate_size=512, moe_intermediate_size=256, qk_nope_head_dim=128)
     widths |= dict(qk_rope_head_dim=64, v_head_dim=128, kv_lora_rank=128, q_lora_rank=128)
     return write(folder, *packed_toy("deepseek-v3-671b", 4, **widths)[:2])
@@ -144,7 +144,7 @@ def test_a_model_that_ranks_cannot_divide_is_refused_before_reading(
 
 @torch.no_grad()
 def loaded(device: torch.device, folder: str) -> float:
-    """How far the logits of a model that two ranks loaded are from one process's."""
+    """The difference between the logits of a model that two ranks loaded and those of one process."""
     from torch.distributed.device_mesh import init_device_mesh
 
     whole = weights.load(folder, dtype=torch.float64)

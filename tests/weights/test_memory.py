@@ -1,6 +1,5 @@
-"""Memory of loading: shared pages of the file where possible, else the model and one layer's experts beside it.
-
-Each load runs in a process of its own, which samples its memory every millisecond.
+"""Memory of loading: shared pages of the file where possible, else the model plus one layer's experts. Each load runs
+in a separate process, which samples its memory every millisecond.
 """
 
 from __future__ import annotations
@@ -39,7 +38,8 @@ SLACK = 12 * 2**20  # what threads, buffers and the forward pass take
 
 
 class Made(NamedTuple):
-    """A checkpoint on disk; bytes of its files and of its largest piece, a layer's experts or a tensor, unpacked."""
+    """A checkpoint on disk, the bytes of its files, and the bytes of its largest unpacked piece: a layer's experts or a
+    tensor."""
 
     folder: Path
     file_bytes: int
@@ -140,7 +140,8 @@ def load(made: Made, dtype: str) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["auto", "float32"])
 def test_anonymous_memory(made: Made, dtype: str, request: pytest.FixtureRequest) -> None:
-    """None where files hold what the model holds; else at most the model and one tensor or one layer's experts."""
+    """It is zero if the files hold the model's parameters unchanged; else at most the model plus one tensor or one
+    layer's experts."""
     held = load(made, dtype)
     shared = dtype == "auto" and "dense" in request.node.name
     width = 4 if dtype == "float32" else 2
@@ -152,7 +153,7 @@ def test_anonymous_memory(made: Made, dtype: str, request: pytest.FixtureRequest
         assert held["peak_bytes"] <= 1.05 * made.file_bytes
 
 
-# Loads the part of one of several ranks, which needs no other rank to be there.
+# Loads the part of one of several ranks, without the other ranks.
 PART = """
 import json, sys
 import torch

@@ -1,4 +1,4 @@
-"""Blocks with buffers of their own: a checkpoint holds none that is not declared, and loading computes them."""
+"""Blocks with their own buffers: a checkpoint holds only declared buffers, and loading computes the others."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def test_two_processes_report_what_one_does(name: str, streaming: bool, ep: int,
 
 
 def test_damage_is_found_by_two_processes(saved: Saved, tmp_path: Path) -> None:
-    """Only the second process's heads are damaged; one process says so, once."""
+    """Only the second process's heads are damaged; one process reports it, once."""
     config, tensors = read(saved("llama3-8b"))
     name = "model.layers.1.self_attn.q_proj.weight"
     changed = tensors[name].clone()

@@ -1,4 +1,4 @@
-"""A refusal takes little memory, whatever the file says: at most 100 MB above the imports."""
+"""A refusal takes little memory, whatever the file contains: at most 100 MB above the imports."""
 
 import json
 import struct
@@ -85,7 +85,7 @@ def many_tensors_and_layers(folder: Path) -> None:
 
 
 def shards_of_many_tensors(folder: Path) -> None:
-    """Each header is within its limit; the index bounds how many there are in all."""
+    """Each header is within its limit; the index limits the total number of tensors."""
     names = [f"model-{i}.safetensors" for i in range(6)]
     for name in names:
         many_tensors(folder / name, 70_000, f"{name[:8]}{{}}")

@@ -39,7 +39,7 @@ def dense() -> Model:
 
 
 def check_equal(one: Model, other: Model) -> None:
-    """The same spec, and the same bits in the same dtypes."""
+    """Checks that two models have the same spec, and the same bits in the same dtypes."""
     assert one.spec == other.spec
     mine, theirs = one.state_dict(), other.state_dict()
     assert mine.keys() == theirs.keys()
@@ -49,7 +49,7 @@ def check_equal(one: Model, other: Model) -> None:
 
 
 def check_reference(folder: Path, model: Model) -> None:
-    """The reference fills every parameter of its own from the folder, and computes equal logits."""
+    """Checks that the reference fills all its parameters from the folder and computes equal logits."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
@@ -85,7 +85,7 @@ def test_the_round_trip(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", screen_by_family())
 def test_tensors_are_those_that_the_reference_stores(name: str, saved: Callable[[str], Path], tmp_path: Path) -> None:
-    """The same names and values: each expert by itself, a tied head not at all."""
+    """Names and values are the same: each expert in its own tensor, and no tensor for a tied head."""
     weights.save(weights.load(saved(name)), tmp_path / "again")
     _, expected = read(saved(name))
     _, tensors = read(tmp_path / "again")
@@ -98,7 +98,7 @@ def test_tensors_are_those_that_the_reference_stores(name: str, saved: Callable[
 
 
 def released_name(name: str, key: str) -> str:
-    """The name of a tensor in released files, of one that the reference writes."""
+    """The name in released files of a tensor that the reference writes."""
     for written, released in family_of(name).misnamed.items():
         key = key.replace(written, released)
     return key
@@ -107,7 +107,7 @@ def released_name(name: str, key: str) -> str:
 @pytest.mark.parametrize("name", [DENSE, LATENT])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_dtypes(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    """All in the model's dtype, except a router's correction, which stays float32."""
+    """All tensors have the model's dtype, except a router's correction, which stays float32."""
     model = randomised(zoo.spec(name, tiny=True)).to(dtype)
     weights.save(model, tmp_path / "saved")
     config, tensors = read(tmp_path / "saved")
@@ -119,7 +119,8 @@ def test_dtypes(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [DENSE, LATENT, "gpt-oss-20b"])
 def test_shards(name: str, tmp_path: Path) -> None:
-    """Numbered, none above the limit unless it holds one larger tensor, and every tensor is in the index."""
+    """Shards are numbered, none is above the limit unless it holds one larger tensor, and every tensor is in the
+    index."""
     model = randomised(zoo.spec(name, tiny=True), dtype=torch.float32)
     folder, most = tmp_path / "saved", 100_000
     weights.save(model, folder, shard_bytes=most)
@@ -164,7 +165,7 @@ def test_a_failure_in_the_second_shard_leaves_nothing(
 
 
 def test_a_full_disk_is_one_line_and_exit_3(dense: Model, tmp_path: Path) -> None:
-    """With a real limit: no file may exceed 100,000 bytes."""
+    """The limit is real: no file may exceed 100,000 bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
@@ -280,7 +281,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_memory_stays_at_one_tensor(tmp_path: Path) -> None:
-    """For experts stored in another layout than in the model: the largest tensor has 34 MB, all 300 MB in 4 files."""
+    """Experts are stored in another layout than in the model. The largest tensor has 34 MB; all 4 files have 300 MB."""
     done = subprocess.run([sys.executable, "-c", MEASURE, tmp_path], capture_output=True, text=True, check=True)
     largest = 8 * 2 * 512 * 1024 * 4
     assert len(list((tmp_path / "saved").glob("*.safetensors"))) == 4

@@ -1,6 +1,5 @@
-"""Repositories by name: which files are fetched, what is logged, and the errors where one is not available.
-
-The hub is a server on this machine, and the client runs in processes of its own, since it reads its settings once.
+"""Repositories by name: the fetched files, the log, and the errors if one is not available. The hub is a server on this
+machine. The client runs in separate processes, since it reads its settings only once.
 """
 
 import json
@@ -62,7 +61,7 @@ def ask(hub: Hub, tmp_path: Path) -> Callable[..., list[tuple[str, str]]]:
 
 
 def located(calls: list[list[Any]]) -> list[tuple[str, str]]:
-    """What comes of each of these calls: a path, or an error."""
+    """Returns the result of each of these calls: a path, or an error."""
     found = []
     for call in calls:
         try:
@@ -175,7 +174,7 @@ def test_a_missing_file_without_a_network(ask: Callable, tmp_path: Path) -> None
 
 
 def test_a_cache_that_another_tool_has_filled(saved: Saved, ask: Callable, tmp_path: Path) -> None:
-    """Links into blobs/, a branch in refs/, and no list of the repository's other files."""
+    """The cache has links into blobs/, a branch in refs/, and no list of the repository's other files."""
     home = cache(tmp_path, "tiny/other")
     for folder in ("blobs", "refs", f"snapshots/{COMMIT}"):
         (home / folder).mkdir(parents=True)
@@ -195,7 +194,8 @@ def test_a_cache_that_another_tool_has_filled(saved: Saved, ask: Callable, tmp_p
 
 
 def test_a_download_goes_on_where_it_stopped(hub: Hub, ask: Callable, tmp_path: Path) -> None:
-    """In the middle of a file when the connection breaks; with the files that are not here yet on the next call."""
+    """If the connection breaks, it continues in the middle of the file; the next call fetches only the missing
+    files."""
     content = hub.repositories["tiny/large"]["model.safetensors"]
     path, folder = f"/tiny/large/resolve/{COMMIT}/model.safetensors", snapshot(tmp_path, "tiny/large")
     hub.breaks.add(path)

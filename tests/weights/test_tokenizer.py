@@ -27,7 +27,7 @@ from zoo.model.sampling import GenerationConfig
 
 Saved = Callable[[str], Path]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
-# What published templates do, one each.
+# Features that published templates use, one per template.
 TEMPLATES = {
     "a loop": (
         "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m.content | trim }}{{ eos_token }}{% endfor %}"
@@ -58,7 +58,7 @@ TEMPLATES = {
         "{{ strftime_now('%Y') | length }}{{ range(3) | list }}"
     ),
 }
-# What a template may not: each of these is an error.
+# Forbidden actions of a template: each is an error.
 HOSTILE = {
     "classes": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "classes, by a filter": "{{ (messages | attr('__class__')).__mro__ }}",
@@ -111,7 +111,7 @@ def test_templates_that_leave_the_sandbox_are_refused(name: str, tmp_path: Path)
 
 
 def test_the_three_places_of_a_template(tmp_path: Path) -> None:
-    """The newest place counts; special tokens may be objects."""
+    """The newest place is used; special tokens may be objects."""
     with pytest.raises(NotAvailable, match="has no chat template; continue the prompt as it is, without --chat"):
         chat_prompt(tmp_path, "hi")
     several = [{"name": "rag", "template": "rag"}, {"name": "default", "template": "default {{ bos_token }}"}]
@@ -179,7 +179,7 @@ def test_a_chat_has_its_special_tokens_once(folder: Path, capsys: pytest.Capture
 
 
 def test_a_prompt_from_stdin(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the trailing newline."""
+    """The trailing newline is removed."""
     given: list[str] = []
     monkeypatch.setattr("weights.tokenizer.chat_prompt", lambda folder, text: given.append(text) or text)
     monkeypatch.setattr(sys, "stdin", io.StringIO("w5\nw6\n\n"))
@@ -208,7 +208,7 @@ def test_usage(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 
 def test_the_chat_template_of_a_gguf_file(tmp_path: Path) -> None:
-    """With the texts of the special tokens that the file names by id; saved as a folder holds them."""
+    """It gets the texts of the special tokens that the file names by id, and is saved in the form that folders have."""
     path = tmp_path / "x.gguf"
     writer = gguf.GGUFWriter(path, "gemma3")
     writer.add_tokenizer_model("llama")
@@ -255,7 +255,8 @@ def test_a_gguf_file_without_a_tokenizer(tmp_path: Path) -> None:
 
 
 def test_a_model_opens_its_tokenizer_when_it_is_asked_for(folder: Path, tmp_path: Path) -> None:
-    """Once, also after a copy; a saved model keeps it, with the chat template and the settings of generation."""
+    """It is opened only once, even after a copy. A saved model keeps it, with the chat template and the settings of
+    generation."""
     settings_of = {"eos_token_id": [3, 4], "do_sample": True, "temperature": 0.6, "top_k": 20}
     (folder / "generation_config.json").write_text(json.dumps(settings_of), encoding="utf-8")
     model = weights.load(folder)

@@ -94,7 +94,7 @@ def test_the_text_part_is_the_reference(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Logits for text are equal; exactly the tensors for images are counted and named as left alone."""
+    """Logits for text are equal; exactly the tensors for images are counted and named as not read."""
     tensors = spelling(made)
     assert sum(name.startswith(text) for name in tensors) > 10
     with caplog.at_level(logging.INFO, "weights"):
@@ -141,7 +141,7 @@ def test_the_two_spellings_may_not_be_mixed_for_one_tensor(made: Made, tmp_path:
 
 
 def test_another_tower_is_not_understood(made: Made, tmp_path: Path) -> None:
-    """Only tensors known to be for images are left alone."""
+    """Only tensors that are known to be for images are skipped."""
     tensors = as_released(made) | {"audio_tower.layers.0.weight": torch.ones(2)}
     with pytest.raises(MalformedError, match=r"not understood: audio_tower\.layers\.0\.weight"):
         weights.load(write(tmp_path / "x", made.config, tensors))
@@ -153,7 +153,7 @@ def test_another_tower_is_not_understood(made: Made, tmp_path: Path) -> None:
 def test_the_tensors_say_whether_the_head_is_tied_where_the_config_says_both(
     made: Made, outside: bool, stored: bool, tmp_path: Path
 ) -> None:
-    """As in the reference, which ties the head where only one of the two is stored, and warns about the config."""
+    """The reference does the same: it ties the head if only one of the two is stored, and warns about the config."""
     from transformers import AutoModelForImageTextToText
 
     tensors = as_released(made)

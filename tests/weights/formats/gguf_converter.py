@@ -1,6 +1,5 @@
-""".gguf files of references, written as llama.cpp's converter writes them: by a table of names of our own.
-
-A name there is what follows the layer's number, in transformers' modules and in GGUF.
+""".gguf files of references, written as llama.cpp's converter writes them, with a table of names that is independent of
+the loader. The table has the parts of names after the layer's number, in transformers' modules and in GGUF.
 """
 
 import re
@@ -114,7 +113,7 @@ NAMES = [
     (r"(?:mamba|mixer|linear_attn)\.out_proj", "ssm_out"),
 ]
 PREDICTION = "nextn.eh_proj.weight"  # one of multi-token prediction's
-# Without "weight" or "bias" at their ends there.
+# Names that do not end in "weight" or "bias" there.
 WHOLE = [
     (r".*e_score_correction_bias|.*expert_bias", "exp_probs_b.bias"),
     (r".*dt_bias", "ssm_dt.bias"),
@@ -150,14 +149,14 @@ def is_plus_one(name: str, kind: str) -> bool:
 
 
 def rounded(name: str, tensor: Tensor, kind: str) -> Tensor:
-    """A tensor after the way into a file and back, in float32."""
+    """Returns a tensor in float32 after it was written to a file and read back."""
     if is_plus_one(name, kind):
         return tensor + 1 - 1
     return tensor.exp().log() if name.endswith("A_log") else tensor
 
 
 def converted(name: str, tensor: Tensor, kind: str, config: Config) -> Tensors:
-    """One of transformers' tensors -> as llama.cpp stores it."""
+    """Returns one of transformers' tensors as llama.cpp stores it."""
     numbers = re.findall(r"\.(\d+)\.", name)
     layer = f"blk.{numbers[0]}" if numbers else ""
     if ".experts." in name:
@@ -189,7 +188,7 @@ def converted(name: str, tensor: Tensor, kind: str, config: Config) -> Tensors:
 
 
 def recurrent(name: str, tensor: Tensor, kind: str, config: Config) -> Tensor:
-    """A parameter of a recurrent layer or a convolution -> as llama.cpp stores it."""
+    """Returns a parameter of a recurrent layer or a convolution as llama.cpp stores it."""
     if name.endswith("A_log"):
         tensor = -tensor.exp()
     if kind in ("granitehybrid", "nemotron_h_moe"):
@@ -219,7 +218,8 @@ def tiled(name: str, tensor: Tensor, config: Config) -> Tensor:
 
 
 def unpacked(layer: str, tensor: Tensor, config: Config) -> Tensors:
-    """Qwen3-Next's queries, keys, values and gates, a key head after the other -> all of a kind together."""
+    """Reorders Qwen3-Next's queries, keys, values and gates: from one key head after the other to all rows of a kind
+    together."""
     key, number = config["linear_key_head_dim"], config["linear_num_value_heads"] // config["linear_num_key_heads"]
     value = number * config["linear_value_head_dim"]
     heads = tensor.unflatten(0, (config["linear_num_key_heads"], -1))
@@ -267,8 +267,8 @@ def proportional_freqs(config: Config) -> np.ndarray:
 
 
 def write(path: Path, kind: str, said: dict[str, Any], tensors: dict[str, Any], words: int = 0) -> Path:
-    """A .gguf file. A pair of blocks and scales is written in the file's own form of MXFP4. `words`: the size of its
-    vocabulary, if it has one."""
+    """Writes a .gguf file. A pair of blocks and scales is written in the file's own form of MXFP4. `words`: the size of
+    its vocabulary, if it has one."""
     writer = gguf.GGUFWriter(path, kind)
     add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     add |= {bool: writer.add_bool, list: writer.add_array}

@@ -1,4 +1,4 @@
-"""The metadata that llama.cpp's converter writes for a config, by tables of our own."""
+"""The metadata that llama.cpp's converter writes for a config, by tables that are independent of the loader."""
 
 from collections.abc import Callable
 from math import log, sqrt
@@ -211,7 +211,7 @@ def _lfm2_mixture(config: Config) -> dict[str, Any]:
 
 
 def _ministral(config: Config) -> dict[str, Any]:
-    """Mistral Small 3.1 has neither field."""
+    """Mistral Small 3.1 has neither of these fields."""
     names = {
         "rope.scaling.yarn_log_multiplier": "mscale_all_dim",
         "attention.temperature_scale": "llama_4_scaling_beta",

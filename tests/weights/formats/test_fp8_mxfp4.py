@@ -61,7 +61,7 @@ def forms(saved: Callable[[str], Path]) -> Forms:
 
 
 def with_prediction_layer(config: Config, *forms: Tensors) -> Form:
-    """Beside a multi-token prediction layer after the last one, packed too, which is not read."""
+    """Adds a packed multi-token prediction layer after the last layer; it is not read."""
     last, next_ = (f"layers.{layer}." for layer in (FP8_LAYERS - 1, FP8_LAYERS))
     both = (form | {name.replace(last, next_): value for name, value in form.items() if last in name} for form in forms)
     return config, *both
@@ -96,7 +96,8 @@ NUMBERS: list[tuple[PackedFormat, tuple[Tensor, Tensor], Callable[..., Tensor]]]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_numbers_are_exact(dtype: torch.dtype) -> None:
-    """Against float64, rounded to float32 and then, as DeepSeek does, to the dtype. Two of FP8's codes are NaN."""
+    """They are compared with float64, rounded to float32 and then, as DeepSeek does, to the dtype. Two of FP8's codes
+    are NaN."""
     for packing, (codes, scales), exact in NUMBERS:
         numbers = packing.unpack(codes, scales, dtype)
         expected = exact(codes, scales).float().to(dtype)
@@ -117,7 +118,7 @@ def test_the_last_scale_is_nan() -> None:
 def test_parameters_are_those_of_the_unpacked_checkpoint(
     format: str, dtype: str, forms: Forms, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Bit by bit, in every dtype: no value is rounded twice. gpt-oss's bf16 layout is transposed."""
+    """They are equal bit by bit, in every dtype: no value is rounded twice. gpt-oss's bf16 layout is transposed."""
     config, stored, numbers = forms(format)
     with caplog.at_level(logging.INFO, "weights"):
         found = weights.load(write(tmp_path / "packed", config, stored, shards=3), dtype=dtype).state_dict()
@@ -138,7 +139,7 @@ def test_parameters_are_those_of_the_unpacked_checkpoint(
 
 @torch.no_grad()
 def test_the_reference_reads_the_same_folder(forms: Forms, tmp_path: Path) -> None:
-    """transformers unpacks MXFP4 on the CPU, to the same logits."""
+    """transformers unpacks MXFP4 on the CPU and computes the same logits."""
     from transformers import AutoModelForCausalLM, Mxfp4Config
 
     config, stored, _ = forms("mxfp4")
@@ -271,7 +272,7 @@ def test_config_and_tensors_must_agree(forms: Forms, tmp_path: Path) -> None:
 
 
 def test_fp4_is_read_where_the_config_says_so(forms: Forms, tmp_path: Path) -> None:
-    """Said beside the scheme or in it; integers that nothing explains are refused."""
+    """The field is beside the scheme or in it. Integer tensors that no field explains are refused."""
     config, stored, numbers = forms("fp4")
     within = {"quantization_config": FP8_CONFIG | {"expert_dtype": "fp4"}, "expert_dtype": None}
     weights.load(write(tmp_path / "within", config | within, stored))

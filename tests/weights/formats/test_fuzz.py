@@ -136,7 +136,7 @@ def sources(saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
 
 def fuzz(sources: list[Path], kind: str, count: int, seed: int) -> dict[str, int]:
-    """How many mutants were loaded and refused."""
+    """Returns the numbers of mutants that were loaded and refused."""
     name, mutate = KINDS[kind]
     ends = {"loaded": 0, "refused": 0}
     for i in range(count):
@@ -166,7 +166,7 @@ COUNTS = {"config": 3500, "index": 2500, "header": 3000, "gguf": 1000}
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", COUNTS)
 def test_mutants(kind: str, seed: int, sources: Callable[[str], list[Path]]) -> None:
-    """A hundred by default, and ten thousand."""
+    """There are a hundred mutants by default, and ten thousand in the slow test."""
     count = COUNTS[kind] if seed else 100
     ends = fuzz(sources(kind), kind, count, seed)
     assert ends["refused"] > 0.3 * count, ends

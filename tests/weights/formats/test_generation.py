@@ -1,4 +1,4 @@
-"""Published settings of generation: what is read, what is off, and what is refused."""
+"""Published settings of generation: which are read, which are off, and which are refused."""
 
 import logging
 from pathlib import Path

@@ -82,7 +82,7 @@ def test_the_reference_computes_with_the_decimal_numbers_of_a_file_in_float32(
 
 @over(KINDS)
 def test_the_library_knows_these_tensors(name: str) -> None:
-    """The library has each name for the architecture: one that is none of GGUF's would prove nothing."""
+    """The library knows each name for the architecture: a name that GGUF does not have would prove nothing."""
     case = Case(name)
     arch = next(arch for arch, kind in gguf.MODEL_ARCH_NAMES.items() if kind == case.kind)
     known = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[arch]}
@@ -91,7 +91,7 @@ def test_the_library_knows_these_tensors(name: str) -> None:
 
 
 WITHOUT_POSITIONS = {"rope.freq_base", "rope.dimension_count"}
-# Fields that change nothing, beside the context and the size of the vocabulary.
+# Fields that change nothing, apart from the context and the size of the vocabulary.
 INERT = dict.fromkeys(("granitehybrid", "kimi-linear", "nemotron_h_moe"), WITHOUT_POSITIONS)
 INERT |= {kind: {"rope.dimension_sections"} for kind in ("qwen35", "qwen35moe")}
 
@@ -158,7 +158,7 @@ def shapes(spec: zoo.Decoder) -> dict[str, torch.Size]:
 
 @pytest.mark.parametrize("name", ["kimi-linear-48b-a3b", "ministral3-3b", "qwen3.5-0.8b"])
 def test_axes_of_length_one_come_and_go(name: str, toy: Toy, tmp_path: Path) -> None:
-    """llama.cpp's quantisation drops those behind the others."""
+    """llama.cpp's quantisation drops trailing axes of length one."""
     case = toy(name)
     usual = weights.load(case.write(tmp_path / "x.gguf")).state_dict()
     for other in (Tensor.squeeze, lambda tensor: tensor[None]):
@@ -178,7 +178,8 @@ def test_turned_tensors(toy: Toy, tmp_path: Path) -> None:
 
 
 def test_tensors_that_are_packed_in_some_files(toy: Toy, tmp_path: Path) -> None:
-    """Qwen3-Next's first files have its linear attention's projections as released, others gate and up in one."""
+    """Qwen3-Next's first files have its linear attention's projections as released; other files have gate and up in one
+    tensor."""
     case = toy("qwen3-next-80b-a3b")
     usual = weights.load(case.write(tmp_path / "x.gguf")).state_dict()
     tensors = dict(case.tensors)
@@ -191,7 +192,7 @@ def test_tensors_that_are_packed_in_some_files(toy: Toy, tmp_path: Path) -> None
 
 
 def test_rows_of_heads_without_positions(toy: Toy, tmp_path: Path) -> None:
-    """Granite's are stored in pairs like Llama's, which its logits do not show."""
+    """Granite's rows are stored in pairs like Llama's. Its logits do not show this, since it has no rotation."""
     case = toy("granite4-h-tiny")
     model = weights.load(case.write(tmp_path / "x.gguf"))
     for part in "qk":
@@ -215,7 +216,7 @@ def test_every_family_is_read_or_named_as_not_read() -> None:
 def test_the_layer_for_multi_token_prediction(
     name: str, toy: Toy, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is left alone, and files are written without it as well."""
+    """It is not read. Files without it can be read as well."""
     case = toy(name)
     with caplog.at_level(logging.INFO, "weights"):
         model = weights.load(case.write(tmp_path / "x.gguf"))
@@ -238,7 +239,7 @@ def test_keys_and_values_of_other_sizes(toy: Toy, tmp_path: Path) -> None:
 
 
 def test_keys_and_values_in_one_tensor(toy: Toy, tmp_path: Path) -> None:
-    """As llama.cpp's converter wrote them before April 2025, with the widths of each head in the metadata."""
+    """llama.cpp's converter wrote them like this before April 2025, with the widths of each head in the metadata."""
     case = toy("moonlight-16b-a3b")
     usual = weights.load(case.write(tmp_path / "x.gguf")).state_dict()
     said, heads = dict(case.said), case.said["attention.head_count"]
@@ -282,7 +283,7 @@ def test_rotary_tables_must_be_the_presets(name: str, table: str, toy: Toy, tmp_
 
 
 def test_a_window_within_the_context_is_compared(toy: Toy, tmp_path: Path) -> None:
-    """One as long as the context or longer is none."""
+    """A window as long as the context or longer counts as no window."""
     case = toy("phi4-mini-3.8b")
     assert case.said["attention.sliding_window"] == 2048
     case.said["attention.sliding_window"] = 1024
@@ -319,7 +320,7 @@ def test_no_preset_is_an_error(change: dict[str, Any], phrase: str, toy: Toy, tm
 
 
 def kinds_of(name: str) -> list[str]:
-    """GGUF's names of a preset's architecture: of its family, and with experts or without where that has both."""
+    """GGUF's names of a preset's architecture: those of its family with experts or without, if it has both."""
     family = next(family for family, module in families().items() if name in module.SIZES)
     kinds = [kind for kind, architecture in ARCHITECTURES.items() if family in architecture.families]
     has_experts = any(isinstance(part, MoE) for part in zoo.spec(name).walk())
@@ -335,7 +336,7 @@ def test_the_file_of_a_published_config_is_that_of_the_preset(name: str, tmp_pat
 
 
 def test_presets_that_differ_in_their_context_alone(tmp_path: Path) -> None:
-    """Llama 3 and 3.1 with 8B have the same dimensions, and other positions."""
+    """Llama 3 8B and 3.1 8B have the same dimensions but different contexts."""
     said = fields(toy_config("llama3-8b", 1), "llama") | {
         "block_count": 32,
         "embedding_length": 4096,

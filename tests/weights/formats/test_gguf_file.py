@@ -163,7 +163,7 @@ def test_a_file_cut_short_anywhere(tmp_path: Path) -> None:
 
 
 def test_skipping_long_lists_leaves_the_rest_unchanged(tmp_path: Path) -> None:
-    """Compared with the library's own reader, which reads every entry."""
+    """The result equals that of the library's own reader, which reads every entry."""
     path = write(tmp_path / "x.gguf", GEMMA_270M)
     whole = gguf.GGUFReader(path)
     fields, tensors = read_gguf(path)
@@ -205,7 +205,7 @@ def test_a_text_longer_than_any_chat_template_is_left_out(tmp_path: Path) -> Non
 
 
 def test_settings_of_generation(tmp_path: Path) -> None:
-    """Every token that ends a text, a turn or a message, and decimal numbers as they were before float32."""
+    """They are every token that ends a text, a turn or a message, and decimal numbers as they were before float32."""
     path = tmp_path / "x.gguf"
     writer = gguf.GGUFWriter(path, "gemma3")
     writer.add_eos_token_id(1)

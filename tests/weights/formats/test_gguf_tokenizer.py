@@ -114,7 +114,7 @@ def test_sentencepiece_tokens_are_those_of_the_original(text: str) -> None:
 
 
 def test_tokens_that_would_take_long_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Merges follow from every cut of every token: a run of one letter has them all."""
+    """Merges follow from every way to cut a token in two: for a run of one letter, every cut gives a merge."""
     lists: Lists = {"tokens": ["a" * i for i in range(1, 50)], "scores": [float(-i) for i in range(49)]}
     assert read({"model": "llama", "add_space_prefix": False}, lists).encode("a" * 49).ids == [48]
     monkeypatch.setattr(gguf_tokenizer_module, "MAX_MERGES", 49 * 48 // 2 - 1)

@@ -54,27 +54,27 @@ def rewrite(folder: Path, config: Config, tensors: Tensors) -> None:
 
 # Ways to damage a folder.
 def holds(name: str, content: bytes) -> Damage:
-    """A file with this content."""
+    """Writes a file with this content."""
     return lambda folder: (folder / name).write_bytes(content)
 
 
 def sets(**fields: Any) -> Damage:
-    """A config with these fields."""
+    """Sets these fields in the config."""
     return lambda folder: set_config(folder, **fields)
 
 
 def replaced(name: str, old: str, new: str) -> Damage:
-    """A file with a part of its text replaced."""
+    """Replaces a part of a file's text."""
     return lambda folder: (folder / name).write_text((folder / name).read_text().replace(old, new, 1))
 
 
 def cut(*names: str) -> Damage:
-    """Files that lack their last ten bytes."""
+    """Cuts the last ten bytes off the files."""
     return lambda folder: [(folder / name).write_bytes((folder / name).read_bytes()[:-10]) for name in names]
 
 
 def linked_out(name: str) -> Damage:
-    """A file that is a link to one outside the folder."""
+    """Replaces a file by a link to a file outside the folder."""
 
     def damage(folder: Path) -> None:
         outside = (folder / name).rename(folder.parent / name)
@@ -84,17 +84,17 @@ def linked_out(name: str) -> Damage:
 
 
 def indexed(more: dict[str, str], without: str = "") -> Damage:
-    """An index with these entries and without one."""
+    """Writes an index with these additional entries, and without one entry."""
     return lambda folder: write_index(folder, {k: v for k, v in (read_index(folder) | more).items() if k != without})
 
 
 def header(text: bytes, size: int = 0) -> Damage:
-    """A shard with this header, and so many bytes of tensors."""
+    """Writes a shard with this header and `size` bytes of tensors."""
     return holds(SHARD, struct.pack("<Q", len(text)) + text + bytes(size))
 
 
 def described(size: int, **tensors: tuple[Any, Any, int, int]) -> Damage:
-    """A shard whose header describes tensors: name -> (dtype, shape, begin, end)."""
+    """Writes a shard whose header describes these tensors: name -> (dtype, shape, begin, end)."""
     said = {
         name: {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
         for name, (dtype, shape, begin, end) in tensors.items()
@@ -103,7 +103,7 @@ def described(size: int, **tensors: tuple[Any, Any, int, int]) -> Damage:
 
 
 def stored(change: Callable[[Tensors], Tensors]) -> Damage:
-    """A folder with other tensors."""
+    """Replaces the folder's tensors by changed ones."""
 
     def damage(folder: Path) -> None:
         config, tensors = read_all(folder)
@@ -139,7 +139,7 @@ def with_many_mistakes(tensors: Tensors) -> Tensors:
 
 
 class Trap:
-    """Leaves a trace where it is unpickled."""
+    """An object that leaves a trace if it is unpickled."""
 
     def __reduce__(self) -> Any:
         return pytest.fail, ("a pickle was opened",)
@@ -304,7 +304,7 @@ def test_damage(
 
 
 def test_only_blobs_of_the_hub_cache_may_be_linked(saved: Saved, tmp_path: Path) -> None:
-    """Its snapshots are folders of links into blobs/ beside them; a link to elsewhere is refused there too."""
+    """The cache's snapshots are folders of links into blobs/; a link to any other place is refused there too."""
     snapshot, blobs = tmp_path / "models--org--name/snapshots/0123abc", tmp_path / "models--org--name/blobs"
     snapshot.mkdir(parents=True)
     blobs.mkdir()
@@ -384,7 +384,7 @@ def test_names_are_folded_without_loss() -> None:
 
 
 MLX = {"group_size": 64, "bits": 4}
-# What a repository of each unsupported scheme says, and the name that the refusal has for it.
+# Fields of a repository in each unsupported scheme, and the scheme's name in the error.
 SCHEMES: list[tuple[dict[str, Any], str]] = [
     ({"bits": 4, "group_size": 128, "quant_method": "awq", "version": "gemm", "zero_point": True}, "AWQ"),
     ({"w_bit": 4, "q_group_size": 128, "zero_point": True, "version": "GEMM"}, "AWQ"),  # older
@@ -418,7 +418,7 @@ def refusal(folder: Path, config: Config, **options: Any) -> str:
 
 @pytest.mark.parametrize(("said", "name"), SCHEMES)
 def test_a_scheme_is_named_before_any_field_is_judged(said: dict[str, Any], name: str, tmp_path: Path) -> None:
-    """It does not matter for the spec, and so for tables of parameters and caches."""
+    """The scheme does not matter for the spec, and so for tables of parameters and caches."""
     preset = smallest()[0]
     assert zoo.from_hf(older(preset, quantization_config=said, quantization=MLX)) == zoo.spec(preset)
     config = older(preset, quantization_config=said, surprise=3)
@@ -437,7 +437,8 @@ def test_every_named_method_is_refused_by_its_name() -> None:
 
 
 def test_experts_in_another_format_than_the_rest() -> None:
-    """Said beside the scheme (DeepSeek-V4) or in it. Without a scheme the field says nothing of the stored tensors."""
+    """The field is beside the scheme (DeepSeek-V4) or in it. Without a scheme, it says nothing about the stored
+    tensors."""
     for dtype in ("fp6", ["fp4"], 4):
         for said in (
             {"expert_dtype": dtype, "quantization_config": FP8_CONFIG},
@@ -452,7 +453,7 @@ def test_experts_in_another_format_than_the_rest() -> None:
 
 
 def test_schemes_outside_quantization_config(tmp_path: Path) -> None:
-    """MLX's, also beside one that is read; that of a wrapper's text part; ModelOpt's in a file of its own."""
+    """They are MLX's, even beside a supported one, that of a wrapper's text part, and ModelOpt's in a separate file."""
     name = smallest()[0]
     for beside in ({}, {"quantization_config": MLX}, {"quantization_config": MXFP4_CONFIG}):
         assert "MLX: quantization=" in refusal(tmp_path, older(name, quantization=MLX, **beside))

@@ -23,7 +23,7 @@ HELD = [StoredTensor("a", (2,), torch.float32)]
 
 
 def safetensors(length: int) -> bytes:
-    """A file of one tensor, its header of `length` bytes."""
+    """A file with one tensor and a header of `length` bytes."""
     return struct.pack("<Q", length) + json.dumps(TENSOR).ljust(length).encode() + bytes(8)
 
 
@@ -79,7 +79,7 @@ def unzipped(value: Any, path: Path) -> None:
 
 
 def plain(protocol: int) -> Callable[[Any, Path], None]:
-    """Python's own pickle, of one protocol."""
+    """A pickle that Python wrote, in this protocol."""
 
     def save(value: Any, path: Path) -> None:
         path.write_bytes(pickle.dumps(value, protocol))

@@ -27,7 +27,7 @@ TENSORS = "model.safetensors"
 
 
 def check_round_trip(model: Model, folder: Path, layout: Any = "zoo", **options: Any) -> None:
-    """The folder has a spec.json, and gives back the same spec and the same bits in the same dtypes."""
+    """Checks that the folder has a spec.json, and gives back the same spec and the same bits in the same dtypes."""
     assert weights.save(model, folder, layout=layout, **options) == "zoo"
     read = weights.load(folder)
     assert read.spec == model.spec

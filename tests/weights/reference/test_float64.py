@@ -1,4 +1,4 @@
-"""The mode in which lower float dtypes are float64, the measures of difference, and choices that are repeated."""
+"""The mode that replaces narrower float dtypes by float64, the measures of difference, and repeated choices."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ NAMES = ["qwen3-30b-a3b", "deepseek-v3-671b", "llama4-scout-109b", "glm5.2-744b"
 @torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
 def test_a_pass_in_bfloat16_chooses_what_float64_chose(name: str) -> None:
-    """Its own choices differ. Logits are those of its own scores."""
+    """Its own choices would differ. Its logits come from its own scores."""
     spec = zoo.spec(name, tiny=True)
     exact, coarse = (randomised(spec, dtype=dtype) for dtype in (torch.float64, torch.bfloat16))
     tokens, selections = tokens_of(spec, 3, 80), Selections()
@@ -150,7 +150,7 @@ def test_values_are_those_of_the_scores_at_hand() -> None:
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_a_model_that_chooses_otherwise_often_is_an_error(k: int) -> None:
-    """Another number of calls, or other shapes."""
+    """The number of calls or their shapes differ."""
     selections, scores = Selections(), torch.arange(4.0)
     with selections:
         scores.topk(2)

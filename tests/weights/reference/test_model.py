@@ -28,7 +28,7 @@ SMALL = {
 
 
 def made(model_type: str, folder: Path, **sizes: int) -> tuple[Any, dict[str, torch.Tensor]]:
-    """A reference with random parameters, and the tensors that it stores."""
+    """Returns a reference with random parameters, and the tensors that it stores."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(model_type, **SMALL | sizes)
@@ -59,7 +59,7 @@ def test_experts_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 
 
 def test_experts_are_converted_one_by_one(tmp_path: Path) -> None:
-    """Each is read once, and none while another is held: a layer's experts are never in memory twice."""
+    """Each expert is read once, and only when no other is held: a layer's experts are never in memory twice."""
     (model, stored), read = made("mixtral", tmp_path), list[str]()
 
     def get(name: str) -> torch.Tensor:

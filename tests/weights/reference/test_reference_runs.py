@@ -30,7 +30,7 @@ TOKENS = 80  # past 3 windows of 16 + 1
 
 @cache
 def in_memory(folder: Path, dtype: str) -> tuple[weights.ParityReport, list[str]]:
-    """The report of a folder, and the modules of the reference's classes."""
+    """Returns the report of a folder, and the modules of the reference's classes."""
     made: list[str] = []
     load = runs.load_reference
 
@@ -45,14 +45,14 @@ def in_memory(folder: Path, dtype: str) -> tuple[weights.ParityReport, list[str]
 
 
 def by_family(chosen: Iterable[str]) -> list[ParameterSet]:
-    """Every distinct preset, those that are not chosen marked slow. A family's tests share a worker, and with it the
+    """Every distinct preset; those that are not chosen are marked slow. A family's tests share a worker, and thus the
     reports in memory."""
     groups = {each.values[0]: [mark for mark in each.marks if mark.name != "slow"] for each in screen_by_family()}
     return [pytest.param(*each.values, marks=[*each.marks, *groups[each.values[0]]]) for each in split(groups, chosen)]
 
 
 def assert_is_rounded(report: weights.ParityReport) -> None:
-    """Each side has the error of its dtype."""
+    """Asserts that the error of each side is that of its dtype."""
     rounded, eps = report.rounded, torch.finfo(getattr(torch, report.dtype)).eps
     assert rounded is not None
     assert min(rounded.zoo.rms, rounded.cached.rms, rounded.reference.rms) > eps / 8
@@ -61,8 +61,8 @@ def assert_is_rounded(report: weights.ParityReport) -> None:
 @pytest.mark.parametrize("name", by_family([*of_families(most=1), *representatives()]))
 @pytest.mark.parametrize("dtype", split(["float32", "bfloat16"], ["bfloat16"]))
 def test_every_architecture_passes(saved: Saved, name: str, dtype: str) -> None:
-    """In float64 at the bound, and in narrower dtypes no further from that than twice the reference's own error. The
-    reference is of transformers' own classes."""
+    """The logits are equal in float64; in narrower dtypes, the error is at most twice the reference's own. The
+    reference has transformers' own classes."""
     report, made = in_memory(saved(name), dtype)
     assert made
     assert all(module.startswith("transformers.models.") for module in made)
@@ -80,8 +80,8 @@ def without_provenance(report: weights.ParityReport) -> weights.ParityReport:
 @pytest.mark.parametrize("name", by_family(representatives()))
 @pytest.mark.parametrize("dtype", split(["float32", "bfloat16"], ["float32"]))
 def test_streaming_gives_the_same_report(saved: Saved, name: str, dtype: str) -> None:
-    """The same numbers in float64. In a narrower dtype it passes by itself; by default the report in memory is in the
-    other one."""
+    """The numbers in float64 are the same. In the narrower dtype the report must pass by itself, since by default the
+    report in memory is in another dtype."""
     parts = weights.parity(saved(name), tokens=TOKENS, dtype=dtype, streaming=True)
     whole, _ = in_memory(saved(name), "bfloat16")
     assert parts.streaming
@@ -147,7 +147,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_released_form(saved: Saved, tmp_path: Path, form: Callable, streaming: bool) -> None:
-    """It passes, and a damaged copy does not."""
+    """The form passes, and a damaged copy does not."""
     config, stored = form(saved)
     folder = write(tmp_path / "form", config, stored, shards=3)
     report = weights.parity(folder, tokens=80, streaming=streaming)
@@ -178,14 +178,15 @@ def checkpoint(folder: Path, layers: int, dim: int, hidden: int, vocab: int) -> 
 
 
 def peak() -> int:
-    """The most bytes that this process has held so far. Not ru_maxrss, which may begin with that of another process."""
+    """The peak memory of this process so far, in bytes. It is not ru_maxrss, which may begin with the peak of another
+    process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 
 def measured(small: str, large: str, tokens: int) -> tuple[bool, int, int]:
-    """Whether the report of `large` passes, how many parts it has, and by how much the peak grows meanwhile: for a
-    process of its own."""
+    """Returns whether the report of `large` passes, its number of parts, and the growth of the peak meanwhile. It must
+    run in a separate process."""
     weights.parity(small, tokens=8, streaming=True)  # everything is imported
     before = peak()
     report = weights.parity(large, tokens=tokens, streaming=True)
@@ -201,7 +202,7 @@ SIZES = {
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/status is of Linux")
 @pytest.mark.parametrize("size", ["100 MB", pytest.param("2 GB", marks=pytest.mark.slow)])
 def test_peak_memory_is_the_embedding_two_layers_and_the_activations(saved: Saved, tmp_path: Path, size: str) -> None:
-    """In float64, which takes the most."""
+    """The report is in float64, which takes the most memory."""
     shape, tokens, prompts = SIZES[size], 16, 3
     folder = checkpoint(tmp_path / "large", **shape)
     passed, parts, peak = in_process(measured, str(saved("llama3-8b")), str(folder), tokens)

@@ -38,7 +38,7 @@ def command(*args: object) -> int:
 
 @pytest.mark.parametrize("family", families())
 def test_a_name_that_transformers_lacks_is_measured_by_another(family: str, saved: Saved, tmp_path: Path) -> None:
-    """kimi_k2 with deepseek_v3's implementation, though its config names code of its own."""
+    """kimi_k2 is compared with deepseek_v3's implementation, although its config names its own code."""
     from transformers import CONFIG_MAPPING
 
     from_hf = families()[family].from_hf
@@ -69,7 +69,7 @@ def flipped(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def exchanged(tensor: torch.Tensor) -> torch.Tensor:
-    """Two query heads exchanged: every value is present, and every shape is right."""
+    """Exchanges two query heads: every value is still present, and every shape is right."""
     return tensor.unflatten(0, (4, -1))[[1, 0, 2, 3]].flatten(0, 1)
 
 
@@ -120,7 +120,7 @@ def indexed() -> list[str]:
 
 @pytest.mark.parametrize("name", split(indexed(), indexed()[-1:]))
 def test_a_damaged_indexer_is_found(saved: Saved, tmp_path: Path, name: str) -> None:
-    """It chooses other keys."""
+    """A damaged indexer chooses other keys."""
     names = sorted(key for key in read(saved(name))[1] if ".indexer." in key and key.endswith("_proj.weight"))
     tensor = next(key for key in names if "weights_proj" in key)
     copy = damaged(tmp_path / "copy", saved(name), tensor, lambda w: w.roll(1, 0))
@@ -227,7 +227,7 @@ def test_models_that_cannot_be_compared(saved: Saved, one: str, other: str, said
 def test_other_choices_would_dominate_the_error_in_bfloat16(
     saved: Saved, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Experts and keys that bfloat16 would choose otherwise are those of float64, on both sides."""
+    """Both sides use the experts and keys of float64, where bfloat16 would choose others."""
     forced = weights.parity(saved(name), dtype="bfloat16", tokens=TOKENS)
     monkeypatch.setattr(Selections, "replay", lambda self: self.indices.clear())
     free = weights.parity(saved(name), dtype="bfloat16", tokens=TOKENS)
@@ -252,7 +252,7 @@ def test_the_released_model(hub: str, dtype: str) -> None:
 
 
 def test_the_figures_against_plain_arithmetic() -> None:
-    """On logits small enough to sort."""
+    """The logits are few enough to sort."""
     generator = torch.Generator().manual_seed(0)
     exact = torch.randn(2, 5, 40, generator=generator, dtype=torch.float64)
     other = exact + 0.3 * torch.randn(2, 5, 40, generator=generator, dtype=torch.float64)
@@ -296,7 +296,7 @@ def test_dtypes_as_torch_has_them(saved: Saved) -> None:
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_a_plot_has_a_line_for_each_comparison(saved: Saved, tmp_path: Path, dtype: str) -> None:
-    """Read from the SVG, in which text is text and curves have a point for each position."""
+    """The lines are read from the SVG, in which text is text and curves have a point for each position."""
     import matplotlib
 
     report = weights.parity(saved("gemma3-270m"), tokens=40, dtype=dtype)
