@@ -55,8 +55,8 @@ def test_what_is_written_is_read_back(config: GenerationConfig) -> None:
         ({"temperature": "0.6"}, "temperature must be a number of at least 0, got '0.6'"),
         ({"temperature": -1}, "temperature must be a number of at least 0, got -1"),
         ({"temperature": float("inf")}, "temperature must be a number of at least 0, got inf"),
-        ({"top_k": [5]}, "top_k must be a number from -1 on, got [5]"),
-        ({"top_p": True}, "top_p must be a number from -1 on, got True"),
+        ({"top_k": [5]}, "top_k must be a number of at least -1, got [5]"),
+        ({"top_p": True}, "top_p must be a number of at least -1, got True"),
     ],
 )
 def test_what_is_refused(settings: dict[str, Any], phrase: str) -> None:

@@ -193,7 +193,7 @@ MALFORMED: list[tuple[Damage, str | list[str]]] = [
     (linked_out(CONFIG), "is a link that leads out of its folder"),
     (
         indexed({"model.norm.weight": SHARD, "model.extra.weight": SHARD}),
-        [f"{SHARD} lacks model.extra.weight, model.norm.weight; ", f"{THIRD} holds model.norm.weight against"],
+        [f"{SHARD} lacks model.extra.weight, model.norm.weight; ", f"{THIRD} holds model.norm.weight, contrary to"],
     ),
     (indexed({}, without="model.norm.weight"), "holds model.norm.weight, contrary to the index"),
     (one_tensor_in_two_shards, "-00003.safetensors holds model.norm.weight, contrary to the index"),

@@ -63,7 +63,7 @@ SIZES: dict[str, tuple[Decoder, set[str]]] = {
 def test_structure_is_marked_strongly(case: str) -> None:
     model, expected = STRUCTURE[case]
     assert marked(model, BASE) == expected
-    assert "In red" in " ".join(texts(drawn(model, against=BASE)))
+    assert "Red: absent" in " ".join(texts(drawn(model, against=BASE)))
 
 
 @pytest.mark.parametrize("case", SIZES)
