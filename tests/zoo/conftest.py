@@ -1,4 +1,4 @@
-"""What tests of compiled code share."""
+"""Fixtures of tests of compiled code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture
 def _strict_compiler() -> Iterator[None]:
-    """Graphs of other tests do not count, and one too many is an error instead of an uncompiled call."""
+    """Graphs of other tests do not count, and exceeding the limit is an error instead of an uncompiled call."""
     from torch._dynamo import config
     from torch._dynamo.utils import counters
 

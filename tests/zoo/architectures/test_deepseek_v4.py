@@ -32,7 +32,8 @@ def refusal(**changes: Any) -> str:
 
 
 def test_the_layers_are_those_of_the_paper() -> None:
-    """Flash: two with a window alone, then CSA and HCA by turns; Pro: two HCA first. Three by token id in both."""
+    """Flash has two layers with only a window, then CSA and HCA in turns; Pro begins with two HCA layers. In both,
+    three layers choose experts by token id."""
     assert kinds(FULL) == ["SWA", "SWA", *["CSA", "HCA"] * 20, "CSA"]
     pro = zoo.spec("deepseek-v4-pro-1.6t")
     assert kinds(pro) == ["HCA", "HCA", *["CSA", "HCA"] * 29, "CSA"]
@@ -41,7 +42,7 @@ def test_the_layers_are_those_of_the_paper() -> None:
 
 
 def test_layers_are_listed_in_three_ways() -> None:
-    """By name; by ratio, with those of multi-token prediction behind; or not at all."""
+    """They are listed by name, by ratio (followed by the multi-token prediction layers), or not at all."""
     listed = [SLIDING, CSA, HCA, CSA]
     by_name = zoo.from_hf(older(NAME, num_hidden_layers=4, compress_ratios=None, layer_types=listed))
     by_ratio = zoo.from_hf(older(NAME, num_hidden_layers=4, compress_ratios=[0, 4, 128, 4, 0]))
@@ -73,7 +74,7 @@ def test_hashed_layers_are_counted_or_listed() -> None:
 
 
 def test_yarn_changes_no_magnitude_in_published_files() -> None:
-    """Only the newer spelling, which says each layer's own, has a gain where it states none."""
+    """Only the newer spelling, which has an entry per kind of layer, has a gain if it states none."""
     compressed = FULL.layers[-1].mixer.rope
     assert (compressed.theta, compressed.scaling.gain) == (1.6e5, 1.0)
     assert FULL.layers[0].mixer.rope == zoo.RoPE(1e4)
@@ -96,7 +97,7 @@ def test_what_contradicts_itself_or_is_unknown_is_refused() -> None:
 
 
 def test_multi_token_prediction_and_int32_tables_are_read(saved: Callable[[str], Path], tmp_path: Path) -> None:
-    """The first is left alone; ids of experts may be of either size, and must be of experts that there are."""
+    """Multi-token prediction is not read. Expert ids may be int32 or int64, and must be ids of existing experts."""
     config, tensors = read(saved(NAME))
     tables = [name for name in tensors if name.endswith("tid2eid")]
     assert len(tables) == 3
@@ -123,7 +124,8 @@ def test_multi_token_prediction_and_int32_tables_are_read(saved: Callable[[str],
 
 
 def test_a_toy_compresses_more_than_it_keeps() -> None:
-    """Past every window and many blocks, so that comparisons with the reference see all of it."""
+    """Prompts are longer than every window and than many blocks, so that comparisons with the reference cover all of
+    it."""
     small = zoo.spec(NAME, tiny=True)
     assert toys.config(NAME)["compress_rates"] == {CSA: 4, HCA: 8}
     assert {part.every for part in small.walk() if isinstance(part, zoo.Compressor)} == {4, 8}

@@ -1,4 +1,4 @@
-"""Nemotron 3's short time steps are longer in passes of several tokens and not in those of one, as in the reference."""
+"""Nemotron 3's time steps are clamped from below in passes of several tokens but not of one, as in the reference."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model(reference: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> nn.
 
 
 def logits(reference: nn.Module, tokens: Tensor, whole: int) -> Tensor:
-    """The reference's: the first `whole` tokens in one pass, the others one by one."""
+    """Returns the reference's logits: the first `whole` tokens in one pass, the others one by one."""
     with in_float64():
         first = reference(tokens[:, :whole], use_cache=True)
         rest = [reference(tokens[:, i : i + 1], cache=first.cache, use_cache=True) for i in range(whole, LENGTH)]

@@ -1,4 +1,5 @@
-"""Every released size is what its publisher says: its parameters three ways, and its config.json in every spelling."""
+"""Every released size agrees with its publisher: its parameters, counted in three ways, and its config.json in every
+spelling."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from zoo.catalog import sizes
 
 
 def test_the_facts_are_complete() -> None:
-    """A file of facts holds every size of one architecture, and what the tests know of one is under its name."""
+    """A file of facts holds every size of one architecture, and the tests' facts about an architecture are under its
+    name."""
     modules = {module.__name__.rpartition(".")[2]: module for module in families().values()}
     for folder in ("published", "kv_reference"):
         for stem, presets in facts(folder).items():
@@ -29,7 +31,7 @@ def test_the_facts_are_complete() -> None:
 
 @over(zoo.names())
 def test_the_formula_the_built_model_and_the_published_total_are_equal(name: str) -> None:
-    """A model of one layer of each kind, and what the formula makes of them all."""
+    """One layer of each kind is built; the formula counts all layers."""
     spec = zoo.spec(name)
     few = one_layer_of_each(spec)
     model = zoo.build(few, device="meta")
@@ -48,7 +50,8 @@ def test_published_totals(name: str) -> None:
 
 @over(published())
 def test_active_parameters(name: str) -> None:
-    """All of a dense model; of a mixture of experts what its publisher says, by the publisher's rule, if it says it."""
+    """In a dense model, all parameters are active. In a mixture of experts, the number is the publisher's, by the
+    publisher's rule, if it is published."""
     facts, size, spec = published()[name], sizes()[name], zoo.spec(name)
     ours = spec.active_params()
     routed = any(part.role == "router" for part in spec.walk())
@@ -76,7 +79,7 @@ def test_the_published_config_is_the_preset(name: str) -> None:
 
 @over(published())
 def test_the_newer_spelling_is_the_same_preset(name: str, tmp_path: Path) -> None:
-    """The config that transformers 5 writes to a folder."""
+    """The newer spelling is the config that transformers 5 writes to a folder."""
     from transformers import AutoConfig
 
     AutoConfig.for_model(**older(name)).save_pretrained(tmp_path)
@@ -89,7 +92,7 @@ def test_the_newer_spelling_is_the_same_preset(name: str, tmp_path: Path) -> Non
 
 @over(wrapped_names())
 def test_the_multimodal_wrapper_is_the_same_preset(name: str, tmp_path: Path) -> None:
-    """Read as published, in the sparse form of Gemma's files, and as transformers 5 writes it."""
+    """The wrapper is read as published, in the sparse form of Gemma's files, and as transformers 5 writes it."""
     from transformers import AutoConfig
 
     facts = published()[name]

@@ -1,4 +1,4 @@
-"""Blocks are compared in float64: what a test makes without naming a dtype is in it."""
+"""Blocks are compared in float64, which is the default dtype of these tests."""
 
 import pytest
 

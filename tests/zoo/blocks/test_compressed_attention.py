@@ -1,4 +1,4 @@
-"""Attention over a window and entries: with gradients, under one mask, and its words."""
+"""Attention over a window and entries: with gradients, under one mask, and its description."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def in_passes(module: nn.Module, x: Tensor, sizes: list[int]) -> Tensor:
 def test_with_gradients_and_under_one_mask_it_is_the_same(
     spec: CompressedAttention, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Values and gradients of all forms, for passes with and without a past."""
+    """Values and gradients of all forms are equal, for passes with and without earlier tokens."""
     module, x = built(spec), torch.randn(2, 40, DIM)
     with torch.no_grad():
         plain = in_passes(module, x, [9, 31])

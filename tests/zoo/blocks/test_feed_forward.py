@@ -41,7 +41,7 @@ FORMULAS = {
 
 @pytest.mark.parametrize("act", FORMULAS, ids=lambda act: type(act).__name__)
 def test_activations_are_their_formulas(act: Activation) -> None:
-    """Far enough out on both sides to reach every clamp."""
+    """Inputs are large enough on both sides to reach every clamp."""
     gate, up = torch.meshgrid(torch.linspace(-6, 6, 41), torch.linspace(-6, 6, 41), indexing="ij")
     joined = act.join(gate, up)
     for i in range(0, 41, 4):

@@ -1,4 +1,4 @@
-"""Keys and values that later layers reuse: which source counts, and what is refused."""
+"""Keys and values that later layers reuse: the source that is used, and refused models."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def model_of(*mixers: GQA) -> Decoder:
 
 @torch.no_grad()
 def test_the_nearest_earlier_source_of_equal_heads_and_reach_counts() -> None:
-    """A source of other values, whose own output is zero: only what it hands on reaches the last layers."""
+    """The output of a source with other values is zero, so only the keys and values that it hands on reach the last
+    layers."""
     local, narrow = (replace(spec, window=WINDOW) for spec in (OWN, SHARED))
     spec = model_of(local, OWN, local, OWN, narrow, SHARED, narrow, SHARED)
     tokens = tokens_of(spec, 1, 20)

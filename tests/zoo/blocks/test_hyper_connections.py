@@ -32,8 +32,8 @@ def test_weights_of_streams_stay_in_float32_at_least(dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("name", ["qwen3-0.6b", "gemma3-1b", "granite4-h-tiny", "kimi-linear-48b-a3b"])
 def test_any_model_can_have_them(name: str) -> None:
-    """By a swap: its passes agree over a cache, costs are those of the module, and gradients reach every stream's
-    weights."""
+    """They come from a swap. Passes over a cache agree, costs are those of the module, and gradients reach every
+    stream's weights."""
     before = zoo.spec(name, tiny=True)
     spec, _ = apply_swap(before, "norm=hyper")
     assert spec.streams == zoo.Streams()

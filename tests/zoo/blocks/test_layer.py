@@ -1,4 +1,4 @@
-"""Where norms stand: the four placements against their formulas."""
+"""The four placements of norms, compared with their formulas."""
 
 from __future__ import annotations
 

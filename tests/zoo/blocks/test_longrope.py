@@ -28,7 +28,7 @@ NAME = "phi4-mini-3.8b"
 
 
 def factors(seed: int) -> list[float]:
-    """Random ones from 0.5 to 8."""
+    """Random factors from 0.5 to 8."""
     return (0.5 + 7.5 * torch.rand(PAIRS, generator=torch.Generator().manual_seed(seed))).tolist()
 
 
@@ -69,7 +69,7 @@ def logits_of(reference: nn.Module, tokens: Tensor) -> Tensor:
 
 @torch.no_grad()
 def in_passes(model: nn.Module, tokens: Tensor, lengths: list[int]) -> Tensor:
-    """The reference's logits of passes of these lengths over its cache."""
+    """Returns the reference's logits for passes of these lengths over its cache."""
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config)
@@ -130,7 +130,8 @@ def test_passes_over_a_cache_equal_the_references(model: Model, reference: nn.Mo
 
 @pytest.mark.parametrize("prompt", [5, ORIGINAL - 1, ORIGINAL, ORIGINAL + 1])
 def test_generated_tokens_equal_the_references(model: Model, reference: nn.Module, prompt: int) -> None:
-    """Its `generate` computes the cache anew at the first token beyond the original context, and so does `stream`."""
+    """Both the reference's `generate` and `stream` recompute the cache at the first token beyond the original
+    context."""
     tokens, new = tokens_of(prompt), BEYOND - prompt
     with in_float64():
         theirs = reference.generate(tokens, max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0)
@@ -142,8 +143,8 @@ def test_generated_tokens_equal_the_references(model: Model, reference: nn.Modul
 
 @torch.no_grad()
 def test_generation_over_a_cache_beyond_the_original_context(model: Model) -> None:
-    """An empty cache is filled anew, from token ids or embeddings. One that holds tokens is refused, as they are not
-    known; so is a cache that is truncated to within that context."""
+    """A cache that began empty is recomputed, from token ids or embeddings. A cache with earlier tokens is refused,
+    since these are not known. So is truncating a cache to a length within that context."""
     tokens, new = tokens_of(ORIGINAL - 2), 6
     expected, cache = model.generate(tokens, new), model.new_cache(tokens.shape[0], BEYOND)
     assert torch.equal(model.generate(tokens, new, cache=cache), expected)
@@ -160,7 +161,7 @@ def test_generation_over_a_cache_beyond_the_original_context(model: Model) -> No
 
 
 def mutants(scaling: LongRoPE) -> dict[str, dict[str, Any]]:
-    """What is changed -> the fields of the RoPE."""
+    """Returns {description of the change: the fields of the RoPE}."""
     return {
         "short and long exchanged": {"scaling": replace(scaling, short=scaling.long, long=scaling.short)},
         "the gain left out": {"scaling": replace(scaling, gain=1.0)},
@@ -302,7 +303,8 @@ def test_a_swap_names_the_factors() -> None:
 @torch.no_grad()
 @pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
 def test_a_compiled_model_equals_the_reference(model: Model, reference: nn.Module) -> None:
-    """Over the same passes as uncompiled: a prefill, and single tokens across the end of the original context."""
+    """The passes are those of the uncompiled test: a prefill, and single tokens across the end of the original
+    context."""
     lengths = [ORIGINAL - 2, *[1] * 4]
     tokens = tokens_of(sum(lengths))
     theirs = in_passes(reference, tokens, lengths)

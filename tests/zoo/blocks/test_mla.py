@@ -1,4 +1,4 @@
-"""The cheaper form of latent attention is the one that is counted and that runs."""
+"""Latent attention runs in its cheaper form, and its FLOPs are those of that form."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ SPEC = MLA(heads=3, q_rank=10, kv_rank=16, nope_dim=6, rope_dim=4, v_dim=5, norm
     v_dim=st.integers(1, 200),
 )
 def test_the_cheaper_form_is_taken(past: int, new: int, kv_rank: int, nope_dim: int, v_dim: int) -> None:
-    """By counting each form's products of one head again. A single token always absorbs: decoding expands nothing."""
+    """The products of one head are counted again for each form. A single token always uses the absorbed form: decoding
+    expands nothing."""
     spec = replace(SPEC, kv_rank=kv_rank, nope_dim=nope_dim, v_dim=v_dim)
     pairs = Full().pairs(past, new)
     absorbed = new * kv_rank * (nope_dim + v_dim) + pairs * (kv_rank + spec.rope_dim + kv_rank)

@@ -39,7 +39,8 @@ def randomised(module: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", GROUPED)
 def test_grouped_routing_is_float32_in_narrow_models(case: str, dtype: torch.dtype) -> None:
-    """The same choice as a float32 router of the same values makes, to the bit but for the weights' last rounding."""
+    """The choice equals that of a float32 router with the same values, and so do the weights, up to their last
+    rounding."""
     narrow = randomised(GROUPED[case].build(DIM, EXPERTS).float()).to(dtype)
     wide = GROUPED[case].build(DIM, EXPERTS).float()
     wide.load_state_dict(narrow.state_dict())

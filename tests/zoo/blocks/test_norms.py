@@ -30,7 +30,8 @@ def built(spec: RMSNorm, dtype: torch.dtype) -> tuple[torch.nn.Module, Tensor, T
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("which", ROUNDINGS)
 def test_each_rounds_where_its_model_does(which: str, dtype: torch.dtype) -> None:
-    """To the bit: normalised in float32; then rounded before the weight (Llama) or after it (the rest)."""
+    """Results are equal to the last bit: normalised in float32, then rounded before the multiplication by the weight
+    (Llama) or after it (all others)."""
     spec = ROUNDINGS[which]
     module, x, w = built(spec, dtype)
     wide = x.float()
@@ -47,7 +48,7 @@ def test_each_rounds_where_its_model_does(which: str, dtype: torch.dtype) -> Non
 
 
 def test_the_two_roundings_differ() -> None:
-    """Else the test above proves nothing."""
+    """Otherwise the test above would prove nothing."""
     (one, x, w), (other, *_) = (
         built(ROUNDINGS["Llama"], torch.bfloat16),
         built(ROUNDINGS["OLMo 2, gpt-oss"], torch.bfloat16),

@@ -36,13 +36,13 @@ ROPES |= {
         "a late": YarnScaling(8, original=10**9, gain=1.0, fast=1e6),
     }.items()
 }
-# Nothing between the wavelengths that are kept and those that are divided, as Llama 4 Scout has it.
+# No wavelength lies between those that are kept and those that are divided, as in Llama 4 Scout.
 ROPES["a step at one wavelength"] = (RoPE(5e5, Llama3Scaling(16, original=8192, low=1.0, high=1.0)), 128)
 
 
 def paper(rope: RoPE, width: int) -> list[float] | list[list[float]]:
-    """Radians per token of each pair in float64, derived again from the papers; of LongRoPE within the original context
-    and beyond."""
+    """Returns the radians per token of each pair in float64, derived again from the papers; for LongRoPE, within the
+    original context and beyond it."""
     turning = int(width * rope.fraction) // 2
     if isinstance(rope, ProportionalRoPE):  # the pairs that do not turn stand at frequency 0
         return [rope.theta ** (-2 * i / width) if i < turning else 0.0 for i in range(width // 2)]
@@ -91,8 +91,8 @@ def test_frequencies_are_the_papers() -> None:
 
 
 def references(name: str, dtype: torch.dtype) -> Iterator[tuple[RoPE, Tensor, Tensor, float]]:
-    """Each layer's rope, its frequencies in the zoo and in transformers, computed from the published config, and the
-    gain there."""
+    """Yields each layer's RoPE, its frequencies in the zoo and in transformers, computed from the published config, and
+    the gain in transformers."""
     from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -124,7 +124,8 @@ def references(name: str, dtype: torch.dtype) -> Iterator[tuple[RoPE, Tensor, Te
 
 
 def test_frequencies_are_the_reference_implementations() -> None:
-    """Those that transformers computes from the published config, and its gain; in float32 to the last bit but one."""
+    """Frequencies and gain equal those that transformers computes from the published config; in float32, up to the last
+    bit."""
     for name, spec in ((name, zoo.spec(name)) for name in published()):
         if not any(isinstance(part, RoPE) for part in spec.walk()):
             continue
@@ -155,8 +156,8 @@ def test_a_blend_of_any_width_is_the_reference_implementations(low: float, high:
 
 
 def test_rotation_is_complex_multiplication() -> None:
-    """The pair (x_i, x_{i + rotated/2}) turns by position x frequency, for positions of any order and size; what
-    comes after the rotated part stays."""
+    """The pair (x_i, x_{i + rotated/2}) rotates by position x frequency, for positions of any order and size. Elements
+    after the rotated part do not change."""
     positions = torch.tensor([0, 1, 7, 100, 8191, 131_071])
     for case, (rope, width) in ROPES.items():
         x, rotated = torch.randn(2, 3, len(positions), width), rope.rotated(width)
@@ -173,7 +174,7 @@ def test_rotation_is_complex_multiplication() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_types_are_rotated_in_float32(dtype: torch.dtype) -> None:
-    """One rounding, of the result."""
+    """Only the result is rounded."""
     rope, x = RoPE(1e4), torch.randn(2, 9, 16).to(dtype)
     table = rope.table(torch.arange(9), 16)
     assert torch.equal(rope.rotate(x, table), rope.rotate(x.float(), table).to(dtype))
@@ -190,7 +191,8 @@ def test_tables_do_not_depend_on_the_default_device(default: str) -> None:
 
 
 def test_yarns_gain() -> None:
-    """0.1 mscale ln(factor) + 1, and none for a context that is not stretched (Peng et al. 2023, equation 22)."""
+    """The gain is 0.1 mscale ln(factor) + 1, and 1 for a context that is not extended (Peng et al. 2023, equation
+    22)."""
     assert yarn_gain(1.0) == yarn_gain(0.5) == 1.0
     assert yarn_gain(32) == pytest.approx(1.3465735902799727, rel=1e-15)
     assert yarn_gain(40, 1.0) == pytest.approx(1.3688879454113936, rel=1e-15)
@@ -200,7 +202,7 @@ def test_yarns_gain() -> None:
 @pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it exports
 @pytest.mark.parametrize("name", ["qwen3", "deepseek-v3"])
 def test_tables_made_while_a_model_is_exported_are_not_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tracing computes with tensors that hold no numbers: kept, they would poison every later model of the process.
+    """Tracing computes with tensors without values. If they were kept, every later model of the process would get them.
     The exported program is plain torch, but for experts, which no graph can loop over."""
     monkeypatch.setattr(module, "_KEPT", {})
     model = randomised(one_layer_of_each(zoo.spec(name, tiny=True)))

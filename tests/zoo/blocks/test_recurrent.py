@@ -1,4 +1,5 @@
-"""Recurrent mixers and the short convolution in narrow dtypes, against the released layers; what their specs refuse.
+"""Recurrent mixers and the short convolution in narrow dtypes, compared with the released layers, and the errors of
+their specs.
 
 In float64 they equal the released models (tests/test_parity.py).
 """

@@ -59,7 +59,8 @@ def new_cache(spec: MLA, tokens: int) -> Any:
 
 
 def masked(module: nn.Module, x: Tensor) -> Tensor:
-    """Each head by itself over expanded keys and values, under the mask of the keys that the indexer chooses."""
+    """Computes each head separately over expanded keys and values, under the mask of the keys that the indexer
+    chooses."""
     spec = module.spec
     ctx = prepare_forward(0, x.shape[1], spec.tables(), [NoCache(CacheSpec())], dtype=torch.float64)
     q_nope, q_rope, latent = module.project(x, ctx)
@@ -105,7 +106,8 @@ def test_a_choice_is_taken_from_an_earlier_layer_of_the_same_k() -> None:
 
 
 def test_gradients_are_those_of_the_masked_form() -> None:
-    """All parameters but the indexer's, which the choice passes no gradient to; below k tokens and above."""
+    """They are compared for all parameters except the indexer's, which get no gradient, for fewer and for more than k
+    tokens."""
     for length in (K, 50):
         module, x = built(SPEC), torch.randn(2, length, DIM, requires_grad=True)
         names, given = zip(*((n, w) for n, w in module.named_parameters() if not n.startswith("indexer.")), strict=True)
@@ -145,7 +147,8 @@ def call(module: nn.Module, x: Tensor, ctx: Any, cache: Any) -> Tensor:
 @pytest.mark.usefixtures("_strict_compiler")
 @pytest.mark.parametrize("backend", split(["eager", "inductor"], ["eager"]))
 def test_three_graphs_serve_every_length(backend: str) -> None:
-    """Prefill into an empty cache and into a filled one, and single tokens: below k tokens, across k and above."""
+    """The graphs are prefill into an empty cache, prefill into a filled one, and single tokens. Lengths are below k,
+    across k and above."""
     module, x = built(SPEC), torch.randn(2, 100, DIM)
     compiled = inductor.compiled(call, backend=backend)
     for sizes, room in (
@@ -171,7 +174,7 @@ def test_three_graphs_serve_every_length(backend: str) -> None:
 @pytest.mark.usefixtures("_strict_compiler")
 @pytest.mark.parametrize("backend", split(["aot_eager", "inductor"], ["aot_eager"]))
 def test_compiled_gradients(backend: str) -> None:
-    """One graph up to k tokens, and one above."""
+    """One graph serves up to k tokens, another one all longer passes."""
     module = built(SPEC)
     compiled = inductor.compiled(call, backend=backend)
     given = [weight for name, weight in module.named_parameters() if not name.startswith("indexer.")]

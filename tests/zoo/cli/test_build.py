@@ -30,7 +30,7 @@ FEW = ("qwen3", "deepseek-v3", "gpt-oss")  # families, where the words on the sc
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> tuple[str, str]:
-    """Its stdout and stderr; it must exit with `code`."""
+    """Returns the stdout and stderr of the command, which must exit with `code`."""
     assert exit_code(APP, PROG, args) == code
     out, err = capsys.readouterr()
     return out, err
@@ -199,7 +199,7 @@ def command(*args: str) -> subprocess.Popen[str]:
 
 
 def test_the_command_in_a_process_of_its_own() -> None:
-    """No warning, since nothing has imported the module; and the function keeps its place."""
+    """There is no warning, since nothing has imported the module, and the function is not hidden."""
     out, err = command(NAME, "--tiny").communicate(timeout=60)
     assert out.startswith(NAME)
     assert err == ""
@@ -216,7 +216,7 @@ def _default_interrupt_handler() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_default_interrupt_handler")
 def test_an_interrupt_is_one_line() -> None:
-    """Interrupted while it builds a size for seconds, after it has printed that."""
+    """The command is interrupted while it builds a large size, after it has printed that."""
     smallest = min(names(), key=lambda name: sizes()[name].params)
     with command(smallest, "--device", "cpu") as process:
         assert process.stderr is not None

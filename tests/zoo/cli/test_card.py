@@ -92,7 +92,7 @@ FLOPs are 2 per multiply-add, matrix products only, of one new token that sees
 
 @over(names())
 def test_where_a_size_came_from(name: str) -> None:
-    """The first has no ancestor; one that differs in sizes alone says so."""
+    """The first architecture has no ancestor; an architecture with only other sizes says so."""
     about = origin(name)
     assert (about["came_from"] is None) == name.startswith("gpt2")
     assert about["new"] == [] or about["came_from"]
@@ -148,7 +148,7 @@ def test_a_row_whose_layers_have_other_labels_alone_has_no_star(swap: str, chang
 
 
 def test_a_small_change_is_not_rounded_to_zero() -> None:
-    """One token less in each windowed layer's cache of 64, beside layers that hold 32,768."""
+    """Each windowed layer's cache holds one token less than 64, while other layers hold 32,768."""
     shown = report_text(report(example(), ("SWA(window=63)",)))
     assert "-0.006% at 32,768 tokens" in shown
     assert "0.0%" not in shown

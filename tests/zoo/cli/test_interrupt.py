@@ -1,4 +1,4 @@
-"""Ctrl-C while a command starts or ends, in processes of their own and by the real signal."""
+"""Ctrl-C while a command starts or ends, in separate processes and with the real signal."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ sys.meta_path.insert(0, Finder())
 def interrupted(
     folder: Path, moment: str, *words: str, handler: str = "default_int_handler"
 ) -> subprocess.CompletedProcess[str]:
-    """A Python command line, which is interrupted as it first imports the module `moment`."""
+    """Runs a Python command line, which is interrupted when it first imports the module `moment`."""
     (folder / "sitecustomize.py").write_text(START.format(moment=moment, handler=handler), encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
     command = [sys.executable, *words]
@@ -48,7 +48,7 @@ def interrupted(
 
 
 def test_every_installed_package_is_in_packages() -> None:
-    """And each has a command, so that the tests below cover it."""
+    """Each of them has a command, so the tests below cover it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == list(interrupt.PACKAGES)
     assert {name.partition(".")[0] for name in COMMANDS} == set(interrupt.PACKAGES)
@@ -63,7 +63,7 @@ def test_a_command_interrupted_during_its_imports_prints_one_line(command: str, 
 
 @pytest.mark.parametrize("verb", ["build", "bench", "generate"])
 def test_the_command_zoo_is_interrupted_in_one_line(verb: str, tmp_path: Path) -> None:
-    """One verb of each package, by a script as pip makes one."""
+    """One verb of each package is run, by a script like pip's."""
     script = tmp_path / "zoo"
     script.write_text("import sys; from benchmarks.front_door import main; sys.exit(main())", encoding="utf-8")
     for moment in ("torch", "zoo.cli.runner"):
@@ -78,7 +78,7 @@ def test_an_import_within_a_command_is_interrupted_in_one_line(tmp_path: Path) -
 
 @pytest.mark.parametrize("words", [["-c", "import zoo"], ["-m", "tool.command"]])
 def test_a_program_that_imports_the_zoo_keeps_its_handler(words: list[str], tmp_path: Path) -> None:
-    """Also where the zoo is imported by a package as Python looks for the package's command."""
+    """This includes a package that imports the zoo while Python looks for the package's command."""
     (tmp_path / "tool").mkdir()
     (tmp_path / "tool" / "__init__.py").write_text("import zoo", encoding="utf-8")
     (tmp_path / "tool" / "command.py").write_text("", encoding="utf-8")

@@ -44,7 +44,7 @@ def test_every_published_model_decodes_as_it_computes(name) -> None:
 
 
 def test_single_tokens_that_are_computed_otherwise_are_not_judged() -> None:
-    """Nemotron 3 has no least time step in them."""
+    """Nemotron 3 has no minimum time step in single-token passes."""
     small = swap(spec("nemotron3", tiny=True), Mamba2, lambda mamba: replace(mamba, min_step=1e-3))
     decoded = check_decoding(build(small), FP32, seed=1)
     assert decoded["bound"] is None
@@ -59,7 +59,7 @@ def windowed(window: int) -> Decoder:
 
 
 def test_a_wrong_mask_is_detected(monkeypatch) -> None:
-    """A window one token too short wherever a mask is made; decode of a single token uses no mask."""
+    """The window is one token too short wherever a mask is made. Single-token decode uses no mask."""
     model = build(windowed(16))
     assert failures(BUILT, check_decoding(model, FP32, 0)) == []
 
@@ -83,7 +83,7 @@ def test_each_failure_has_a_line() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", split(distinct(), ["llama3-8b", "qwen3-30b-a3b"]))
 def test_a_narrow_dtype_is_judged_with_the_same_weights_in_float64(name, dtype) -> None:
-    """So that a router's choice depends on no rounding."""
+    """A router's choice then does not depend on rounding."""
     model, built = check_build(spec(name, tiny=True), CPU, dtype, seed=0)
     decoded = check_decoding(model, dtype, seed=0)
     assert failures(built, decoded) == []
@@ -91,7 +91,7 @@ def test_a_narrow_dtype_is_judged_with_the_same_weights_in_float64(name, dtype) 
 
 
 def test_logits_that_are_no_numbers_in_the_models_dtype_fail() -> None:
-    """Whatever they are in float64."""
+    """They fail whatever the logits in float64 are."""
     model = build(windowed(16)).half()
     model.norm.weight.data.fill_(float("inf"))
     assert "by nan" in failures(BUILT, check_decoding(model, torch.float16, seed=0))[0]

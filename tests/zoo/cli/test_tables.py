@@ -99,7 +99,7 @@ def test_run_exits() -> None:
 
 
 def test_a_character_that_the_encoding_lacks_is_replaced(monkeypatch) -> None:
-    """On stdout and on stderr."""
+    """This holds on stdout and on stderr."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
@@ -116,7 +116,7 @@ def exit_of(*args: str) -> Any:
 
 
 def test_a_closed_pipe_is_no_error(monkeypatch) -> None:
-    """Whether the command finds it while it prints or at its end; and Python's own flush afterwards finds none."""
+    """The command may notice it while it prints or at its end. Python's own flush afterwards must not fail."""
     for times in ("1", "100000"):
         reader, writer = os.pipe()
         os.close(reader)

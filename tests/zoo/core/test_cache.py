@@ -1,4 +1,4 @@
-"""The cache: what it computes, what it allocates, and what it refuses."""
+"""The cache: its results, its memory, and its errors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def whole(name: str) -> Tensor:
 @pytest.mark.parametrize("name", screen())
 @pytest.mark.parametrize("new", [1, 3])
 def test_a_pass_over_a_cache_is_differentiated(name: str, new: int) -> None:
-    """As one without a cache, with what is held as constants: states that are written anew were read before."""
+    """It is differentiated like a pass without a cache; the cached tensors are constants. States are overwritten only
+    after they were read."""
     model = model_of(name)
     kv = model.new_cache(2, LENGTH)
     tokens = tokens_of(model.spec, 2, 5 + new)
@@ -78,7 +79,7 @@ def test_cached_equals_uncached(name: str, passes: list[tuple[int, ...]]) -> Non
 @pytest.mark.parametrize("prefill", split([1, WINDOW, LENGTH - WINDOW - 1], [WINDOW]))
 @pytest.mark.parametrize("name", screen())
 def test_static_caches_decode_what_one_pass_computes(name: str, prefill: int) -> None:
-    """From a tensor of positions, in shapes that never change."""
+    """Decode runs from a tensor of positions, and no shape ever changes."""
     model, tokens = model_of(name), tokens_of(model_of(name).spec, 2, LENGTH)
     plain = model.new_cache(2, LENGTH)
     static = Cache(plain.cache_specs, 2, LENGTH, torch.float64, torch.device("cpu"), static=True)
@@ -99,7 +100,7 @@ def test_static_caches_decode_what_one_pass_computes(name: str, prefill: int) ->
 @pytest.mark.parametrize("batch", split([1, 3], [3]))
 @pytest.mark.parametrize("name", screen())
 def test_the_allocated_bytes_equal_the_formula(name: str, batch: int) -> None:
-    """Below, at and above the window, and once it has been filled."""
+    """Contexts are below, at and above the window; the bytes stay the same once the cache has been filled."""
     spec = zoo.spec(name, tiny=True)
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         model = allocate(spec, dtype=dtype) if dtype != torch.float32 else zoo.build(spec)
@@ -117,7 +118,7 @@ def test_the_allocated_bytes_equal_the_formula(name: str, batch: int) -> None:
 
 @pytest.mark.parametrize("name", split(zoo.names(), representatives()))
 def test_full_sizes_allocate_the_bytes_of_the_formula_too(name: str) -> None:
-    """On the meta device, where a storage has a size and no memory."""
+    """They are allocated on the meta device, where a storage has a size but no memory."""
     spec = zoo.spec(name)
     model = zoo.build(spec, device="meta", dtype=torch.bfloat16)
     for context in (1000, spec.context):
@@ -169,7 +170,7 @@ def test_a_cache_too_large_for_memory_is_refused_with_its_bytes() -> None:
 
 @torch.no_grad()
 def test_a_cache_of_another_model_is_refused() -> None:
-    """One of other cache specs; a model of equal layers may use it."""
+    """The model has other cache specs. A model with equal layers may use the cache."""
     model, window = model_of(NAME), max(distinct(), key=lambda name: len(zoo.spec(name, tiny=True).layers))
     with pytest.raises(UsageError, match="made for another model; make one with this model's new_cache"):
         model(tokens_of(model.spec, 1, 4), model_of(window).new_cache(1, 8))
@@ -196,7 +197,7 @@ def test_logits_to_keep_returns_the_last_logits(name: str) -> None:
 
 
 def is_bounded(layer: zoo.Layer) -> bool:
-    """Whether its tokens see no further than a window or chunk."""
+    """Whether the layer's tokens see at most a window or chunk."""
     cache = layer.cache_spec()
     return bool(cache.reach.limit) and not cache.entries
 
@@ -205,7 +206,8 @@ WINDOWED = [name for name in distinct() if any(map(is_bounded, zoo.spec(name, ti
 
 
 def within(layer: zoo.Layer) -> list[bool]:
-    """Whether the last of LENGTH tokens attends to each of them: in a window of 16 to 16, in a chunk of 16 to 9."""
+    """Returns whether the last of LENGTH tokens attends to each token: to 16 in a window of 16, to 9 in a chunk of
+    16."""
     return [layer.cache_spec().reach.sees(LENGTH - 1, i) for i in range(LENGTH)]
 
 
@@ -247,13 +249,14 @@ def changed_one_by_one(spec: zoo.Decoder) -> Tensor:
 
 
 def moved(last: Tensor) -> list[bool]:
-    """Whether each row differs from the last row by more than rounding."""
+    """Returns whether each row differs from the last row by more than rounding."""
     return ((last[:-1] - last[-1]).abs().flatten(1).amax(-1) > BOUND * last.abs().max()).tolist()
 
 
 def lengths_to_go_on_from(spec: zoo.Decoder, held: int) -> set[int]:
-    """By definition: every layer still holds all that the token at that position sees. A ring of W tokens holds the
-    last W; a state, and an unfinished block of entries, are only as they were at the end and before the beginning."""
+    """Returns the lengths to which a cache may be truncated by definition: every layer still holds all tokens that the
+    token at that position sees. A ring of W tokens holds the last W. A state, or an unfinished block of entries, is
+    only known at the end and before the beginning."""
     found = set()
     for length in range(held + 1):
         fits = True
@@ -270,7 +273,8 @@ def lengths_to_go_on_from(spec: zoo.Decoder, held: int) -> set[int]:
 @torch.no_grad()
 @pytest.mark.parametrize("name", screen())
 def test_a_truncated_cache_goes_on_as_if_the_dropped_tokens_had_never_been(name: str) -> None:
-    """To each possible length, and to no other: after few tokens, which no window has overwritten, and after many."""
+    """It is truncated to each possible length, and to no other: after few tokens, none of which a window has
+    overwritten, and after many."""
     model = model_of(name)
     tokens, others = (tokens_of(model.spec, 2, LENGTH, seed)[:1] for seed in (0, 1))
     for held in (WINDOW - 3, LENGTH - 4):
@@ -297,7 +301,7 @@ def test_a_truncated_cache_goes_on_as_if_the_dropped_tokens_had_never_been(name:
 @pytest.mark.parametrize("seed", split(range(6), [0]))
 @pytest.mark.parametrize("name", screen())
 def test_any_sequence_of_truncations_and_passes_equals_a_fresh_cache(name: str, seed: int) -> None:
-    """Wherever a truncation is accepted. Tokens that are dropped differ from those that take their place."""
+    """This holds wherever a truncation is accepted. Dropped tokens differ from those that replace them."""
     model, random = model_of(name), Random(seed)
     tokens, others = (tokens_of(model.spec, 2, LENGTH, each)[:1] for each in (0, 1))
     for held in (WINDOW - 3, 40):
@@ -321,7 +325,7 @@ def test_any_sequence_of_truncations_and_passes_equals_a_fresh_cache(name: str, 
 
 @torch.no_grad()
 def test_what_a_window_has_overwritten_stays_lost() -> None:
-    """Through truncations, passes and snapshots, until the cache is empty."""
+    """It stays lost through truncations, passes and snapshots, until the cache is empty."""
     windows = next(name for name in distinct() if zoo.spec(name, tiny=True).layers[0].cache_spec().reach.limit)
     model = model_of(windows)
     tokens, kv = tokens_of(model.spec, 1, LENGTH), model.new_cache(1, LENGTH)

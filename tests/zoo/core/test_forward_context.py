@@ -19,14 +19,14 @@ SIZE = 5  # of a window or chunk
 
 
 def layer_caches(reach: Reach, tokens: int = 64) -> list[Any]:
-    """Every kind of cache that a layer of this reach may have."""
+    """Returns every kind of cache that a layer with this reach may have."""
     spec, cpu = CacheSpec(per_token=(("k", (1, 2)),), reach=reach), torch.device("cpu")
     kind = FullCache if reach.limit is None else RingCache
     return [NoCache(spec), kind(spec, 1, spec.tokens(tokens), torch.float32, cpu)]
 
 
 def seen(view: CacheView, past: int, new: int) -> list[set[int]]:
-    """The positions that each query sees in a view: all that are read, or those that the mask shows."""
+    """Returns the positions that each query sees in a view: all that are read, or those that the mask allows."""
     keys = view.keys.tolist()
     if view.mask is not None:
         mask = visible(*view.mask) if isinstance(view.mask, ReachMask) else view.mask
@@ -43,7 +43,7 @@ BOUNDED = [kind(size) for kind in (Window, Chunk) for size in (1, 2, SIZE)]
 
 @pytest.mark.parametrize("reach", [Full(), *BOUNDED], ids=Reach.describe)
 def test_a_token_sees_exactly_its_reach(reach: Reach) -> None:
-    """Itself included, whatever came before and however many tokens come at once."""
+    """The token itself is included, for any number of earlier tokens and of tokens in the pass."""
     for cache in layer_caches(reach):
         for past in [0] if isinstance(cache, NoCache) else range(3 * SIZE + 2):
             for new in range(1, 3 * SIZE + 2):

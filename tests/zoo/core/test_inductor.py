@@ -43,7 +43,7 @@ with torch.no_grad():
 
 
 def run(script: str, **settings: str) -> None:
-    """Run a script in its own process; it must succeed."""
+    """Runs a script in its own process; it must succeed."""
     command, environment = [sys.executable, "-c", script], os.environ | settings
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -56,13 +56,13 @@ def test_a_model_compiles_under_a_c_locale() -> None:
 
 @pytest.mark.slow
 def test_processors_with_other_instructions_share_a_cache(tmp_path: Path) -> None:
-    """Each finds the code that those before it have left there."""
+    """Each processor finds the code that earlier ones have stored there."""
     for capability in ("avx512", "avx2", "default"):
         run(ELSEWHERE, TORCHINDUCTOR_CACHE_DIR=str(tmp_path), ATEN_CPU_CAPABILITY=capability)
 
 
 def test_the_width_of_vectors_is_a_setting_of_the_compiler() -> None:
-    """One that the user has set stays. (torch's own patch: undoing pytest's would remove the setting.)"""
+    """A width that the user has set is kept. (torch's own patch: undoing pytest's would remove the setting.)"""
     with config.patch({"cpp.simdlen": None}):
         isa = pick_vec_isa()
         assert inductor.options()["cpp.simdlen"] == (isa.bit_width() if isa else 1)

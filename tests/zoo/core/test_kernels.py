@@ -1,4 +1,5 @@
-"""The kernels of a process: set by a file, by the environment or by the caller, and plain without a decision."""
+"""The kernels of a process: set by a file, by the environment or by the caller; operations without a decision are
+plain."""
 
 from __future__ import annotations
 

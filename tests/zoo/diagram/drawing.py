@@ -63,7 +63,7 @@ def drawn(model: zoo.Decoder, **options: Any) -> Element:
 
 
 def part(model: zoo.Decoder, row: str, *args: Any, layout: Any = "wide") -> Fragment:
-    """A part of a drawing that a method of Rows draws."""
+    """Returns the part of a drawing that a method of Rows draws."""
     return fragments(model, lambda rows: getattr(rows, row)(*args), layout)[0]
 
 
@@ -152,8 +152,8 @@ def area(element: Element) -> Area:
 
 
 def misplaced(root: Element) -> Iterator[str]:
-    """Texts that leave the box they begin in or overlap another text or a head, boxes that cross each other, and what
-    leaves its part of the drawing."""
+    """Returns texts that leave the box in which they begin or that overlap another text or a head, boxes that cross
+    each other, and elements that leave their part of the drawing."""
     width, height = float(root.get("width", 0)), float(root.get("height", 0))
     tops = [top for top, _ in parts(root)]
     for (top, part), end in zip(parts(root), [*tops[1:], height], strict=True):

@@ -39,7 +39,7 @@ PASSES = {
 
 
 def mask_of(new: int, keys: int, window: int | None) -> Tensor | None:
-    """As layer caches make it: None for a single query or a prefill into an empty cache."""
+    """Returns the mask that layer caches make: None for a single query or a prefill into an empty cache."""
     if window is None and (new in (1, keys)):
         return None
     return visible(torch.arange(keys - new, keys), torch.arange(keys), Window(window) if window else Full())
@@ -74,7 +74,7 @@ def test_a_mask_of_each_sequence(
     kernel: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each row of the batch sees other keys, as chosen ones are."""
+    """Each sequence of the batch sees different keys, as with chosen keys."""
     monkeypatch.setattr(module, "has_flash_kernel", kernel)
     q, k, v = inputs(heads, kv_heads, new, 9, 8)
     mask, sinks = torch.rand(2, 1, new, 9) < 0.5, torch.randn(heads) if with_sinks else None
@@ -94,7 +94,7 @@ def test_a_mask_of_each_sequence(
 )
 @pytest.mark.parametrize("new", [2, 5, 11, 350])
 def test_the_mask_of_a_reach_equals_the_mask_it_describes(new: int, reach: Reach, with_sinks: bool) -> None:
-    """After no past, a part of the reach, and a full one in a ring's storage order."""
+    """The pass follows no tokens, a part of the reach, and a full reach in the storage order of a ring."""
     sinks, size = torch.randn(4) if with_sinks else None, reach.limit or 0
     for past in {0, size // 2, size, 2 * size + size // 3}:
         held = torch.arange(past - reach.held(past), past)
@@ -110,7 +110,7 @@ def test_the_mask_of_a_reach_equals_the_mask_it_describes(new: int, reach: Reach
 @pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
 @pytest.mark.parametrize("case", PASSES)
 def test_capped_scores(case: str, with_sinks: bool) -> None:
-    """cap * tanh(score / cap), before the mask; in blocks of queries and compiled too."""
+    """Scores become cap * tanh(score / cap) before the mask, also in blocks of queries and compiled."""
     new, keys, window = PASSES[case]
     q, k, v = inputs(4, 2, new, keys)
     sinks = torch.randn(4) if with_sinks else None
@@ -167,7 +167,7 @@ def test_prefill_in_blocks_equals_explicit_attention(
     with_sinks: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Queries of two sequences in several blocks, in float32 and float64 too."""
+    """Queries of two sequences are in several blocks, in float32 and float64 too."""
     for constant, small in (("MIN_MULTIPLY_ADDS", 0), ("BLOCK_QUERIES", 32), ("MIN_BLOCK_ROWS", 128)):
         monkeypatch.setattr(module, constant, small)
     blocks = Mock(wraps=module._prefill_in_blocks)
@@ -211,7 +211,7 @@ def test_blocks_with_more_heads_on_one_key_than_rows(dtype: torch.dtype, monkeyp
 @pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
 @pytest.mark.parametrize("new", [1, 9])
 def test_autocast_is_respected(new: int, with_sinks: bool, window: int | None) -> None:
-    """As softmax and products that torch casts itself; eager and compiled."""
+    """The result has the dtypes of softmax and products that torch casts itself, eager and compiled."""
     queries, keys = torch.arange(9 - new, 9), torch.arange(9)
     mask = (
         ReachMask(queries, keys, Window(window))
@@ -244,7 +244,7 @@ def test_autocast_is_respected(new: int, with_sinks: bool, window: int | None) -
 )
 @pytest.mark.parametrize("with_mask", [False, True], ids=["", "mask"])
 def test_explicit_attention_by_reductions_equals_matrix_products(with_mask: bool, new: int, value: int) -> None:
-    """For values that are read whole, and for others."""
+    """Values are read as a whole or in parts."""
     q, k, v = inputs(4, 4, new, 7, value)
     mask = visible(torch.arange(7 - new, 7), torch.arange(7), Window(3)) if with_mask else None
     for reductions, products in zip(

@@ -1,4 +1,5 @@
-"""The operator that passes the state from chunk to chunk: its gradient, and what it promises the compiler."""
+"""The operator that passes the state from chunk to chunk: its gradient, and the layouts that it promises the
+compiler."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ S, N, C, D, W = 2, 3, 4, 5, 6
 
 
 def streams(erases: bool, columns: int = 1) -> list[Tensor | None]:
-    """kept, write, erase, inverse, value and state."""
+    """Returns kept, write, erase, inverse, value and state."""
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape).requires_grad_()

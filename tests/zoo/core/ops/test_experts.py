@@ -25,7 +25,7 @@ def one_by_one(x: Tensor, ids: Tensor, weight: Tensor, bias: Tensor | None) -> T
 
 @pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
 def test_the_grouped_kernel_is_as_near_as_one_product_for_each_expert(with_bias: bool) -> None:
-    """It takes bfloat16 alone."""
+    """The kernel takes only bfloat16."""
     ids, found = torch.tensor([0, 0, 0, 2, 3, 3, 5]), []
     counts = ids.bincount(minlength=EXPERTS)
     for _ in range(3):
@@ -38,7 +38,7 @@ def test_the_grouped_kernel_is_as_near_as_one_product_for_each_expert(with_bias:
 
 
 def test_the_grouped_kernel_gets_bfloat16_and_rows_of_16_bytes_alone() -> None:
-    """In either width: one is a row of the inputs, the other of the outputs."""
+    """Both widths must fit: one is a row of the inputs, the other a row of the outputs."""
     for out, width, dtype, allowed in (
         (NARROW, WIDE, torch.bfloat16, True),
         (NARROW, WIDE, torch.float32, False),
@@ -52,7 +52,7 @@ def test_the_grouped_kernel_gets_bfloat16_and_rows_of_16_bytes_alone() -> None:
 
 @pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
 def test_gathered_tokens_meet_their_experts(with_bias: bool) -> None:
-    """One x for all the experts of a token, and one for each."""
+    """All experts of a token share one x, or each has its own."""
     ids, (weight, bias) = torch.tensor([[[1, 4, 4]], [[5, 0, 2]]]), stacked(with_bias)
     for width in (1, 3):
         x = torch.randn(2, 1, width, WIDE)
@@ -64,7 +64,7 @@ def test_gathered_tokens_meet_their_experts(with_bias: bool) -> None:
 
 @pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
 def test_gradients_of_sorted_tokens(with_bias: bool) -> None:
-    """Equal autograd's through each row's own product; an expert without tokens has a gradient of zero."""
+    """They equal autograd's through each row's own product. An expert without tokens has a gradient of zero."""
     ids = torch.tensor([0, 0, 0, 2, 3, 3, 5])
     weight, bias = stacked(with_bias)
     inputs = [x.requires_grad_() for x in (torch.randn(len(ids), WIDE), weight, *([] if bias is None else [bias]))]

@@ -35,7 +35,8 @@ def explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, sinks:
 @pytest.mark.parametrize("with_sinks", [False, True], ids=["", "sinks"])
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_equal_those_of_a_softmax(case: str, with_sinks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of queries, keys, values and sinks, for heads that share keys; the sinks at very different scores."""
+    """Gradients of queries, keys, values and sinks are compared, for heads that share keys and sinks with very
+    different scores."""
     new, keys, window = CASES[case]
     positions = torch.arange(keys)
     reach = Window(window) if window else Full()
@@ -60,7 +61,7 @@ def test_gradients_equal_those_of_a_softmax(case: str, with_sinks: bool, monkeyp
 
 
 def test_bfloat16_under_autocast() -> None:
-    """Inputs of several dtypes, as a rotation in float32 leaves them; gradients come back in each one's own."""
+    """Inputs have several dtypes, as after a rotation in float32. Each gradient has the dtype of its input."""
     positions = torch.arange(20)
     mask, drawn = ReachMask(positions, positions, Window(4)), visible(positions, positions, Window(4))
     seeds = []
@@ -83,7 +84,7 @@ def test_bfloat16_under_autocast() -> None:
 
 
 def test_forward_mode_and_functional_gradients_work() -> None:
-    """They get the form without an operator, and agree."""
+    """They use the form without an operator, and agree."""
     q, k, v, sinks = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8), torch.randn(2, 2, 6, 8), torch.randn(4)
 
     def run(q: Tensor) -> Tensor:

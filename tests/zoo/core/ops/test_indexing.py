@@ -46,7 +46,7 @@ def test_scores_are_weighted_rectified_products() -> None:
 
 @torch.no_grad()
 def test_bfloat16_is_scored_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And in blocks of keys as in one."""
+    """Scores in blocks of keys equal those in one block."""
     draws = [[torch.randn(shape).bfloat16() for shape in ((2, 3, 4, 8), (2, 3, 4), (2, 70, 8))] for _ in range(3)]
     exact = [index_scores(*(each.double() for each in draw)) for draw in draws]
     wide = [index_scores(*(each.float() for each in draw)) for draw in draws]
@@ -71,7 +71,7 @@ def test_the_best_of_the_complete_keys_are_chosen(past: int, every: int) -> None
     new = 70
     stored = (past + new) // every
     q, keys = torch.randn(2, new, 2, 8), torch.randn(2, 1, stored, 8)
-    weights = torch.randn(2, new, 2)  # of so few heads, many scores are ReLU's zero: they tie
+    weights = torch.randn(2, new, 2)  # with so few heads, many scores are zero after the ReLU and tie
     chosen = sets(choose_keys(Index(q, weights, keys, K), past, every))
     scores = index_scores(q, weights, keys[:, 0])
     for b in range(2):
@@ -82,7 +82,7 @@ def test_the_best_of_the_complete_keys_are_chosen(past: int, every: int) -> None
 
 @torch.no_grad()
 def test_a_token_that_is_not_the_last_place_chooses_by_the_mask() -> None:
-    """As a static cache is read: empty places after the token's own are never chosen."""
+    """A static cache is read like this: empty places after the token's own are never chosen."""
     q, weights, keys = torch.randn(1, 1, 2, 8), torch.ones(1, 1, 2), torch.randn(1, 1, 20, 8)
     for position in (0, 3, 4, 12):
         mask = visible(torch.tensor([position]), torch.arange(20))
@@ -98,12 +98,12 @@ def test_the_operator_keeps_the_compilers_rules(new: int, keys: int) -> None:
 
 
 def mask_of(new: int, keys: int) -> Tensor | None:
-    """As layer caches make it: None for a single query or a prefill into an empty cache."""
+    """Returns the mask that layer caches make: None for a single query or a prefill into an empty cache."""
     return None if new in (1, keys) else visible(torch.arange(keys - new, keys), torch.arange(keys))
 
 
 def inputs(new: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries of 4 heads, the shared stream, and what random scores choose."""
+    """Returns queries of 4 heads, the shared stream, and the keys that random scores choose."""
     q, latent = torch.randn(2, 4, new, 8), torch.randn(2, 1, keys, 8)
     return q, latent, top_keys(torch.randn(2, new, keys), K, causal(new, keys, CPU))
 
@@ -111,7 +111,8 @@ def inputs(new: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("elements", [1, 100, 2**21], ids=["a query", "several queries", "all queries"])
 @pytest.mark.parametrize("differentiates", [False, True])
 def test_gathered_keys_with_sinks(differentiates: bool, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In blocks of queries. A sink takes its part of each head's weights; places without a chosen key take none."""
+    """The attention runs in blocks of queries. A sink takes its share of each head's weights; places without a chosen
+    key take none."""
     monkeypatch.setattr(module, "GATHERED_ELEMENTS", elements)
     q, latent, chosen = inputs(7, 30)
     chosen[:, 3, 1:] = NOT_CHOSEN
@@ -150,7 +151,8 @@ def test_gradients_equal_those_of_dense_attention(new: int, keys: int) -> None:
 @pytest.mark.parametrize("differentiates", [False, True], ids=["operator", "traced"])
 @pytest.mark.parametrize("decode", [True, False], ids=["decode", "prefill"])
 def test_one_graph_serves_every_length(decode: bool, differentiates: bool) -> None:
-    """Below k, at k and above it; of single-token decode the compiler is not told the number of keys."""
+    """Lengths are below k, at k and above it. In single-token decode, the number of keys is hidden from the
+    compiler."""
     from torch._dynamo.decorators import mark_unbacked, maybe_mark_dynamic
 
     torch.compiler.reset()

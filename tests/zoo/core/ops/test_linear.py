@@ -35,7 +35,7 @@ needs_onednn = pytest.mark.skipif(linear_module.ONEDNN is None, reason="this bui
 
 @pytest.fixture
 def onednn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
-    """Every product that may goes through oneDNN; -> the shapes of those that did."""
+    """Every product that may use oneDNN does. Returns the shapes of those products."""
     used: list[object] = []
     kernel = linear_module.ONEDNN
 
@@ -57,7 +57,7 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
 def test_linear_equals_the_matrix_product(
     onednn: list[object], shape: tuple[int, ...], dtype: torch.dtype, turned: bool, bias: bool
 ) -> None:
-    """With a column-major matrix too; and with gradients as without."""
+    """This includes column-major matrices, with and without gradients."""
 
     def inputs() -> tuple[Tensor, Tensor, Tensor | None]:
         return torch.randn(shape), torch.randn(5, 6), torch.randn(5) if bias else None
@@ -80,7 +80,7 @@ def test_onednn_flops_are_counted() -> None:
 
 
 class Logged(torch.Tensor):
-    """A weight with a linear map of its own, as quantised and sharded ones have."""
+    """A weight with its own linear map, as quantised and sharded weights have."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -89,7 +89,7 @@ class Logged(torch.Tensor):
 
 
 def same(one: Callable[[], Tensor], other: Callable[[], Tensor]) -> None:
-    """Both give the same, or raise the same error."""
+    """Asserts that both return the same result or raise the same error."""
     (got, error), (expected, expected_error) = outcome(one), outcome(other)
     assert error == expected_error
     if got is not None and expected is not None:
@@ -98,7 +98,7 @@ def same(one: Callable[[], Tensor], other: Callable[[], Tensor]) -> None:
 
 
 def outcome(call: Callable[[], Tensor]) -> tuple[Tensor | None, str]:
-    """What is returned, and the error that is raised instead."""
+    """Returns the result, and the error that is raised instead."""
     try:
         return call(), ""
     except (RuntimeError, ValueError, IndexError) as error:
@@ -160,7 +160,7 @@ def test_a_tensor_subclass_computes_its_own_linear(onednn: list[object]) -> None
 
 @torch.no_grad()
 def test_a_sharded_weight_computes_as_a_whole_one(onednn: list[object], tmp_path: Path) -> None:
-    """A DTensor on a mesh of one process: its own F.linear, which returns a DTensor."""
+    """The weight is a DTensor on a mesh of one process. It has its own F.linear, which returns a DTensor."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))
@@ -210,7 +210,7 @@ def test_compiled_linear_equals_f_linear(onednn: list[object]) -> None:
 @pytest.mark.parametrize("rows", [1, 2, MAX_GEMV_BATCH, 2 * MAX_GEMV_BATCH])
 @pytest.mark.parametrize("out", [1, GEMV_PARTS - 1, 7, 3 * GEMV_PARTS])
 def test_reductions_equal_the_matrix_product(rows: int, out: int) -> None:
-    """In parts that may differ in size and be fewer than asked for; with one matrix per head, too."""
+    """Parts may differ in size and be fewer than requested. One matrix per head works, too."""
     x, weight = torch.randn(rows, 5, dtype=torch.float64), torch.randn(out, 5, dtype=torch.float64)
     assert_equal(gemv_reduce(x, weight), x @ weight.T)
     x, weight = torch.randn(rows, 3, 5, dtype=torch.float64), torch.randn(3, out, 5, dtype=torch.float64)
@@ -242,7 +242,7 @@ def test_narrow_dtypes_are_added_up_in_float32() -> None:
 def test_compiled_single_tokens_of_few_sequences_are_reductions(
     kernel: str, shape: tuple[int, ...], dtype: torch.dtype, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where that kernel is chosen, for plain memory of one dtype alone."""
+    """They are reductions if that kernel is chosen, and only for plain memory of one dtype."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     with kernels.using({"compiled decode linear": kernel}):
         x, weight = torch.randn(shape).to(dtype), torch.randn(3, 4).to(dtype)
@@ -252,7 +252,7 @@ def test_compiled_single_tokens_of_few_sequences_are_reductions(
 
 
 def test_on_a_gpu_experts_are_gathered_for_any_number_of_single_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CUDA graph cannot wait for their counts. No product is a reduction there."""
+    """A CUDA graph cannot wait for the experts' counts. No product is a reduction on a GPU."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
 
     class Elsewhere:

@@ -1,6 +1,6 @@
 """The plain form of each operation equals the public function in float64, over many shapes.
 
-Attention, recurrences, convolution and attention over chosen keys are compared in the files of their own.
+Attention, recurrences, convolution and attention over chosen keys are compared in other files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PASSES = [(1, 1), (1, 9), (4, 9), (5, 5), (30, 70)]  # new tokens and all keys
 
 
 def mask_of(new: int, keys: int) -> Tensor | None:
-    """As layer caches make it."""
+    """Returns the mask that layer caches make."""
     return None if new in (1, keys) else visible(torch.arange(keys - new, keys), torch.arange(keys))
 
 
@@ -42,7 +42,7 @@ def one_expert(linears: experts.Linears, combine: experts.Combine, e: int, x: Te
 @pytest.mark.parametrize("differentiates", [False, True])
 @pytest.mark.parametrize("scales_input", [False, True])
 def test_mixtures(scales_input: bool, differentiates: bool) -> None:
-    """Stacked and separate experts, with and without biases; an expert may be chosen by no token."""
+    """Experts are stacked or separate, with or without biases, and some are chosen by no token."""
     join, count, dim, hidden = ClampedSwiGLU(1.7, 1.0).join, 5, 8, 6
     sizes = {"gate": (hidden, dim), "up": (hidden, dim), "down": (dim, hidden)}
 
@@ -66,7 +66,8 @@ def test_mixtures(scales_input: bool, differentiates: bool) -> None:
 
 
 def latents(new: int, keys: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries of 3 heads, latents of rank 10 with 4 rotary elements, and the maps to keys of 6 and values of 5."""
+    """Returns queries of 3 heads, latents of rank 10 with 4 rotary elements, and the maps to keys of 6 and values of
+    5."""
     return torch.randn(2, 3, new, 6), torch.randn(2, 3, new, 4), torch.randn(2, 1, keys, 14), torch.randn(3, 11, 10)
 
 
@@ -122,7 +123,7 @@ def test_pooled_blocks() -> None:
 
 
 def test_a_merge_with_nothing_changes_nothing() -> None:
-    """Exactly, so that stale averages of a cache leave no trace."""
+    """The result is exactly equal, so that stale averages in a cache have no effect."""
     some = block_pooling.Pooled(torch.randn(1, 3, 4), torch.randn(1, 3, 4))
     none = block_pooling.Pooled(torch.full((1, 3, 4), 1e6), torch.randn(1, 3, 4)).where(torch.tensor([False]))
     assert (none.weight == block_pooling.nothing(torch.float64)).all()
@@ -132,7 +133,7 @@ def test_a_merge_with_nothing_changes_nothing() -> None:
 
 
 def test_every_operation_has_a_plain_form_and_blocks_do_not_choose() -> None:
-    """Kernels of an operation stand in files of their own; the operation's plain form is theirs."""
+    """Files with further kernels of an operation need no plain form of their own: it is that of the operation."""
     zoo = Path(linear.__file__).parents[2]
     kernels = {"__init__", "flash", "chunk_loop", "routed_glu"}
     files = {file.stem: file.read_text(encoding="utf-8") for file in (zoo / "core" / "ops").glob("*.py")}

@@ -29,7 +29,7 @@ LENGTHS = 1, 2, 63, 64, 65, 130
 
 
 def inputs(kind: str, tokens: int, strength: float = 0.3, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """The streams of `tokens` tokens and a state that is not zero. Decays are from 0 to -2 `strength`."""
+    """Returns the streams of `tokens` tokens, and a state that is not zero. Decays are from 0 to -2 `strength`."""
     q, k = (torch.randn(BATCH, tokens, KEY_HEADS, WIDTH, dtype=dtype) / WIDTH**0.5 for _ in range(2))
     v = torch.randn(BATCH, tokens, HEADS, VALUE_WIDTH, dtype=dtype)
     decay = -2 * strength * torch.rand(BATCH, tokens, HEADS, WIDTH, dtype=dtype)
@@ -59,7 +59,7 @@ def assert_all_equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> Non
 @pytest.mark.parametrize("tokens", LENGTHS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_length_is_the_definition(kind: str, tokens: int) -> None:
-    """How near it is to that in narrower dtypes is compared with released layers in tests/zoo/blocks."""
+    """Errors in narrower dtypes are compared with those of released layers in tests/zoo/blocks."""
     given = inputs(kind, tokens)
     assert_all_equal(run(kind, given), token_by_token(kind, given))
     assert all(x.dtype == torch.float32 for x in run(kind, [x.float() for x in given]))
@@ -136,7 +136,7 @@ def test_initial_decays_span_the_published_ranges() -> None:
 
 
 def compiled(kind: str, backend: str) -> tuple[object, object]:
-    """`run` of one kind, traced without code generation, and what counts its graphs."""
+    """Returns `run` of one kind, traced without code generation, and the counter of its graphs."""
     counter = CompileCounterWithBackend(backend)
     return torch.compile(partial(run, kind), dynamic=True, fullgraph=True, backend=counter), counter
 

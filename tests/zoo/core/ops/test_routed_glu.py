@@ -17,7 +17,7 @@ TOKENS, K, EXPERTS, DIM, HIDDEN = 9, 2, 5, 8, 6
 
 
 def inputs(with_bias: bool) -> list[Tensor | None]:
-    """x, weights, gate, up, down and their biases; expert 3 is chosen by no token (`choices`)."""
+    """Returns x, weights, gate, up, down and their biases. No token chooses expert 3 (`choices`)."""
     shapes = [(3, 3, DIM), (3, 3, K), (EXPERTS, HIDDEN, DIM), (EXPERTS, HIDDEN, DIM), (EXPERTS, DIM, HIDDEN)]
     biases = [(EXPERTS, HIDDEN), (EXPERTS, HIDDEN), (EXPERTS, DIM)]
     return [torch.randn(shape, requires_grad=True) for shape in shapes] + [
@@ -47,7 +47,7 @@ def one_by_one(act: Activation, chosen: Tensor, given: list[Tensor | None]) -> T
 def test_values_and_every_gradient(
     act: Activation, with_bias: bool, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In blocks of an expert, of some and of all."""
+    """A block holds one expert, some experts or all."""
     monkeypatch.setattr(module, "BLOCK_BYTES", rows * DIM * 8)
     given, chosen = inputs(with_bias), choices()
     out, expected = routed_glu(act.join, given[0], given[1], chosen, *given[2:]), one_by_one(act, chosen, given)
@@ -61,7 +61,7 @@ def test_values_and_every_gradient(
 
 
 def test_only_what_needs_a_gradient_gets_one() -> None:
-    """Each alone, the others frozen; equal to the one it has among all."""
+    """Each parameter is tested with all others frozen. Its gradient equals that without frozen parameters."""
     given, chosen = inputs(with_bias=True), choices()
     whole = torch.autograd.grad(routed_glu(SwiGLU().join, given[0], given[1], chosen, *given[2:]).sum(), given)
     for i, expected in enumerate(whole):
@@ -72,7 +72,7 @@ def test_only_what_needs_a_gradient_gets_one() -> None:
 
 
 def test_what_it_is_used_for() -> None:
-    """Float32 on the CPU, with gradients, of one dtype, without autocast or functional transforms."""
+    """It is used on the CPU, with gradients, in one dtype, without autocast or functional transforms."""
     x, weight = torch.randn(2, 3, DIM).float(), torch.randn(EXPERTS, HIDDEN, DIM).float()
     assert allows_routed_glu(x, weight, None)
     assert not allows_routed_glu(x, weight.double())

@@ -1,4 +1,4 @@
-"""The k highest of scores with many ties: by sorting Python's numbers, whatever the shape of the rows."""
+"""The k highest of scores with many ties equal Python's sorting, whatever the shape of the rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROWS = st.lists(st.sampled_from(FEW), min_size=1, max_size=80)
 
 
 def in_order(row: list[float], k: int) -> list[int]:
-    """The indices of the k highest, NaN above all: Python's sorting keeps the order of equals."""
+    """Returns the indices of the k highest scores, NaN above all. Python's sorting keeps the order of equal scores."""
     return sorted(range(len(row)), key=lambda i: (not isnan(row[i]), 0.0 if isnan(row[i]) else -row[i]))[:k]
 
 
@@ -43,7 +43,7 @@ def test_among_equal_scores_the_earlier_is_chosen(row: list[float], share: float
 
 @given(row=st.lists(st.floats(width=32) | st.sampled_from([*FEW, inf, nan, -nan]), min_size=1, max_size=40))
 def test_any_scores_have_an_order(row: list[float]) -> None:
-    """Infinities, NaN of either sign, numbers near the smallest."""
+    """Scores include infinities, NaN of either sign, and numbers near the smallest."""
     for k in {1, len(row) // 2, len(row)} - {0}:
         assert_chosen(torch.tensor([row]), k)
 
@@ -62,7 +62,8 @@ def test_long_rows(n: int, k: int, dtype: torch.dtype) -> None:
 
 @given(row=ROWS, more=ROWS, cut=st.integers(0, 80))
 def test_a_longer_row_chooses_the_same(row: list[float], more: list[float], cut: int) -> None:
-    """Masked scores after those of a row change nothing: so a block of queries chooses what each would alone."""
+    """Masked scores after those of a row change nothing, so a block of queries chooses the same as each query by
+    itself."""
     k = min(1 + cut, len(row))
     longer = torch.tensor([row + [-inf] * len(more)])
     expected = top_k(torch.tensor([row]), k)[1]
@@ -83,8 +84,8 @@ def test_gradients_reach_the_chosen_scores() -> None:
 @pytest.mark.filterwarnings("ignore")  # torch warns of its own code while it compiles
 @pytest.mark.usefixtures("_strict_compiler")
 def test_compiled_code_chooses_the_same_at_every_length() -> None:
-    """In one graph, of scores that are computed in the same function: products whose sign of zero the compiler may
-    change, and values that it need not keep."""
+    """One graph also computes the scores: products for which the compiler may change the sign of zero, and values that
+    it need not store."""
 
     def both(x: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scores = x.relu() * factors
