@@ -149,9 +149,10 @@ class ModelOptions(SwapOptions):
         ),
     ] = None
 
-    def chosen(self) -> list[NamedSpec]:
-        """Returns the named models; a family means all its sizes. Without names, the other options select models."""
-        return self._models(chosen, every_size if self.all_sizes else one_each)
+    def chosen(self, estimated: bool = False) -> list[NamedSpec]:
+        """Returns the named models; a family means all its sizes. Without names, the other options select models.
+        `estimated`: whether configs that no family reads are estimated."""
+        return self._models(partial(chosen, estimated=estimated), every_size if self.all_sizes else one_each)
 
     def representatives(self) -> list[NamedSpec]:
         """Returns the named or selected models, with only the smallest size of each family."""

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from weights.formats.hf_folder import CONFIG, MODELOPT, check_scheme
-from weights.formats.safetensors_folder import GENERATION, INDEX, SINGLE, weight_map
-from weights.formats.untrusted import CONFIG_LIMIT, member, read_json
+from weights.formats.safetensors_folder import GENERATION, INDEX, SINGLE, by_shard, check_shards, weight_map
+from weights.formats.untrusted import CONFIG_LIMIT, header_tensors, member, read_json
 from weights.formats.zoo_folder import SPEC
+from weights.matching import StoredTensor
 from weights.tokenizer import OLDER_TEMPLATE, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from zoo import catalog
-from zoo.errors import NotAvailable, UsageError, ZooError, enough
+from zoo.errors import MalformedError, NotAvailable, UsageError, ZooError, enough
 from zoo.training.checkpoints import STATE, last_checkpoint
 
 SMALL_FILES = (CONFIG, GENERATION, INDEX, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, OLDER_TEMPLATE, MODELOPT)
@@ -108,6 +109,43 @@ def download_config(repo: str, offline: bool = False) -> Path:
     """Downloads the config.json of a repository, and returns its path in the download cache."""
     folder = _snapshot(repo, None, (CONFIG,), offline)
     return member(folder, CONFIG)
+
+
+def read_repository_headers(repo: str, offline: bool = False) -> list[StoredTensor] | None:
+    """Returns every tensor of a repository, from the headers of its safetensors files, which are fetched without the
+    weights; None if it has no such files.
+
+    Raises NotAvailable, with advice, if the hub cannot be reached, and MalformedError for invalid headers.
+    """
+    from huggingface_hub import HfApi, errors
+
+    if _is_offline(offline):
+        raise NotAvailable(f"{repo}: the headers of its weights are not in {_not_cached(offline)}")
+    folder = _snapshot(repo, None, (CONFIG, INDEX), offline)
+
+    def read(shard: str) -> list[StoredTensor]:
+        found = HfApi().parse_safetensors_file_metadata(repo, shard, revision=folder.name)
+        tensors = {name: vars(info) for name, info in found.tensors.items()}
+        keys = ("dtype", "shape", "data_offsets")
+        header = {name: {key: _as_list(info[key]) for key in keys} for name, info in tensors.items()}
+        return header_tensors(f"{repo}/{shard}", {**header, "__metadata__": found.metadata or {}})
+
+    try:
+        if (folder / INDEX).exists():
+            return check_shards(f"{repo}/{INDEX}", by_shard(weight_map(folder)), read)
+        return read(SINGLE)
+    except errors.EntryNotFoundError:
+        return None
+    except errors.SafetensorsParsingError as error:
+        raise MalformedError(f"{repo}: the header of a safetensors file is invalid: {_first_line(error)}") from error
+    except (ZooError, MemoryError):
+        raise
+    except Exception as error:  # the hub's own errors, its HTTP library's and the system's: all are external
+        raise NotAvailable(f"{repo}: {_reason(error, repo, offline)}") from error
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _snapshot(repo: str, revision: str | None, files: Iterable[str], offline: bool) -> Path:

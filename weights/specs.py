@@ -8,8 +8,11 @@ The word is one of these, in this order of precedence:
 4. a hub id, whose config.json is downloaded or in the download cache
 """
 
+import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from traceback import extract_tb
@@ -17,22 +20,30 @@ from types import ModuleType
 from typing import Any
 
 from weights.formats.hf_folder import CONFIG
+from weights.formats.safetensors_folder import has_headers, read_headers
+from weights.formats.stored_shapes import stored_shapes
 from weights.formats.untrusted import CONFIG_LIMIT, read_json
 from weights.formats.zoo_folder import SPEC
 from weights.loading import open_source
-from weights.sources import HUB_ID, described_by, download_config, is_path
+from weights.matching import StoredTensor
+from weights.sources import HUB_ID, described_by, download_config, is_path, read_repository_headers
 from zoo import catalog
 from zoo.catalog import FoundSpec
 from zoo.errors import MalformedError, NotAvailable, UsageError, suggestion
+from zoo.hf.estimate import estimate
 from zoo.model.decoder import Decoder
 from zoo.spec_files import from_state, spec_from
 from zoo.training.checkpoints import STATE
 
 GGUF, PYTHON = ".gguf", ".py:"
+log = logging.getLogger(__name__)
 
 
-def find_spec(word: str, ignore_fields: Iterable[str] = ()) -> FoundSpec:
+def find_spec(word: str, ignore_fields: Iterable[str] = (), estimated: bool = False) -> FoundSpec:
     """Returns the model that a word names. `ignore_fields` are fields of a config.json to ignore.
+
+    With `estimated`, a config.json whose model_type no family reads is estimated from the fields that many families
+    share (zoo.hf.estimate), and from the headers of its safetensors files, if there are any.
 
     Raises UsageError for an unknown name. Raises NotAvailable for a hub id that cannot be reached and for a folder
     without a description. Raises MalformedError for an invalid description.
@@ -42,7 +53,7 @@ def find_spec(word: str, ignore_fields: Iterable[str] = ()) -> FoundSpec:
     if PYTHON in word:
         return _from_python(word)
     if is_path(word):
-        return _from_path(Path(word), ignore_fields)
+        return _from_path(Path(word), ignore_fields, estimated)
     try:
         preset = catalog.resolve(word)
     except UsageError:
@@ -54,11 +65,12 @@ def find_spec(word: str, ignore_fields: Iterable[str] = ()) -> FoundSpec:
             config = read_json(download_config(word), CONFIG_LIMIT)
         except NotAvailable as error:
             raise NotAvailable(f"there is no folder {word}, and as a hub id, {error}") from error
-        return FoundSpec(word.rpartition("/")[2], _of_config(config, word, ignore_fields), config=config)
+        headers = partial(read_repository_headers, word) if estimated else None
+        return _of_config(word.rpartition("/")[2], config, word, ignore_fields, headers)
     return catalog.found(preset)
 
 
-def _from_path(path: Path, ignore_fields: Iterable[str]) -> FoundSpec:
+def _from_path(path: Path, ignore_fields: Iterable[str], estimated: bool) -> FoundSpec:
     """Returns the model of a folder, a run, a config.json, a spec.json or a .gguf file."""
     if path.suffix == GGUF:
         return FoundSpec(_label(path.stem), open_source(path).spec(ignore_fields), path=path)
@@ -67,7 +79,8 @@ def _from_path(path: Path, ignore_fields: Iterable[str]) -> FoundSpec:
     name = _label(folder.resolve().name)
     if file.name == CONFIG:
         config = read_json(file, CONFIG_LIMIT)
-        return FoundSpec(name, _of_config(config, str(folder), ignore_fields), config=config, path=file.parent)
+        headers = partial(_headers_in, file.parent) if estimated else None
+        return replace(_of_config(name, config, str(folder), ignore_fields, headers), path=file.parent)
     if file.suffix == ".json":
         content = read_json(file, CONFIG_LIMIT)
         spec = spec_from(from_state(content) if file.name == STATE else content, str(file))
@@ -77,11 +90,35 @@ def _from_path(path: Path, ignore_fields: Iterable[str]) -> FoundSpec:
     raise UsageError(f"{path} is not a {CONFIG}, {SPEC} or {GGUF} file")
 
 
-def _of_config(config: dict[str, Any], where: str, ignore_fields: Iterable[str]) -> Decoder:
+def _of_config(
+    name: str,
+    config: dict[str, Any],
+    where: str,
+    ignore_fields: Iterable[str],
+    headers: Callable[[], list[StoredTensor] | None] | None,
+) -> FoundSpec:
+    """Returns the model that a config describes. If no family reads it, returns an estimate, unless `headers` is None;
+    `headers` returns the stored tensors, or None if there are none."""
     try:
-        return catalog.from_hf(config, ignore_fields)
+        if headers is None or catalog.is_read(config):
+            return FoundSpec(name, catalog.from_hf(config, ignore_fields), config=config)
+        tensors = _read_if_there(headers)
+        guess = estimate(config, None if tensors is None else stored_shapes(where, tensors, config))
+        return FoundSpec(name, guess.spec, config=config, estimate=guess)
     except MalformedError as error:
-        raise MalformedError(f"{where}/{error}") from error
+        raise MalformedError(f"{where}/{error}" if str(error).startswith(CONFIG) else str(error)) from error
+
+
+def _read_if_there(headers: Callable[[], list[StoredTensor] | None]) -> list[StoredTensor] | None:
+    try:
+        return headers()
+    except NotAvailable as error:
+        log.warning("%s; the parameters are estimated from %s alone", error, CONFIG)
+        return None
+
+
+def _headers_in(folder: Path) -> list[StoredTensor] | None:
+    return read_headers(folder)[1] if has_headers(folder) else None
 
 
 def _label(name: str) -> str:

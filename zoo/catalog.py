@@ -18,8 +18,9 @@ from zoo.architectures import is_known as is_known
 from zoo.arguments import find_dtype
 from zoo.core.devices import allocating, find_device
 from zoo.core.kernels import active
-from zoo.errors import MalformedError, SpecError, UsageError, unknown
+from zoo.errors import MalformedError, SpecError, UsageError, suggestion
 from zoo.hf.config import About, Size
+from zoo.hf.estimate import Estimate
 from zoo.kernel_choice import decide_for
 from zoo.model.decoder import Decoder
 from zoo.model.initialisation import initialise
@@ -111,6 +112,7 @@ class FoundSpec:
 
     `name` is shown in tables: a preset, or the name of a folder or file ("./" distinguishes it from a preset). `preset`
     is None if the model is not a preset. `config` is the published config.json, and `path` the folder or file, if any.
+    `estimate` is what the spec rests on if no family reads the config.
     """
 
     name: str
@@ -118,6 +120,7 @@ class FoundSpec:
     preset: str | None = None
     config: dict[str, Any] | None = None
     path: Path | None = None
+    estimate: Estimate | None = None
 
     @property
     def title(self) -> str:
@@ -180,17 +183,30 @@ def _decoder(name_or_spec: str | Decoder, tiny: bool) -> Decoder:
 def family_of(config: Any) -> ModuleType:
     """Returns the architecture module that reads a published config.json, chosen by model_type. For a multimodal
     config, it reads the text part."""
-    by_type: dict[str, ModuleType] = {}
-    for family in families().values():  # two families share a reader if one has the other's model_type
-        by_type = dict.fromkeys(family.from_hf.model_types, family) | by_type
+    by_type = _by_model_type()
     if not isinstance(config, dict) or "model_type" not in config:
         raise MalformedError("config.json: must be an object with a model_type")
     model_type = str(config["model_type"])
     if model_type not in by_type:
-        raise MalformedError(f"config.json: {unknown('model_type', model_type, by_type)}")
+        advice = "`python -m benchmarks params|kv|flops|compare SOURCE` estimates its costs"
+        said = f"config.json: unknown model_type {model_type[:80]!r}: {advice}; {suggestion(model_type, by_type)}"
+        raise MalformedError(said)
     text = config.get("text_config")
     inner = by_type.get(str(text.get("model_type"))) if isinstance(text, dict) else None
     return inner if inner and model_type in inner.from_hf.model_types else by_type[model_type]
+
+
+def is_read(config: dict[str, Any]) -> bool:
+    """Whether a family reads configs of this config's model_type."""
+    return str(config.get("model_type")) in _by_model_type()
+
+
+@cache
+def _by_model_type() -> dict[str, ModuleType]:
+    by_type: dict[str, ModuleType] = {}
+    for family in families().values():  # two families share a reader if one has the other's model_type
+        by_type = dict.fromkeys(family.from_hf.model_types, family) | by_type
+    return by_type
 
 
 def from_hf(config: dict[str, Any], ignore_fields: Iterable[str] = ()) -> Decoder:

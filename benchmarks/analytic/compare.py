@@ -102,6 +102,14 @@ def difference_rows(first: NamedSpec, second: NamedSpec) -> list[Row]:
     return rows
 
 
+def unknown_rows(first: NamedSpec, second: NamedSpec) -> list[Row]:
+    """Returns one row for each field of an estimated model's config that is not understood, with both values."""
+    unread = [dict(model.estimate.unread if model.estimate else ()) for model in (first, second)]
+    pair = {"table": "unknown_fields", **about(first, second)}
+    fields = dict.fromkeys([*unread[0], *unread[1]])
+    return [{**pair, "field": each, "value": unread[0].get(each), "other": unread[1].get(each)} for each in fields]
+
+
 def field_in_words(path: str) -> str:
     """Returns a field's path in words: attn.kv_heads -> attention: KV heads."""
     first, *rest = path.split(".")

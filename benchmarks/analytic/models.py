@@ -12,6 +12,7 @@ from zoo.catalog import folded, sizes
 from zoo.cli.tables import Row
 from zoo.errors import UsageError
 from zoo.hf.config import Size
+from zoo.hf.estimate import Estimate
 from zoo.model.decoder import Decoder
 from zoo.swaps.grammar import apply_swaps
 
@@ -21,7 +22,8 @@ class NamedSpec:
     """A named spec with its published size (None: not published).
 
     `swap`: the swaps that were applied to the model of that name. `dropped`: the features that the swaps removed.
-    `stored`: the format of the model's weights, if a config.json states it.
+    `stored`: the format of the model's weights, if a config.json states it. `estimate`: what the spec rests on, if no
+    family reads the model's config.
     """
 
     name: str
@@ -30,6 +32,7 @@ class NamedSpec:
     swap: str | None = None
     dropped: str | None = None
     stored: WeightForm | None = None
+    estimate: Estimate | None = None
 
     @property
     def released_form(self) -> WeightForm:
@@ -38,21 +41,45 @@ class NamedSpec:
 
     @property
     def label(self) -> str:
-        """The name, with a star if a swap has changed the model."""
-        return self.name + ("*" if self.swap else "")
+        """The name, with a star if a swap has changed the model, and a tilde if it is estimated."""
+        return ("~" if self.estimate else "") + self.name + ("*" if self.swap else "")
 
 
 def about(model: NamedSpec, against: NamedSpec | None = None) -> Row:
     """Returns the first entries of every row about a model, or about a model and the model it is compared with."""
     hub = model.size.hub if model.size else None
-    row = {"model": model.name, "hub": hub, "swap": model.swap, "dropped": model.dropped}
+    row: Row = {"model": model.name, "hub": hub, "swap": model.swap, "dropped": model.dropped}
+    row |= {"estimated": True} if model.estimate else {}
     return row | ({"against": against.label, "against_swap": against.swap} if against else {})
 
 
+def stored_parts(model: NamedSpec) -> dict[str, int]:
+    """Returns the parameters in the headers of an estimated model's files, by part; {} without headers, and for a
+    swapped model."""
+    if model.estimate is None or model.estimate.stored is None or model.swap:
+        return {}
+    return dict(model.estimate.stored.breakdown(len(model.spec.layers), model.spec.tied)[0])
+
+
+def stored_params(model: NamedSpec) -> tuple[int, int]:
+    """Returns the parameters in the headers, and those that one token uses: without the share of the routed experts
+    that the estimate's router does not choose."""
+    parts = stored_parts(model)
+    total, routed = sum(parts.values()), model.spec.param_breakdown().get("routed", 0)
+    idle = model.spec.params() - model.spec.active_params()
+    return total, total - (round(idle * parts.get("routed", 0) / routed) if routed else 0)
+
+
 def chosen(
-    names: Sequence[str], swaps: Sequence[str] = (), ignore_fields: Iterable[str] = (), smallest: bool = False
+    names: Sequence[str],
+    swaps: Sequence[str] = (),
+    ignore_fields: Iterable[str] = (),
+    smallest: bool = False,
+    estimated: bool = False,
 ) -> list[NamedSpec]:
     """Returns the named models, in the given order and without duplicates; no names mean every family.
+
+    `estimated`: whether configs that no family reads are estimated, instead of an error.
 
     A family means all its sizes or, with `smallest`, its smallest size under the family's name. With `swaps`, each
     model is followed by its swapped version. Raises UsageError for an unknown name, and for swaps without names.
@@ -63,7 +90,7 @@ def chosen(
     for name in names or families():
         family = folded(name)
         if family not in families():
-            models = [one(name, ignore_fields)]
+            models = [one(name, ignore_fields, estimated)]
         else:
             models = [replace(one(family), name=family)] if smallest else [*map(one, families()[family].SIZES)]
         for model in models:
@@ -80,13 +107,20 @@ def swapped(model: NamedSpec, swaps: Sequence[str]) -> NamedSpec:
     """Returns the model, under its own name, with swaps (zoo.swaps.grammar) applied in turn."""
     spec, dropped = apply_swaps(model.spec, swaps)
     return NamedSpec(
-        model.name, spec, swap="; ".join(swaps), dropped=", ".join(dropped) or None, stored=model.released_form
+        model.name,
+        spec,
+        swap="; ".join(swaps),
+        dropped=", ".join(dropped) or None,
+        stored=model.released_form,
+        estimate=model.estimate,
     )
 
 
-def one(name: str, ignore_fields: Iterable[str] = ()) -> NamedSpec:
-    """Returns the model that a word names (weights.specs). A family means its smallest preset."""
-    found = find_spec(name, ignore_fields)
+def one(name: str, ignore_fields: Iterable[str] = (), estimated: bool = False) -> NamedSpec:
+    """Returns the model that a word names (weights.specs). A family means its smallest preset. `estimated`: whether a
+    config that no family reads is estimated."""
+    found = find_spec(name, ignore_fields, estimated)
     if found.preset:
         return NamedSpec(found.preset, found.spec, sizes()[found.preset])
-    return NamedSpec(found.name, found.spec, stored=weight_forms.config_form(found.config or {}))
+    form = weight_forms.config_form(found.config or {})
+    return NamedSpec(found.name, found.spec, stored=form, estimate=found.estimate)

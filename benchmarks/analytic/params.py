@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.analytic.models import NamedSpec, about
+from benchmarks.analytic.models import NamedSpec, about, stored_params, stored_parts
 from zoo.cli.tables import Row
 from zoo.model.layer_pattern import labels
 
@@ -78,16 +78,18 @@ def param_row(model: NamedSpec) -> Row:
 
     For published sizes, `hub_params` is the total that the Hub states; `hub_beside` lists the parameters in it that do
     not belong to the text model. `name_params` and `name_active_params` are the counts in the model's name (30B-A3B).
+    The parameters of an estimated model are those in the headers of its files, if there are any.
     """
-    total = model.spec.params()
+    breakdown = stored_parts(model) or model.spec.param_breakdown()
+    total, active = stored_params(model) if stored_parts(model) else (model.spec.params(), model.spec.active_params())
     hub = _hub().get(model.name, {"total": total}) if model.size else {}
     claimed, claimed_active = claims(model.name) if model.size else (None, None)
     return {
         "table": "params",
         **about(model),
         "params": total,
-        "active_params": model.spec.active_params(),
-        **_by_part(model.spec.param_breakdown(), PARTS),
+        "active_params": active,
+        **_by_part(breakdown, PARTS),
         "hub_params": hub.get("total"),
         "hub_beside": [{"what": what, "params": params} for what, params in hub.get("beside", {}).items()],
         "hub_note": hub.get("note"),

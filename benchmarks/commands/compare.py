@@ -7,13 +7,21 @@ from typing import Annotated
 import typer
 
 from benchmarks import options
-from benchmarks.analytic.compare import KV_CONTEXTS, difference_rows, field_in_words, figure_rows, structure_rows
+from benchmarks.analytic.compare import (
+    KV_CONTEXTS,
+    difference_rows,
+    field_in_words,
+    figure_rows,
+    structure_rows,
+    unknown_rows,
+)
 from benchmarks.analytic.kv import InferenceConfig, crossing_row
 from benchmarks.analytic.models import NamedSpec, one, swapped
 from benchmarks.analytic.roofline import Device
 from benchmarks.measure.benchmark_models import BenchmarkModel, Variant
 from benchmarks.measure.runners import workloads
 from benchmarks.measure.throughput import measure_throughput, throughput_config
+from benchmarks.output.estimates import estimate_tables
 from benchmarks.output.report import Report, Row, Table, columns
 from benchmarks.output.show import describe_crossing, format_sequences, format_tokens
 from zoo.cli.tables import Column
@@ -45,7 +53,7 @@ def command(
     """
     device = peak.device()
     models = pair(names or [], changes.swap or [], changes.ignore_field or [])
-    report.add(*tables(*models, context, inference, device))
+    report.add(*tables(*models, context, inference, device), *estimate_tables(models, inference))
     if measure:
         once = {model.label: model for model in models}
         measured = [Variant(tiny, layers).of(BenchmarkModel(model)) for model in once.values()]
@@ -57,10 +65,10 @@ def pair(names: Sequence[str], swaps: Sequence[str], ignore_fields: Sequence[str
     """Returns the two models to compare. Raises UsageError unless there are two, or one with swaps."""
     if len(names) != (1 if swaps else 2):
         raise UsageError("compare takes two models, or one with --swap: llama3 qwen3, or qwen3 --swap rope=NoPE")
-    first = one(names[0], ignore_fields)
+    first = one(names[0], ignore_fields, estimated=True)
     if swaps:
         return first, swapped(first, swaps)
-    second = one(names[1], ignore_fields)
+    second = one(names[1], ignore_fields, estimated=True)
     if first.name == second.name and first.spec != second.spec:  # of two files or folders
         first, second = replace(first, name=names[0]), replace(second, name=names[1])
     return first, second
@@ -75,6 +83,7 @@ def tables(first: NamedSpec, second: NamedSpec, context: int, config: InferenceC
         _differences(first, second),
         _figures(first, second, context, config, device),
         crossing,
+        *([_unknown(rows, first, second)] if (rows := unknown_rows(first, second)) else []),
     ]
 
 
@@ -101,6 +110,15 @@ def _differences(first: NamedSpec, second: NamedSpec) -> Table:
     legend += [f"{second.label} is {second.name} after --swap {second.swap}."] if second.swap else []
     legend += [f"The swap dropped: {second.dropped}."] if second.dropped else []
     return Table("Sizes and details", shown if rows else [], legend, rows)
+
+
+def _unknown(rows: list[Row], first: NamedSpec, second: NamedSpec) -> Table:
+    shown = [
+        Column("field", "field", width=28),
+        Column("value", first.label, width=24),
+        Column("other", second.label, width=24),
+    ]
+    return Table("Fields that are not understood", shown, ["They may change the costs above."], rows)
 
 
 def _figures(first: NamedSpec, second: NamedSpec, context: int, config: InferenceConfig, device: Device) -> Table:

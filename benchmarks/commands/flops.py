@@ -8,6 +8,7 @@ from benchmarks.analytic.models import NamedSpec
 from benchmarks.analytic.params import FFN_PARTS, ffn_cells
 from benchmarks.analytic.roofline import PHASES, Device, flop_row
 from benchmarks.options import Contexts, DeviceOptions, InferenceOptions, ModelOptions
+from benchmarks.output.estimates import estimate_tables
 from benchmarks.output.report import Report, Row, Rows, Table, columns, columns_in_use, named
 from benchmarks.output.show import format_tokens, on_each, three, three_in, unless_zero
 from zoo.units import format_count
@@ -27,9 +28,10 @@ def command(
 
     The ceiling is the roofline of the device that --device-spec names, or that --bandwidth and --flops describe.
     """
-    chosen, device = inference.divisible(models.chosen()), peak.device()
+    chosen, device = inference.divisible(models.chosen(estimated=True)), peak.device()
     for tokens in context or [DEFAULT_CONTEXT]:
         report.add(*tables(chosen, tokens, inference, device))
+    report.add(*estimate_tables(chosen, inference))
 
 
 def tables(models: Sequence[NamedSpec], context: int, config: InferenceConfig, device: Device) -> Iterator[Table]:

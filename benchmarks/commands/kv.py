@@ -9,6 +9,7 @@ import typer
 from benchmarks.analytic.kv import InferenceConfig, cache_row, crossing_row, fit_row
 from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.options import MEMORY, Contexts, InferenceOptions, Memory, ModelOptions
+from benchmarks.output.estimates import estimate_tables
 from benchmarks.output.report import Report, Row, Rows, Table, columns, columns_in_use, named
 from benchmarks.output.show import format_decimal_bytes, format_sequences, format_tokens, on_each, smaller_at, unit
 
@@ -32,8 +33,10 @@ def command(
     cache fits on a card beside the weights. The third shows the contexts at which a model's cache is smaller than the
     cache of the --against model.
     """
-    chosen, other = inference.divisible(models.chosen()), one(against, models.ignore_field or [])
+    chosen = inference.divisible(models.chosen(estimated=True))
+    other = one(against, models.ignore_field or [], estimated=True)
     report.add(*tables(chosen, context or [DEFAULT_CONTEXT], other, memory, inference))
+    report.add(*estimate_tables(chosen, inference))
 
 
 def tables(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from benchmarks.analytic.models import NamedSpec
 from benchmarks.analytic.params import ffn_cells, layer_rows, param_row
 from benchmarks.options import ModelOptions
+from benchmarks.output.estimates import estimate_tables
 from benchmarks.output.report import Report, Row, Rows, Table, columns, columns_in_use, named
 from benchmarks.output.show import unless_zero
 from zoo.cli.tables import Column
@@ -16,7 +17,8 @@ def command(*, models: ModelOptions, report: Report) -> None:
 
     The parts add up to the total. The lines below the tables explain its difference from the Hub's total.
     """
-    report.add(*tables(models.chosen()))
+    chosen = models.chosen(estimated=True)
+    report.add(*tables(chosen), *estimate_tables(chosen))
 
 
 def tables(models: Sequence[NamedSpec]) -> list[Table]:

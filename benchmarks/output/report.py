@@ -35,7 +35,7 @@ class Table:
 
     `derive` makes the cells that combine several values of a row, such as a range. It returns None for a row that is
     not shown as a line, since other rows' lines show its values. `star_notes`: whether the legend explains the star of
-    a swapped model.
+    a swapped model and the tilde of an estimated one.
     """
 
     title: str
@@ -54,7 +54,7 @@ class Table:
         lines = [(row, cells) for row in self.rows if (cells := self.derive(row)) is not None]
         rows = [row | cells | ({"model": named(row)} if "model" in row else {}) for row, cells in lines]
         shown = [column for column in self.columns if any(row.get(column.key) not in (None, []) for row in rows)]
-        legend = [*self.legend, *(_swap_notes(self.rows) if self.star_notes else [])]
+        legend = [*self.legend, *(_name_notes(self.rows) if self.star_notes else [])]
         if format is Format.md:
             shown = [replace(column, header=column.header.replace("\n", " ")) for column in shown]
             title, notes = self.title and f"### {self.title}", [f"- {line}" for line in legend]
@@ -81,15 +81,26 @@ def _fitted(rows: Rows, columns: Sequence[Column]) -> Sequence[Column]:
 
 
 def named(row: Row) -> str:
-    """Returns the name of a row's model, with a star if a swap has changed the model."""
-    return row["model"] + ("*" if row.get("swap") else "")
+    """Returns the name of a row's model, with a star if a swap has changed the model, and a tilde if it is
+    estimated."""
+    return ("~" if row.get("estimated") else "") + row["model"] + ("*" if row.get("swap") else "")
 
 
-def _swap_notes(rows: Rows) -> list[str]:
-    """Returns the legend lines on the meaning of the star, and on the features that the swaps removed."""
+def _name_notes(rows: Rows) -> list[str]:
+    """Returns the legend lines on the meaning of the star and of the tilde, and on the features that the swaps
+    removed."""
     swaps = dict.fromkeys(row["swap"] for row in rows if row.get("swap"))
     dropped = dict.fromkeys(f"{named(row)} has no {row['dropped']}" for row in rows if row.get("dropped"))
-    return [f"*: after --swap {swap}." for swap in swaps] + ([f"Dropped: {'; '.join(dropped)}."] if dropped else [])
+    guessed = ["~: estimated, since no family reads its config; see the last tables."] * any(map(_is_estimated, rows))
+    return (
+        guessed
+        + [f"*: after --swap {swap}." for swap in swaps]
+        + ([f"Dropped: {'; '.join(dropped)}."] if dropped else [])
+    )
+
+
+def _is_estimated(row: Row) -> bool:
+    return "estimated" in row
 
 
 @dataclass

@@ -6,16 +6,17 @@ entry in `COLUMNS`, as "table.column" or else as "column", or else the entry of 
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.analytic.compare import difference_rows, figure_rows, structure_rows
+from benchmarks.analytic.compare import difference_rows, figure_rows, structure_rows, unknown_rows
+from benchmarks.analytic.estimates import bound_rows, ground_rows, stored_rows
 from benchmarks.analytic.kv import InferenceConfig, cache_row, crossing_row, fit_row
-from benchmarks.analytic.models import one
+from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.analytic.params import cost_row, layer_rows, param_row
 from benchmarks.analytic.roofline import device, flop_row
 from benchmarks.analytic.weight_forms import FOUR_BIT, PACKED, PLAIN
@@ -31,6 +32,8 @@ from benchmarks.measure.timing import Samples
 from benchmarks.measure.variants import VariantsConfig
 from benchmarks.output.report import DOCS, Row, kept, read
 from zoo.cli.tables import SCHEMA_VERSION
+from zoo.hf.estimate import estimate
+from zoo.hf.stored_shapes import StoredShapes
 
 Kind = dict[str, Any]
 TITLES = {  # table -> a description of its rows
@@ -47,6 +50,10 @@ TITLES = {  # table -> a description of its rows
     "structure": "compare: one row per structural difference between `against` and the model, as a sentence",
     "differences": "compare: one row per field of the specs that differs",
     "figures": "compare: one row per cost that differs",
+    "bounds": "params, kv, flops, compare: one row per cost of an estimated model, with its bounds",
+    "stored": "params, kv, flops, compare: parameters by group in the headers of an estimated model's files",
+    "grounds": "params, kv, flops, compare: one row per thing that an estimate rests on",
+    "unknown_fields": "compare: one row per field of an estimated model's config that is not understood",
     "load": "load: one row per loader; memory is counted above that of the imports, medians of fresh processes",
     "mla": "blocks --variants mla: one row per context and variant of one layer's attention, batch 1",
     "sparse": "blocks --variants sparse: one row per phase, context and variant of one layer's attention without its "
@@ -132,6 +139,12 @@ COLUMNS: dict[str, Kind] = {
     **_all("min max flops_per_byte device_flops device_bandwidth learning_rate median", RATE),
     "learn.kv_bytes": COUNT,
     **_all("words source block description layer_pattern measure model against", WORD),
+    **_all("ground group grounds.meaning", WORD),
+    "grounds.field": _said(TEXT, "a field of config.json, a question, or a model"),
+    **_all("bounds.value bounds.low bounds.high", AMOUNT),
+    **_all("stored.stored", COUNT),
+    "stored.estimate": _optional(COUNT, "null for what the files hold beside the language model"),
+    "off_by": _optional({"type": "integer"}, "estimate - stored"),
     "samples": SAMPLES,
     "swap": _optional(TEXT, "swaps that were applied to the model of that name"),
     "dropped": _optional(TEXT, "features that the swaps removed"),
@@ -200,6 +213,7 @@ COLUMNS: dict[str, Kind] = {
     "bound": _said(RATE, "difference that still counts as equal in this dtype"),
     "part": {"enum": ["attn", "ffn", "norm", "layers", "embedding", "head"]},
     "sentence": _said(TEXT, "about `against`"),
+    "bounds.unit": {"enum": ["parameters", "bytes", "FLOPs"]},
     "figures.unit": {"enum": ["parameters", "bytes", "FLOPs", "tokens/s"]},
     "value": _optional(TEXT, "null where the block has no such field"),
     "other": _optional(TEXT, "null where the block has no such field"),
@@ -262,6 +276,7 @@ def examples() -> Iterator[Row]:
     yield quantity_row(first, [], config, device("h100"))
     yield from (*structure_rows(first, second), *difference_rows(first, second))
     yield from figure_rows(first, second, 4096, config, device("h100"))
+    yield from _of_estimates()
     loaded = {"load_s": 1.0, "ready_s": 1.0, "model_bytes": 1, "peak_bytes": 1, "anonymous_bytes": 1}
     yield from loading.rows(Path("model"), "float32", {ZOO: [loaded]})
     for kind in (MLAVariants, SparseVariants):
@@ -273,6 +288,15 @@ def examples() -> Iterator[Row]:
     yield from blocks.rows(listed, blocks.BlockConfig(256, 1, 1, torch.float32), samples)
     for folder in ("performance", "learning"):
         yield from chain.from_iterable(read(file)["rows"] for file in kept(DOCS / folder).values())
+
+
+def _of_estimates() -> Iterator[Row]:
+    """Yields rows of the tables about estimated models."""
+    fields = dict(vocab_size=8, hidden_size=4, num_hidden_layers=1, num_attention_heads=2, tower_size=1)
+    stored = StoredShapes({"model.embed_tokens.weight": (8, 4), "model.layers.0.mlp.up_proj.weight": (16, 4)})
+    model = NamedSpec("model", (guess := estimate(fields, stored)).spec, estimate=guess)
+    yield from bound_rows(model, InferenceConfig())
+    yield from (*stored_rows(model), *ground_rows(model), *unknown_rows(model, model))
 
 
 def holds(table: str, column: str) -> Kind:
@@ -287,10 +311,7 @@ def holds(table: str, column: str) -> Kind:
 def schema() -> Kind:
     """Returns the schema of a document."""
     tables = {row["table"]: list(row) for row in examples()}
-    rows = {
-        table: {"title": title} | _object(**{column: holds(table, column) for column in tables[table]})
-        for table, title in TITLES.items()
-    }
+    rows = {table: {"title": title} | _row(table, tables[table]) for table, title in TITLES.items()}
     machine = _object("where the document was written, and how measured rows were measured", **MACHINE)
     machine["properties"] = MACHINE | MEASURED_ON
     return {
@@ -317,6 +338,15 @@ def schema() -> Kind:
             **rows,
         },
     }
+
+
+def _row(table: str, columns: Iterable[str]) -> Kind:
+    """Returns a table's row. Rows about a model have the key `estimated` only if the model is estimated."""
+    kind = _object(**{column: holds(table, column) for column in columns if column != "estimated"})
+    if "swap" in kind["properties"]:
+        about = "true if no family reads the model's config; other rows lack this key"
+        kind["properties"] = kind["properties"] | {"estimated": {"const": True, "description": about}}
+    return kind
 
 
 def text() -> str:

@@ -5,6 +5,7 @@ Nothing in the folder is trusted: docs/loading.md lists the errors for broken an
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,7 @@ class SafetensorsFolder(Source):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._opened: dict[str, Any] = {}  # shard -> its mapped file
-        if (self.path / SINGLE).exists() or not (self.path / INDEX).exists():
-            self.held = read_header(member(self.path, SINGLE))
-            self.shard_of = {tensor.name: SINGLE for tensor in self.held}
-        else:
-            self.shard_of = weight_map(self.path)
-            self.held = self._read_shards()
+        self.shard_of, self.held = read_headers(path)
 
     @property
     def generation(self) -> GenerationConfig:
@@ -70,32 +66,56 @@ class SafetensorsFolder(Source):
                 raise MalformedError(f"{path} is not a readable safetensors file: {error}") from error
         return self._opened[shard].get_tensor(name)
 
-    def _read_shards(self) -> list[StoredTensor]:
-        """Returns the tensors of all shards. Raises NotAvailable for missing files, and one MalformedError for all
-        files that contradict the index."""
-        expected: dict[str, set[str]] = {}
-        for name, shard in self.shard_of.items():
-            expected.setdefault(shard, set()).add(name)
-        if absent := [shard for shard in expected if not (self.path / shard).exists()]:
-            raise NotAvailable(f"{self.path}: {INDEX} names files that do not exist: {listed(absent)}")
-        tensors: list[StoredTensor] = []
-        problems: list[str] = []
-        for shard, names in sorted(expected.items()):
-            try:
-                found = read_header(member(self.path, shard))
-            except MalformedError as error:
-                problems.append(str(error))
-                continue
-            held = {tensor.name for tensor in found}
-            if missing := [name if name.isprintable() else ascii(name) for name in names - held]:
-                problems.append(f"{shard} lacks {listed(missing)}")
-            if surplus := held - names:
-                problems.append(f"{shard} holds {listed(surplus)}, contrary to the index")
-            else:
-                tensors += found
-        if problems:
-            raise MalformedError(f"{self.path / INDEX}: {'; '.join(problems[:MAX_BROKEN_SHARDS])}")
-        return tensors
+
+def has_headers(folder: Path) -> bool:
+    """Whether the folder has a safetensors file, or an index of several."""
+    return any((folder / name).exists() for name in (SINGLE, INDEX))
+
+
+def read_headers(folder: Path) -> tuple[dict[str, str], list[StoredTensor]]:
+    """Returns {name of a tensor: its file} and every stored tensor of a folder, from the headers alone. Raises
+    NotAvailable for missing files, and one MalformedError for all files that contradict the index."""
+    if (folder / SINGLE).exists() or not (folder / INDEX).exists():
+        held = read_header(member(folder, SINGLE))
+        return {tensor.name: SINGLE for tensor in held}, held
+    shard_of = weight_map(folder)
+    expected = by_shard(shard_of)
+    if absent := [shard for shard in expected if not (folder / shard).exists()]:
+        raise NotAvailable(f"{folder}: {INDEX} names files that do not exist: {listed(absent)}")
+    return shard_of, check_shards(folder / INDEX, expected, lambda shard: read_header(member(folder, shard)))
+
+
+def by_shard(shard_of: dict[str, str]) -> dict[str, set[str]]:
+    """Returns {file: names of its tensors}."""
+    expected: dict[str, set[str]] = {}
+    for name, shard in shard_of.items():
+        expected.setdefault(shard, set()).add(name)
+    return expected
+
+
+def check_shards(
+    where: object, expected: dict[str, set[str]], read: Callable[[str], list[StoredTensor]]
+) -> list[StoredTensor]:
+    """Returns the tensors of all shards, each read by `read`. Raises one MalformedError, naming the index `where`, for
+    all shards that are invalid or contradict it."""
+    tensors: list[StoredTensor] = []
+    problems: list[str] = []
+    for shard, names in sorted(expected.items()):
+        try:
+            found = read(shard)
+        except MalformedError as error:
+            problems.append(str(error))
+            continue
+        held = {tensor.name for tensor in found}
+        if missing := [name if name.isprintable() else ascii(name) for name in names - held]:
+            problems.append(f"{shard} lacks {listed(missing)}")
+        if surplus := held - names:
+            problems.append(f"{shard} holds {listed(surplus)}, contrary to the index")
+        else:
+            tensors += found
+    if problems:
+        raise MalformedError(f"{where}: {'; '.join(problems[:MAX_BROKEN_SHARDS])}")
+    return tensors
 
 
 def weight_map(folder: Path) -> dict[str, str]:

@@ -102,12 +102,19 @@ def read_header(path: Path) -> list[StoredTensor]:
             raise MalformedError(f"{path}: a header of {length} bytes is above the limit of {HEADER_LIMIT}")
         file.seek(8)
         header = parse(f"{path}: the header", file, length, MAX_HEADER_VALUES)
+    return header_tensors(path, header, size - 8 - length)
+
+
+def header_tensors(where: object, header: dict[str, Any], size: int | None = None) -> list[StoredTensor]:
+    """Returns every tensor that a parsed header describes, sorted by name. Raises MalformedError, naming `where`, for
+    an invalid header, or if its tensors do not fill the file's `size` bytes (None: the file's size is unknown)."""
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise MalformedError(f"{path}: the header's __metadata__ holds more than text")
+        raise MalformedError(f"{where}: the header's __metadata__ holds more than text")
     if wrong := [ascii(name[:MAX_NAME_CHARACTERS]) for name, info in header.items() if not _is_tensor(name, info)]:
-        raise MalformedError(f"{path}: the header does not describe a tensor under {enough(wrong)}")
-    _check_extents(path, header, size - 8 - length)
+        raise MalformedError(f"{where}: the header does not describe a tensor under {enough(wrong)}")
+    ends = [info["data_offsets"][1] for info in header.values()]
+    _check_extents(where, header, max(ends, default=0) if size is None else size)
     return [
         StoredTensor(name, tuple(info["shape"]), DTYPES.get(info["dtype"])) for name, info in sorted(header.items())
     ]
@@ -145,7 +152,7 @@ def _counts(value: Any, max_length: int) -> bool:
     )
 
 
-def _check_extents(path: Path, header: dict[str, Any], size: int) -> None:
+def _check_extents(path: object, header: dict[str, Any], size: int) -> None:
     """Raises MalformedError unless the tensors are contiguous and fill exactly `size` bytes."""
     extents = sorted((*info["data_offsets"], name) for name, info in header.items())
     ends = [(0, 0, ""), *extents, (size, size, "")]

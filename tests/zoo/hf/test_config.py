@@ -199,7 +199,8 @@ def test_llama4s_norm_undoes_a_factor_of_its_rotation() -> None:
 def test_an_unknown_model_type_gets_the_nearest(family: str) -> None:
     for known in families()[family].from_hf.model_types:
         message = refusal({"model_type": known + "x"})
-        assert f"unknown model_type '{known}x'; did you mean" in message
+        assert f"unknown model_type '{known}x': `python -m benchmarks params|kv|flops|compare SOURCE`" in message
+        assert "did you mean" in message
         assert known in message.partition("did you mean")[2]
 
 
