@@ -56,11 +56,19 @@ def estimate(config: Mapping[str, Any], stored: StoredShapes | None = None) -> E
     Raises MalformedError, with the field and its value, for a field of the wrong type, for sizes that contradict each
     other, and for a config without a width, a number of layers or heads, or a vocabulary.
     """
-    fields, spec = _read(config, stored)
+    shapes = stored
+    try:
+        fields, spec = _read(config, shapes)
+    except MalformedError as error:
+        if shapes is None:
+            raise
+        shapes = None
+        fields, spec = _read(config, shapes)
+        fields.note(f"the stored shapes do not fit the fields, and correct no width ({error})")
     others: dict[Decoder, None] = {}
     answers = [[(question, i) for i in range(len(words))] for question, words in fields.questions.items()]
     for chosen in islice(product(*answers), 1, MAX_ANSWERS):
-        others[_read(config, stored, dict(chosen))[1]] = None
+        others[_read(config, shapes, dict(chosen))[1]] = None
     return Estimate(
         model_type=str(config.get("model_type"))[:80],
         spec=spec,
@@ -89,7 +97,7 @@ def _decoder(fields: SharedFields, stored: StoredShapes | None) -> Decoder:
     if held and len(held) < layers:
         raise fields.error(f"{fields.shown(*LAYERS)}, but the files hold {len(held)} layers")
     blocks = Blocks(fields, stored)
-    plan = layer_plan(fields, layers)
+    plan = layer_plan(fields, layers, held)
     made: dict[Hashable, tuple[Layer, ...]] = {}
     found: list[Layer] = []
     for i, kind in enumerate(plan):

@@ -50,7 +50,7 @@ class Blocks:
         branches, stored = bool(mixer) + bool(ffn), len(held.norms)
         after = self.norm if held.shapes and stored >= 2 * branches else None
         parallel = bool(held.shapes) and stored < branches  # feed-forward and attention read the same normalised x
-        if beside := self._mixers.beside(kind):
+        if beside := self._mixers.beside(kind.mixer):
             yield Layer(Branch(beside), None)
         attn = Branch(mixer, self.norm, after) if mixer else None
         yield Layer(attn, Branch(ffn, None if parallel and mixer else self.norm, after) if ffn else None)
@@ -80,7 +80,8 @@ class Blocks:
             count = self.stored.positions()
             return LearnedPositions(count) if count else None
         count = fields.integer("positions", *LEARNED) if isinstance(self._mixers.position, NoPE) else None
-        if count is None or fields.flag("positions as a bias of scores", "alibi", "attn_config.alibi"):
+        biased = fields.flag("positions as a bias of scores", "alibi", "attn_config.alibi")
+        if count is None or biased:
             return None
         learned = fields.ask(f"whether {fields.shown(*LEARNED)} positions are learned", [("yes", True), ("no", False)])
         return LearnedPositions(count) if learned else None

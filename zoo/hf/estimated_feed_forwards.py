@@ -68,13 +68,11 @@ class FeedForwards:
         word = act.lower() if isinstance(act, str) else ""
         if word in ("relu2", "relu", "gelu_new", "gelu_fast", "quick_gelu"):
             return False
-        if "gelu" not in word:
+        if word and "gelu" not in word:
             return True
-        first = word == "gelu_pytorch_tanh"
         answers = [("three matrices, with a gate", True), ("two matrices", False)]
-        return self.fields.ask(
-            f"whether {self.fields.shown(*ACT)} stands in a gate", answers if first else answers[::-1]
-        )
+        named = self.fields.shown(*ACT) if word else "the feed-forward, without a named activation,"
+        return self.fields.ask(f"whether {named} has a gate", answers if word == "gelu_pytorch_tanh" else answers[::-1])
 
     def _experts(self, held: StoredLayer) -> FeedForward:
         fields = self.fields

@@ -20,7 +20,7 @@ from zoo.blocks import (
     ShortConv,
     SparseMLA,
 )
-from zoo.hf.layer_plan import CHUNKS, WINDOWS, Kind
+from zoo.hf.layer_plan import CHUNKS, STATES, WINDOWS
 from zoo.hf.shared_fields import SharedFields
 from zoo.hf.stored_shapes import StoredLayer
 from zoo.registry import Mixer
@@ -30,7 +30,6 @@ KV_HEADS: tuple[str, ...] = ("num_key_value_heads", "num_kv_heads", "n_kv_heads"
 KV_HEADS += ("attn_config.kv_n_heads",)
 HEAD_DIM = ("head_dim", "attention_head_dim", "kv_channels", "d_head", "d_kv")
 BIASES = ("attention_bias", "use_bias", "bias", "qkv_bias")
-PATTERNS = {"layer_types", "layers_block_type", "hybrid_override_pattern", "attn_layer_period", "full_attn_idxs"}
 
 
 class Mixers:
@@ -39,7 +38,7 @@ class Mixers:
 
     def __init__(self, fields: SharedFields, dim: int, held: Sequence[StoredLayer]) -> None:
         self.fields, self.dim = fields, dim
-        self._widths = [layer.attention_widths(dim) for layer in held if layer.has_attention]
+        self._widths = [layer.attention_widths(dim) for layer in held if layer.keys_in not in (None, layer.state_in)]
         self.heads = fields.required("number of heads", *HEADS)
         self.head_dim = self._head_dim()
         self.kv_heads = self._kv_heads()
@@ -66,7 +65,7 @@ class Mixers:
 
     def _attention(self, kind: str, held: StoredLayer) -> GQA:
         fields, heads, kv_heads, head_dim = self.fields, self.heads, self.kv_heads, self.head_dim
-        if kind == "full":
+        if kind in ("full", "both"):
             head_dim = fields.integer("width of a head in layers without a window", "global_head_dim") or head_dim
             kv_heads = fields.integer("key heads without a window", "num_global_key_value_heads") or kv_heads
         elif kind == "window":
@@ -142,7 +141,7 @@ class Mixers:
 
     def _mamba(self) -> Mixer:
         fields = self.fields
-        state = fields.required("columns of the state", "ssm_state_size", "mamba_d_state", "state_size")
+        state = fields.required("columns of the state", *STATES)
         taps = fields.integer("tokens of the convolution", "conv_kernel", "mamba_d_conv", "mamba_conv_kernel") or 4
         expand = fields.integer("inner width over the model's", "mamba_expand", "expand") or 2
         inner = fields.integer("inner width", "mamba_d_ssm", "mamba_intermediate") or expand * self.dim
@@ -182,15 +181,9 @@ class Mixers:
             RMSNorm(1e-6),
         )
 
-    def beside(self, kind: Kind) -> Mixer | None:
-        """Returns the state beside attention in the same layer, for a config whose layers are all alike."""
-        has = self.fields.name_of("mamba_d_state", "ssm_state_size") and kind.mixer == "full"
-        if not has or PATTERNS & {*self.fields.used}:
-            return None
-        beside = self.fields.ask(
-            "whether attention and a state stand side by side in every layer", [("yes", True), ("no", False)]
-        )
-        return self._mamba() if beside else None
+    def beside(self, kind: str) -> Mixer | None:
+        """Returns the state that stands beside attention in a layer of the kind "both"."""
+        return self._mamba() if kind == "both" else None
 
     def _head_dim(self) -> int:
         given = self.fields.integer(
@@ -213,9 +206,12 @@ class Mixers:
     def _kv_heads(self) -> int:
         fields = self.fields
         given = fields.integer("number of key and value heads", *KV_HEADS)
-        if fields.flag("one key head for all heads", "multi_query", "multi_query_attention") and given is None:
+        if not fields.flag("one key head for all heads", "multi_query", "multi_query_attention"):
+            return given or self.heads
+        if given in (None, 1) or self._widths:
             return 1
-        return given or self.heads
+        answers = [("one, by multi_query", 1), (f"{given}, by {fields.shown(*KV_HEADS)}", given)]
+        return fields.ask("how many key heads there are", answers)
 
     def _position(self) -> Position:
         names = ("rope_theta", "rotary_emb_base", "rope_parameters.rope_theta", "rope_scaling.rope_theta")

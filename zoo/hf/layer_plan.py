@@ -1,16 +1,17 @@
 """The kind of each layer, from the fields with which published configs describe a pattern of layers.
 
-A plan has two words for each layer: its mixer (full, window, chunk, mamba, delta, kda, conv or none) and its
+A plan has two words for each layer: its mixer (full, window, chunk, mamba, delta, kda, conv, both or none) and its
 feed-forward (dense, moe or none).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from reprlib import repr as brief
 from typing import Any, NamedTuple
 
 from zoo.hf.shared_fields import SharedFields
+from zoo.hf.stored_shapes import StoredLayer
 
 WINDOWS = ("sliding_window", "window_size", "sliding_window_size", "attention_window_size", "local_window_size")
 CHUNKS = ("attention_chunk_size",)
@@ -40,6 +41,7 @@ FIRST_DENSE = ("first_k_dense_replace", "num_dense_layers", "dense_mlp_idx", "mo
 FREQ = "moe_layer_freq"
 STEPS = ("interleave_moe_layer_step", "decoder_sparse_step", "moe_every_n_layers")
 LISTS = ("layer_types", "layers_block_type", "layer_block_types", "block_types", "layers_types")
+STATES = ("mamba_d_state", "ssm_state_size", "state_size")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "ffn_config.moe_num_experts")
 
 
@@ -59,13 +61,30 @@ def layer_count(fields: SharedFields) -> int:
     return found or fields.required("number of layers", *LAYERS)
 
 
-def layer_plan(fields: SharedFields, layers: int) -> list[Kind]:
-    """Returns the kind of every layer. Raises MalformedError for lists of another length and for unknown entries."""
+def layer_plan(fields: SharedFields, layers: int, held: Sequence[StoredLayer] = ()) -> list[Kind]:
+    """Returns the kind of every layer. `held` has the stored tensors of the layers, if they are known: where they
+    contradict the fields, they count. Raises MalformedError for lists of another length."""
     mixers, given = _mixers(fields, layers)
     experts = fields.integer("routed experts", *EXPERTS, least=0)
     sparse = _sparse(fields, layers) if experts else set[int]()
     ffns = [given[i] or ("moe" if i in sparse else "dense") for i in range(layers)]
-    return [Kind(mixer, ffn) for mixer, ffn in zip(mixers, ffns, strict=True)]
+    plan = [Kind(mixer, ffn) for mixer, ffn in zip(mixers, ffns, strict=True)]
+    return [_as_stored(fields, kind, each) for kind, each in zip(plan, held, strict=False)] if held else plan
+
+
+def _as_stored(fields: SharedFields, kind: Kind, held: StoredLayer) -> Kind:
+    """Returns the kind of a layer, corrected by the tensors that it has."""
+    keys, state, parts = held.keys_in, held.state_in, held.parts()
+    mixer, ffn = kind
+    if keys is not None and state not in (None, keys):
+        mixer = "both"
+    elif keys is not None and state is None and kind.mixer not in ("full", "window", "chunk"):
+        mixer = "full"
+    elif keys is None and state is not None and kind.mixer in ("full", "window", "chunk", "both"):
+        mixer = _linear(fields)
+    if parts["routed"] or parts["ffn"]:
+        ffn = "moe" if parts["routed"] else "dense"
+    return Kind(mixer, ffn)
 
 
 def _mixers(fields: SharedFields, layers: int) -> tuple[list[str], list[str | None]]:
@@ -73,32 +92,46 @@ def _mixers(fields: SharedFields, layers: int) -> tuple[list[str], list[str | No
     nothing: list[str | None] = [None] * layers
     pattern = fields.raw("the kind of each layer", "hybrid_override_pattern")
     if isinstance(pattern, str):
-        _check_entries(fields, "hybrid_override_pattern", pattern, LETTERS, layers)
+        if len(pattern) != layers or set(pattern) - LETTERS.keys():
+            letters = ", ".join(LETTERS)
+            raise fields.error(f"hybrid_override_pattern must have {layers} letters out of {letters}: {brief(pattern)}")
         return [LETTERS[letter][0] for letter in pattern], [LETTERS[letter][1] for letter in pattern]
     if listed := fields.listed("the kind of each layer", *LISTS, length=layers):
         name = str(fields.name_of(*LISTS))
         fields.restated(f"{name} says the same", *RULES)
-        _check_entries(fields, name, listed, ENTRIES, layers)
-        found = [ENTRIES[entry] for entry in listed]
+        found = [_entry(fields, name, entry) for entry in listed]
         alone = any(ffn for _, ffn in found)  # a list with feed-forwards of their own: no layer has two branches
         mixers = [_linear(fields) if mixer == "linear" else str(mixer) for mixer, _ in found]
         return mixers, [ffn or ("none" if alone else None) for _, ffn in found]
     return _by_rule(fields, layers), nothing
 
 
-def _check_entries(fields: SharedFields, name: str, entries: Sequence[Any], known: Iterable[str], layers: int) -> None:
-    known = list(known)
-    if len(entries) != layers:
-        raise fields.error(f"{name} has {len(entries)} entries for {layers} layers")
-    if unknown := next((each for each in entries if not isinstance(each, str) or each not in known), None):
-        raise fields.error(
-            f"{name} holds {brief(unknown)}, a kind of layer that is not known; known: {', '.join(known)}"
-        )
+def _entry(fields: SharedFields, name: str, entry: Any) -> tuple[str | None, str | None]:
+    """Returns the mixer and the feed-forward that an entry of a list of layers means. An unknown word is a question."""
+    if not isinstance(entry, str):
+        raise fields.error(f"{name} holds {brief(entry)}, and must hold a word for each layer")
+    if entry == "hybrid" and fields.name_of(*STATES):
+        return "both", None
+    if entry in ENTRIES:
+        return ENTRIES[entry]
+    answers = [("full attention", "full"), ("a mixer without a cache", "none")]
+    return fields.ask(f"{name} holds {brief(entry)}: what such a layer is", answers), None
 
 
 def _linear(fields: SharedFields) -> str:
     """Returns the recurrence that "linear attention" means here, by the fields that give its widths."""
-    return "kda" if fields.name_of("linear_attn_config.head_dim") else "delta"
+    names = {"linear_attn_config.head_dim": "kda", "linear_num_key_heads": "delta", "conv_L_cache": "conv"}
+    names |= dict.fromkeys(STATES, "mamba")
+    if found := next((kind for name, kind in names.items() if fields.name_of(name)), None):
+        return found
+    answers = [("full attention", "full"), ("a mixer without a cache", "none")]
+    return fields.ask("no field gives the state of linear attention: what it costs at most and at least", answers)
+
+
+def _side_by_side(fields: SharedFields) -> bool:
+    """Whether every layer has a state beside its attention, for a config with a state and without a list of layers."""
+    question = "whether attention and a state stand side by side in every layer"
+    return bool(fields.name_of(*STATES)) and fields.ask(question, [("yes", True), ("no", False)])
 
 
 def _by_rule(fields: SharedFields, layers: int) -> list[str]:
@@ -121,7 +154,8 @@ def _by_rule(fields: SharedFields, layers: int) -> list[str]:
         offset = fields.integer("the first layer with attention", "attn_layer_offset", least=0) or 0
         return ["full" if i % period == offset else "mamba" for i in range(layers)]
     if not fields.integer("tokens in a chunk", *CHUNKS):
-        return _windows(fields, layers)
+        plan = _windows(fields, layers)
+        return ["both" if mixer == "full" else mixer for mixer in plan] if _side_by_side(fields) else plan
     if rotated := fields.listed("0: a layer without chunks", "no_rope_layers", length=layers):
         return ["chunk" if flag else "full" for flag in rotated]
     answers = [("three of four", 4), ("all", layers + 1), ("none", 1)]

@@ -32,7 +32,7 @@ _WITHOUT_COST = re.compile(
     norm_topk_prob|moe_renormalize|route_norm|.*(scoring_func|score_func|_method|activation_func)|use_routing_bias|
     n_group|.*(topk_group|expert_groups?|limited_groups)|use_grouped_.*|router_(aux|z|jitter).*|aux_.*|use_expert_bias|
     .*_dtype|use_.*_kernels?|output_(past|router_logits)|num_logits_to_keep|cache_implementation|auto_map|architectures|
-    summary_.*|block_use_.*|predict_special_tokens|n_special|.*mtp.*|max_window_layers
+    summary_.*|block_use_.*|.*\.(id2label|label2id)\..*|no_bias|use_associative_scan|predict_special_tokens|n_special|.*mtp.*|max_window_layers
     )""",
     re.VERBOSE,
 )
@@ -161,8 +161,9 @@ class SharedFields:
 
 def is_without_cost(path: str) -> bool:
     """Whether a field, by its path, is known to change no parameters, no cache and no matrix products."""
-    top = path.partition(".")[0]
-    return is_inert(top) or top in VISION or any(map(_WITHOUT_COST.fullmatch, (path, top)))
+    top, last = path.partition(".")[0], path.rpartition(".")[2]
+    named = any(is_inert(name) or name in VISION for name in (top, last))
+    return named or any(map(_WITHOUT_COST.fullmatch, (path, top)))
 
 
 def _text_part(config: dict[str, Any]) -> dict[str, Any]:

@@ -91,15 +91,18 @@ class StoredLayer:
         return shape[0] if shape[1] == dim else shape[1]
 
     @property
-    def has_attention(self) -> bool:
-        """Whether the layer projects keys, alone or with queries and values, and has no state."""
-        keys = self.find(_KEYS, "attn") or self.find(_FUSED_QKV, "attn")
-        return keys is not None and not self.has_state
+    def keys_in(self) -> str | None:
+        """The module with the projection to keys, alone or with queries and values; None without one."""
+        return self._module_of(re.compile(f"{_KEYS.pattern}|{_FUSED_QKV.pattern}"))
 
     @property
-    def has_state(self) -> bool:
-        """Whether the layer has parameters of a recurrence or of a convolution."""
-        return any(_STATE.search(name) and part_of(name) == "attn" for name in self.shapes)
+    def state_in(self) -> str | None:
+        """The module with parameters of a recurrence or of a convolution; None without one."""
+        return self._module_of(_STATE)
+
+    def _module_of(self, pattern: re.Pattern[str]) -> str | None:
+        names = (name for name in self.shapes if pattern.search(name) and part_of(name) == "attn")
+        return next((name.partition(".")[0] for name in names), None)
 
     def attention_widths(self, dim: int) -> tuple[int | None, int | None, int | None, int | None]:
         """Returns the widths of all queries, all keys, all values, and queries, keys and values fused; None: absent."""
