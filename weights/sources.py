@@ -136,7 +136,7 @@ def read_repository_headers(repo: str, offline: bool = False) -> list[StoredTens
         return read(SINGLE)
     except errors.EntryNotFoundError:
         return None
-    except errors.SafetensorsParsingError as error:
+    except (errors.SafetensorsParsingError, AttributeError, KeyError, TypeError) as error:  # JSON, but of another form
         raise MalformedError(f"{repo}: the header of a safetensors file is invalid: {_first_line(error)}") from error
     except (ZooError, MemoryError):
         raise

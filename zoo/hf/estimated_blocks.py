@@ -9,12 +9,11 @@ from zoo.blocks import GQA, KVSource, Layer, LayerNorm, LearnedPositions, NoPE, 
 from zoo.blocks.layer import Branch
 from zoo.hf.estimated_feed_forwards import FeedForwards
 from zoo.hf.estimated_mixers import Mixers
-from zoo.hf.layer_plan import Kind
+from zoo.hf.layer_plan import CONTEXT, Kind
 from zoo.hf.shared_fields import SharedFields
 from zoo.hf.stored_shapes import StoredLayer, StoredShapes
 
 DIM = ("hidden_size", "n_embd", "d_model", "model_dim", "dim")
-CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 LEARNED = ("n_positions", "n_ctx")
 LAYER_NORM_EPS = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
 

@@ -23,6 +23,8 @@ HIDDEN = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "d_ff", 
 DENSE_WIDTH = ("intermediate_size_mlp", "dense_intermediate_size")
 EXPERT_WIDTH = ("moe_intermediate_size", "expert_ffn_hidden_size", *HIDDEN)
 ACT = ("hidden_act", "hidden_activation", "activation_function", "mlp_hidden_act", "activation", "ffn_act_fn")
+GATED = ("silu", "swish", "swiglu", "swigluoai", "geglu", "situ")  # activations that stand in a gate in every release
+WITHOUT_GATE = ("relu2", "relu", "gelu_new", "gelu_fast", "quick_gelu")
 CHOSEN: tuple[str, ...] = ("num_experts_per_tok", "experts_per_token", "num_experts_per_token", "moe_top_k", "moe_k")
 CHOSEN += ("top_k_experts", "num_selected_experts", "ffn_config.moe_top_k")
 SHARED_COUNT = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
@@ -66,13 +68,12 @@ class FeedForwards:
 
     def _gated(self, act: object) -> bool:
         word = act.lower() if isinstance(act, str) else ""
-        if word in ("relu2", "relu", "gelu_new", "gelu_fast", "quick_gelu"):
-            return False
-        if word and "gelu" not in word:
-            return True
+        if word in WITHOUT_GATE or word in GATED:
+            return word in GATED
+        first_gated = word == "gelu_pytorch_tanh" or (word != "" and "gelu" not in word)
         answers = [("three matrices, with a gate", True), ("two matrices", False)]
         named = self.fields.shown(*ACT) if word else "the feed-forward, without a named activation,"
-        return self.fields.ask(f"whether {named} has a gate", answers if word == "gelu_pytorch_tanh" else answers[::-1])
+        return self.fields.ask(f"whether {named} has a gate", answers if first_gated else answers[::-1])
 
     def _experts(self, held: StoredLayer) -> FeedForward:
         fields = self.fields

@@ -15,6 +15,7 @@ from zoo.hf.stored_shapes import StoredLayer
 
 WINDOWS = ("sliding_window", "window_size", "sliding_window_size", "attention_window_size", "local_window_size")
 CHUNKS = ("attention_chunk_size",)
+CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 # An entry of a list of layers -> (mixer, feed-forward); None: whatever the other fields say.
 _WORDS: dict[tuple[str | None, str | None], str] = {
     ("full", None): "full_attention attention global global_attention full attn hybrid",
@@ -78,7 +79,7 @@ def _as_stored(fields: SharedFields, kind: Kind, held: StoredLayer) -> Kind:
     mixer, ffn = kind
     if keys is not None and state not in (None, keys):
         mixer = "both"
-    elif keys is not None and state is None and kind.mixer not in ("full", "window", "chunk"):
+    elif keys is not None and state is None and kind.mixer in ("mamba", "delta", "kda", "conv", "both"):
         mixer = "full"
     elif keys is None and state is not None and kind.mixer in ("full", "window", "chunk", "both"):
         mixer = _linear(fields)
@@ -168,7 +169,8 @@ def _windows(fields: SharedFields, layers: int) -> list[str]:
     if fields.flag("whether windows are used", "use_sliding_window") is False:
         fields.raw("an unused window", *WINDOWS)
         return ["full"] * layers
-    if not fields.integer("tokens in a window", *WINDOWS):
+    size, context = fields.integer("tokens in a window", *WINDOWS), fields.integer("the longest context", *CONTEXT)
+    if size is None or (context is not None and size >= context):  # a window that no context fills
         return ["full"] * layers
     if local := fields.indices("layers with a window", "local_layer_ids", "local_layers", count=layers):
         return ["window" if i in local else "full" for i in range(layers)]

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
 
 Shape = tuple[int, ...]
@@ -51,6 +51,7 @@ _DOWN = re.compile(r"(^|\.)(down_proj|w2|c_proj|fc2|dense_4h_to_h|output_linear|
 _GATE = re.compile(r"(^|\.)(gate_proj|w1|w3|gate_up_proj|input_linear|wi_0|linear_v|gate_and_up_proj)(\.weight)?$")
 
 
+@lru_cache(maxsize=100_000)
 def part_of(rest: str) -> str:
     """Returns the part that a tensor of a layer belongs to, by its name within the layer: attn, ffn, routed, shared,
     router, indexer, inputs, streams, norm or
