@@ -79,6 +79,7 @@ from zoo.costs import CacheSpec as CacheSpec
 from zoo.errors import ZooError as ZooError
 from zoo.model.decoder import Decoder as Decoder
 from zoo.model.decoder import swap_layers as swap_layers
+from zoo.oracle import costs_of as costs_of
 from zoo.registry import Spec as Spec
 from zoo.registry import swap as swap
 from zoo.swaps.grammar import apply_swap as apply_swap

@@ -103,6 +103,10 @@ class Reach:
         """The number of cached tokens that the token after `past` tokens may attend to: the first in a ring buffer."""
         return self.tokens(past if self.period is None else past % self.period)
 
+    def visible(self, past: int) -> int:
+        """The number of cached tokens that the token after `past` tokens attends to."""
+        return self.seen(past + 1) - 1
+
     def tokens(self, context: int) -> int:
         """The number of tokens in a cache after `context` tokens."""
         return context if self.limit is None else min(context, self.limit)
@@ -295,6 +299,20 @@ class CacheSpec:
         """Bytes of one sequence's cache for `context` tokens."""
         streams = self.elements() * self.tokens(context) + sum(e.elements * e.count(context) for e in self.entries)
         return streams * itemsize + self.state_bytes(itemsize)
+
+    def read_bytes(self, past: int, new: int, itemsize: Bytes) -> Bytes:
+        """Bytes of one sequence's cache that a pass of `new` tokens after `past` reads, each once: the entries of
+        earlier tokens that the first new token can see, and the states. Sparse attention counts as dense."""
+        seen = self.reach.visible(past) if self.per_token else 0
+        entries = sum(each.elements * (past // each.every) for each in self.entries)
+        return (self.elements() * seen + entries) * itemsize + (self.state_bytes(itemsize) if past else 0)
+
+    def written_bytes(self, past: int, new: int, itemsize: Bytes) -> Bytes:
+        """Bytes of one sequence's cache that a pass of `new` tokens after `past` writes: the entries of new tokens that
+        are kept, entries of several tokens that begin or grow, and the states."""
+        kept = self.reach.tokens(new) if self.per_token else 0
+        entries = sum(each.elements * (each.count(past + new) - past // each.every) for each in self.entries)
+        return (self.elements() * kept + entries) * itemsize + self.state_bytes(itemsize)
 
     def growth(self, itemsize: Bytes) -> tuple[Bytes, Fraction]:
         """Returns (fixed bytes, bytes per token) of one sequence's cache. They are exact once every window is full; if

@@ -13,12 +13,12 @@ from benchmarks.analytic.models import NamedSpec, about
 from benchmarks.analytic.weight_forms import BFLOAT16, RELEASED, WeightForm
 from zoo.arguments import element_bytes
 from zoo.blocks import GQA, MLA, KVSource, SharedKV
-from zoo.blocks.expert_parallel import expert_parallel
 from zoo.cli.tables import Row
 from zoo.costs import Bytes, whole
 from zoo.model.decoder import Decoder
+from zoo.model.pass_costs import PassCosts, divided, first_shard, pass_costs
 from zoo.registry import Mixer
-from zoo.sharding import Rank, require_same_ranks
+from zoo.sharding import require_same_ranks
 from zoo.units import dtype_name
 
 # The usual formula of each kind of mixer, and the elements per token that it gives for a mixer in a model of width dim.
@@ -65,11 +65,15 @@ class InferenceConfig:
 
     def divided(self, spec: Decoder) -> Decoder:
         """Returns the spec that cards divide: by the width of each expert or, with `ep`, by whole experts."""
-        return expert_parallel(spec) if self.ep > 1 else spec
+        return divided(spec, self.ep)
 
     def part(self, spec: Decoder) -> Decoder:
         """Returns the shard of the first card. Raises SpecError for a model that `tp` cards cannot divide."""
-        return spec if self.tp == 1 else self.divided(spec).shard(Rank(0, self.tp))
+        return first_shard(spec, self.tp, self.ep)
+
+    def costs(self, spec: Decoder, past: int, new: int) -> PassCosts:
+        """Returns the costs of a pass of `new` tokens after `past` in each sequence, whose last logits are computed."""
+        return pass_costs(spec, past, new, self.batch, self.weights, element_bytes(self.cache), self.tp, self.ep)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from math import ceil
 from pathlib import Path
 from typing import Literal
 
@@ -99,22 +100,9 @@ def forward_pass(spec: Decoder, phase: str, context: int, config: InferenceConfi
     Decode runs one token per sequence, which sees `context` tokens including itself, and reads the cache once. Prefill
     runs `context` tokens per sequence, computes the logits of the last token, and writes the cache once.
     """
-    past, new = PHASES[phase](context)
-    whole, spec = spec, config.part(spec)
-    return Pass(
-        tokens=config.batch * new,
-        flops=config.batch * spec.flops(past, new, logits=1),
-        weight_bytes=config.weights.read_bytes(spec, config.batch * new),
-        kv_bytes=spec.kv_bytes(context, config.batch, config.cache),
-        sent_bytes=_sent_bytes(config.divided(whole), config, config.batch * new),
-    )
-
-
-def _sent_bytes(spec: Decoder, config: InferenceConfig, tokens: int) -> float:
-    """Returns the bytes that one card sends in a pass of `tokens` tokens, of which one per sequence enters the head."""
-    itemsize, tp = config.weights.activation_itemsize, config.tp
-    sent = (each.sent(tokens, itemsize, tp) for each in spec.exchanges(spec.dim, tp))
-    return sum(sent) + spec.head_exchange(tp).sent(config.batch, itemsize, tp)
+    found = config.costs(spec, *PHASES[phase](context))
+    costs = found.total
+    return Pass(found.tokens, costs.flops, float(costs.weight_bytes), ceil(costs.cache_bytes), costs.sent_bytes)
 
 
 def flop_row(model: NamedSpec, phase: str, context: int, config: InferenceConfig, device: Device) -> Row:

@@ -25,7 +25,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class WeightForm:
-    """A format of stored weights.
+    """A format of stored weights (zoo.model.pass_costs.WeightBytes).
 
     `experts`: the packed format of the experts' matrices. `matrices`: the packed format of a block's other matrices.
     None means not packed. `dtype`: the dtype of all other weights.
@@ -60,17 +60,6 @@ class WeightForm:
         branches = [branch for layer in spec.layers for branch in (layer.attn, layer.ffn) if branch]
         outside = spec.params() - sum(branch.params(spec.dim) for branch in branches)
         return self.params_bytes(outside) + sum(self.branch_bytes(branch, spec.dim) for branch in branches)
-
-    def read_bytes(self, spec: Decoder, tokens: int) -> float:
-        """Returns the expected bytes of the weights that a pass of `tokens` tokens reads.
-
-        For each branch, this is the number of parameters read, times the branch's mean bytes per parameter.
-        """
-        dim, branches = spec.dim, [each for layer in spec.layers for each in (layer.attn, layer.ffn) if each]
-        read = {branch: branch.read_params(dim, tokens) for branch in dict.fromkeys(branches)}
-        outside = spec.read_params(tokens) - sum(read[branch] for branch in branches)
-        per_param = {each: self.branch_bytes(each, dim) / (each.params(dim) or 1) for each in read}
-        return outside * self.dtype.itemsize + sum(read[branch] * per_param[branch] for branch in branches)
 
 
 @cache

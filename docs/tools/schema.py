@@ -17,6 +17,7 @@ from benchmarks.analytic.compare import difference_rows, figure_rows, structure_
 from benchmarks.analytic.estimates import bound_rows, ground_rows, stored_rows
 from benchmarks.analytic.kv import InferenceConfig, cache_row, crossing_row, fit_row
 from benchmarks.analytic.models import NamedSpec, one
+from benchmarks.analytic.oracle import oracle_rows
 from benchmarks.analytic.params import cost_row, layer_rows, param_row
 from benchmarks.analytic.roofline import device, flop_row
 from benchmarks.analytic.weight_forms import FOUR_BIT, PACKED, PLAIN
@@ -50,6 +51,7 @@ TITLES = {  # table -> a description of its rows
     "structure": "compare: one row per structural difference between `against` and the model, as a sentence",
     "differences": "compare: one row per field of the specs that differs",
     "figures": "compare: one row per cost that differs",
+    "oracle": "oracle: costs of one card in a pass of all sequences, by kind of layer and operation; rows add up",
     "bounds": "params, kv, flops, compare: one row per cost of an estimated model, with its bounds",
     "stored": "params, kv, flops, compare: parameters by group in the headers of an estimated model's files",
     "grounds": "params, kv, flops, compare: one row per thing that an estimate rests on",
@@ -139,6 +141,18 @@ COLUMNS: dict[str, Kind] = {
     **_all("min max flops_per_byte device_flops device_bandwidth learning_rate median", RATE),
     "learn.kv_bytes": COUNT,
     **_all("words source block description layer_pattern measure model against", WORD),
+    "oracle.layer": _optional(WORD, "kind of layer, or `outside the layers`; null where rows sum over layers"),
+    "oracle.layers": _said(COUNT, "layers of this kind, or of the model; 0 outside the layers"),
+    "op": _optional(WORD, "operation: projections, scores, ffn, routed, head, ...; null where rows sum over them"),
+    "past": _said(COUNT, "tokens in the cache before the pass, per sequence"),
+    "new": _said(POSITIVE, "tokens of the pass, per sequence"),
+    "oracle.flops": COUNT,
+    "oracle.weight_bytes": _said(AMOUNT, "weights that are read, each once; of experts, the expected number"),
+    "oracle.cache_bytes": _said(AMOUNT, "the cache after the pass: `kv_bytes` of the verb kv"),
+    "cache_read_bytes": _said(AMOUNT, "entries of earlier tokens that a new token sees, and states"),
+    "cache_written_bytes": _said(AMOUNT, "entries of new tokens, and states"),
+    "activation_bytes": _said(COUNT, "the residual stream, read and written once by each branch, and the logits"),
+    "oracle.sent_bytes": _said(AMOUNT, "sent to the other cards by collectives"),
     **_all("ground group grounds.meaning", WORD),
     "grounds.field": _said(TEXT, "a field of config.json, a question, or a model"),
     **_all("bounds.value bounds.low bounds.high", AMOUNT),
@@ -276,6 +290,7 @@ def examples() -> Iterator[Row]:
     yield quantity_row(first, [], config, device("h100"))
     yield from (*structure_rows(first, second), *difference_rows(first, second))
     yield from figure_rows(first, second, 4096, config, device("h100"))
+    yield from oracle_rows(first, 4095, 1, config, ["layer", "op"])[:1]
     yield from _of_estimates()
     loaded = {"load_s": 1.0, "ready_s": 1.0, "model_bytes": 1, "peak_bytes": 1, "anonymous_bytes": 1}
     yield from loading.rows(Path("model"), "float32", {ZOO: [loaded]})
