@@ -8,9 +8,10 @@ smallest and the largest of their costs are bounds.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, product
+from math import prod
 from typing import Any
 
 from zoo.blocks.layer import Layer
@@ -22,6 +23,7 @@ from zoo.hf.stored_shapes import StoredShapes
 from zoo.model.decoder import Decoder
 
 MAX_ANSWERS = 64  # combinations of answers that bounds are computed from
+MAX_UNREAD = 200  # fields
 
 
 @dataclass(frozen=True)
@@ -66,19 +68,32 @@ def estimate(config: Mapping[str, Any], stored: StoredShapes | None = None) -> E
         fields, spec = _read(config, shapes)
         fields.note(f"the stored shapes do not fit the fields, and correct no width ({error})")
     others: dict[Decoder, None] = {}
-    answers = [[(question, i) for i in range(len(words))] for question, words in fields.questions.items()]
-    for chosen in islice(product(*answers), 1, MAX_ANSWERS):
-        others[_read(config, shapes, dict(chosen))[1]] = None
+    for chosen in _other_answers({question: len(words) for question, words in fields.questions.items()}):
+        others[_read(config, shapes, chosen)[1]] = None
+    unread = fields.unread()
+    if len(unread) > MAX_UNREAD:
+        unread = [*unread[:MAX_UNREAD], ("...", f"{len(unread) - MAX_UNREAD} more fields")]
     return Estimate(
         model_type=str(config.get("model_type"))[:80],
         spec=spec,
         used=tuple(fields.used.items()),
-        unread=tuple(fields.unread()),
+        unread=tuple(unread),
         questions=tuple(fields.questions.items()),
         others=tuple(other for other in others if other != spec),
         notes=tuple(fields.notes),
         stored=stored,
     )
+
+
+def _other_answers(counts: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """Yields the answers to try besides the first ones: all combinations or, if there are too many, other answers to
+    one question at a time, and the last answers to all."""
+    if prod(counts.values()) <= MAX_ANSWERS:
+        for chosen in islice(product(*map(range, counts.values())), 1, None):
+            yield dict(zip(counts, chosen, strict=True))
+        return
+    yield {question: count - 1 for question, count in counts.items()}
+    yield from islice(({question: i} for question, count in counts.items() for i in range(1, count)), MAX_ANSWERS)
 
 
 def _read(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from zoo.blocks import GQA, KVSource, Layer, LayerNorm, LearnedPositions, NoPE, Norm, RMSNorm, SharedKV, SparseMLA
 from zoo.blocks.layer import Branch
-from zoo.hf.estimated_feed_forwards import FeedForwards
+from zoo.hf.estimated_feed_forwards import HIDDEN, FeedForwards
 from zoo.hf.estimated_mixers import Mixers
 from zoo.hf.layer_plan import CONTEXT, Kind
 from zoo.hf.shared_fields import SharedFields
@@ -34,7 +34,9 @@ class Blocks:
 
     def layer_key(self, i: int) -> Hashable:
         """Returns a key for what layer i has of its own: layers with equal keys and kinds are equal."""
-        return self._shares_choice(i), tuple(sorted(self.held[i].shapes.items())) if self.held else None
+        listed = (self.fields.values.get(name) for name in HIDDEN)
+        widths = tuple(each[i] for each in listed if isinstance(each, list) and i < len(each))
+        return self._shares_choice(i), repr(widths), tuple(sorted(self.held[i].shapes.items())) if self.held else None
 
     def _shares_choice(self, i: int) -> bool:
         kinds = self.fields.values.get("indexer_types")
@@ -43,7 +45,7 @@ class Blocks:
     def layers(self, kind: Kind, i: int) -> Iterator[Layer]:
         """Yields layer i: one layer, or two if an attention and a state stand side by side in it."""
         held = self.held[i] if self.held else StoredLayer({})
-        mixer, ffn = self._mixers.mixer(kind.mixer, held), self._ffns.feed_forward(kind.ffn, held)
+        mixer, ffn = self._mixers.mixer(kind.mixer, held), self._ffns.feed_forward(kind.ffn, i, held)
         if isinstance(mixer, SparseMLA) and self._shares_choice(i):
             mixer = replace(mixer, shares_choice=True)
         branches, stored = bool(mixer) + bool(ffn), len(held.norms)

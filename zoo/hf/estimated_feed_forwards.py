@@ -37,17 +37,17 @@ class FeedForwards:
     def __init__(self, fields: SharedFields, dim: int) -> None:
         self.fields, self.dim = fields, dim
 
-    def feed_forward(self, kind: str, held: StoredLayer) -> FeedForward | None:
-        """Returns the feed-forward of a layer: dense, moe or none."""
+    def feed_forward(self, kind: str, i: int, held: StoredLayer) -> FeedForward | None:
+        """Returns the feed-forward of layer i: dense, moe or none."""
         if kind == "none":
             return None
-        return self._experts(held) if kind == "moe" else self._dense(held)
+        return self._experts(held) if kind == "moe" else self._dense(i, held)
 
-    def _dense(self, held: StoredLayer) -> FeedForward:
+    def _dense(self, i: int, held: StoredLayer) -> FeedForward:
         fields = self.fields
         moe = fields.name_of(*EXPERTS) is not None
         hidden = fields.integer("width of a dense feed-forward", *DENSE_WIDTH) if moe else None
-        hidden = hidden or fields.integer("width of a feed-forward", *HIDDEN, "moe_intermediate_size")
+        hidden = hidden or fields.of_layer(i, "width of a feed-forward", *HIDDEN, "moe_intermediate_size")
         if hidden is None:
             ratio = fields.integer("width of a feed-forward over the model's", "expansion_ratio", "ffn_ratio") or 4
             hidden = ratio * self.dim

@@ -116,12 +116,18 @@ class Mixers:
 
     def _latent(self) -> MLA:
         fields = self.fields
+        rank = fields.required("rank of the cached latent", "kv_lora_rank")
+        nope = fields.required("width of a head without positions", "qk_nope_head_dim")
+        rope = fields.integer("width of a head with positions", "qk_rope_head_dim", least=0)
+        if not rope:
+            rope, rank, nope = 2, rank - 2, nope - 2
+            fields.note("latent attention without positions is read with 2 of the elements of its latent rotated")
         attn = MLA(
             self.heads,
             q_rank=fields.integer("rank of the queries", "q_lora_rank"),
-            kv_rank=fields.required("rank of the cached latent", "kv_lora_rank"),
-            nope_dim=fields.required("width of a head without positions", "qk_nope_head_dim"),
-            rope_dim=fields.required("width of a head with positions", "qk_rope_head_dim"),
+            kv_rank=rank,
+            nope_dim=nope,
+            rope_dim=rope,
             v_dim=fields.required("width of a value", "v_head_dim"),
             norm=RMSNorm(1e-6),
             rope=self.position,
@@ -197,6 +203,8 @@ class Mixers:
             and not self.fields.flag("an output gate", "attn_output_gate")
         ):
             return queries // self.heads
+        if self.fields.name_of("kv_lora_rank"):  # latent attention has widths of its own
+            return given or 1
         if given is None and self.dim % self.heads:
             raise self.fields.error(
                 f"{self.fields.shown(*HEADS)} do not divide the width {self.dim}, and there is no head_dim"

@@ -81,6 +81,18 @@ class SharedFields:
             raise self.error(f"{self.name_of(*names)} must be an integer from {least} to {most}, got {brief(value)}")
         return value
 
+    def of_layer(self, i: int, meaning: str, *names: str) -> int | None:
+        """Returns an integer of layer i: from a field with one number for all layers, or with a list of them."""
+        name = self.name_of(*names)
+        listed = self.values.get(name or "")
+        if name is None or not isinstance(listed, list):
+            return self.integer(meaning, *names)
+        self.used[name] = meaning
+        value = listed[i] if i < len(listed) else None
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_INTEGER:
+            raise self.error(f"{name}[{i}] must be an integer from 1 to {MAX_INTEGER}, got {brief(value)}")
+        return value
+
     def required(self, meaning: str, *names: str, most: int = MAX_INTEGER) -> int:
         """Returns an integer that no estimate can do without."""
         found = self.integer(meaning, *names, most=most)

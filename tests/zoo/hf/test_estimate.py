@@ -151,6 +151,36 @@ def test_shapes_that_contradict_the_fields_correct_no_width_and_still_count() ->
     assert sum(StoredShapes(shapes).breakdown(4)[0].values()) == 4 * (32 + 40 + 40) * 32
 
 
+def test_many_questions_are_answered_one_at_a_time_and_all_at_once() -> None:
+    words = [f"kind{i}" for i in range(12)]
+    found = estimate(SMALL | {"num_hidden_layers": 12, "layer_types": words, "tie_word_embeddings": True})
+    assert len(found.questions) == 12
+    caches = sorted(each.kv_bytes(1) for each in found.specs)
+    assert (caches[0], caches[-1]) == (0, 12 * 128)
+    assert caches.count(11 * 128) >= 1
+    assert len(found.specs) <= MAX_ANSWERS + 2
+
+
+def test_a_config_of_many_unknown_fields_lists_the_first() -> None:
+    found = estimate(SMALL | {f"tower{i}": i + 1 for i in range(5000)})
+    assert (len(found.unread), found.unread[-1]) == (201, ("...", "4800 more fields"))
+
+
+def test_a_list_of_widths_has_one_for_each_layer() -> None:
+    found = estimate(SMALL | {"intermediate_size": [8, 16, 8, 24], "tie_word_embeddings": True})
+    assert found.spec.param_breakdown()["ffn"] == 3 * 32 * (8 + 16 + 8 + 24)
+    with pytest.raises(MalformedError, match=r"intermediate_size\[2\] must be an integer from 1 .*, got None"):
+        estimate(SMALL | {"intermediate_size": [8, 16]})
+
+
+def test_latent_attention_caches_its_latent_with_and_without_positions() -> None:
+    latent = dict(kv_lora_rank=12, qk_nope_head_dim=8, v_head_dim=8, num_attention_heads=5)  # 5 heads, a width of 32
+    for rope in (0, 4):
+        found = estimate(SMALL | latent | {"qk_rope_head_dim": rope})
+        assert found.spec.kv_bytes(10) == 10 * 4 * (12 + rope) * 2
+        assert bool(found.notes) == (rope == 0)
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no width": ({"hidden_size": None}, "hidden_size is missing (also looked for n_embd"),
     "no layers": ({"num_hidden_layers": None}, "num_hidden_layers is missing"),
