@@ -153,6 +153,7 @@ COLUMNS: dict[str, Kind] = {
     "cache_written_bytes": _said(AMOUNT, "entries of new tokens, and states"),
     "activation_bytes": _said(COUNT, "the residual stream, read and written once by each branch, and the logits"),
     "oracle.sent_bytes": _said(AMOUNT, "sent to the other cards by collectives"),
+    "estimated": {"const": True, "description": "no family reads the model's config; other rows lack this key"},
     **_all("ground group grounds.meaning", WORD),
     "grounds.field": _said(TEXT, "a field of config.json, a question, or a model"),
     **_all("bounds.value bounds.low bounds.high", AMOUNT),
@@ -311,7 +312,7 @@ def _of_estimates() -> Iterator[Row]:
     stored = StoredShapes({"model.embed_tokens.weight": (8, 4), "model.layers.0.mlp.up_proj.weight": (16, 4)})
     model = NamedSpec("model", (guess := estimate(fields, stored)).spec, estimate=guess)
     yield from bound_rows(model, InferenceConfig())
-    yield from (*stored_rows(model), *ground_rows(model), *unknown_rows(model, model))
+    yield from (*stored_rows(model), *ground_rows(model), *unknown_rows(one("qwen3"), model))
 
 
 def holds(table: str, column: str) -> Kind:
@@ -357,10 +358,9 @@ def schema() -> Kind:
 
 def _row(table: str, columns: Iterable[str]) -> Kind:
     """Returns a table's row. Rows about a model have the key `estimated` only if the model is estimated."""
-    kind = _object(**{column: holds(table, column) for column in columns if column != "estimated"})
+    kind = _object(**{column: holds(table, column) for column in columns})
     if "swap" in kind["properties"]:
-        about = "true if no family reads the model's config; other rows lack this key"
-        kind["properties"] = kind["properties"] | {"estimated": {"const": True, "description": about}}
+        kind["properties"] = kind["properties"] | {"estimated": holds(table, "estimated")}
     return kind
 
 

@@ -31,6 +31,7 @@ CALLS = {
     "costs": ["costs", "--static"],
     "flops": ["flops", "--context", "1k", "--context", "32k", "--batch", "16"],
     "kv": ["kv", "--context", "4k", "--context", "128k", "--batch", "4"],
+    "oracle": ["oracle", "--batch", "2"],
     "params": ["params"],
     "table": ["table"],
 }
