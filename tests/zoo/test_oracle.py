@@ -26,7 +26,9 @@ def test_a_name_a_decoder_and_a_config_are_one_model() -> None:
 
 def test_a_config_of_no_family_is_estimated() -> None:
     config = SMALL | {"model_type": "new_kind", "tie_word_embeddings": True}
-    assert zoo.costs_of(config, 9, 1).total.cache_bytes == 10 * 4 * 2 * 32 * 2
+    found = zoo.costs_of(config, 9, 1)
+    assert (found.total.cache_bytes, found.estimated) == (10 * 4 * 2 * 32 * 2, True)
+    assert not zoo.costs_of("qwen3").estimated
 
 
 def test_dtypes_are_given_as_torchs_and_as_names_and_the_cache_may_have_its_own() -> None:

@@ -76,9 +76,7 @@ class Mixers:
         gate: Literal["element", "head"] | None = (
             "element" if fields.flag("an output gate", "attn_output_gate") else None
         )
-        keys_bias = out_bias = bool(
-            fields.flag("biases of attention", "attention_bias", "use_bias", "bias", "qkv_bias")
-        )
+        keys_bias = out_bias = bool(fields.flag("biases of attention", *BIASES))
         keys_as_values = bool(fields.flag("keys are values", "attention_k_eq_v")) and kind == "full"
         qk_norm = bool(fields.flag("norms of queries and keys", "use_qk_norm", "qk_layernorm", "qk_norm"))
         over, sinks = "head", False
@@ -97,7 +95,7 @@ class Mixers:
             width = held.qk_norm
             qk_norm, over = width is not None, "head" if width == head_dim else "projection"
             sinks = held.has_sinks
-        attn = GQA(
+        return GQA(
             heads,
             kv_heads,
             head_dim,
@@ -112,7 +110,6 @@ class Mixers:
             keys_as_values=keys_as_values,
             sinks=sinks,
         )
-        return attn
 
     def _latent(self) -> MLA:
         fields = self.fields

@@ -54,8 +54,7 @@ _GATE = re.compile(r"(^|\.)(gate_proj|w1|w3|gate_up_proj|input_linear|wi_0|linea
 @lru_cache(maxsize=100_000)
 def part_of(rest: str) -> str:
     """Returns the part that a tensor of a layer belongs to, by its name within the layer: attn, ffn, routed, shared,
-    router, indexer, inputs, streams, norm or
-    other."""
+    router, indexer, inputs, streams, norm or other."""
     if _INDEXER.search(rest):
         return "indexer"
     if _SHARED.search(rest):

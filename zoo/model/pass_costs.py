@@ -92,11 +92,12 @@ class Term:
 @dataclass(frozen=True)
 class PassCosts:
     """The costs of a pass of `tokens` tokens of all sequences together, and the terms that add up to them. `layers` are
-    those of one card."""
+    those of one card. `estimated`: whether the model is an estimate, since no family reads its config."""
 
     tokens: int
     layers: tuple[Layer, ...]
     terms: tuple[Term, ...]
+    estimated: bool = False
 
     @cached_property
     def total(self) -> Costs:
