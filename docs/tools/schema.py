@@ -20,6 +20,7 @@ from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.analytic.oracle import oracle_rows
 from benchmarks.analytic.params import cost_row, layer_rows, param_row
 from benchmarks.analytic.roofline import device, flop_row
+from benchmarks.analytic.serving import serve_row
 from benchmarks.analytic.weight_forms import FOUR_BIT, PACKED, PLAIN
 from benchmarks.commands.blocks import of_model
 from benchmarks.commands.table import quantity_row
@@ -51,6 +52,7 @@ TITLES = {  # table -> a description of its rows
     "structure": "compare: one row per structural difference between `against` and the model, as a sentence",
     "differences": "compare: one row per field of the specs that differs",
     "figures": "compare: one row per cost that differs",
+    "serve": "serve: ceilings of a decoding step, one row per model, context, cache dtype and batch",
     "oracle": "oracle: costs of one card in a pass of all sequences, by kind of layer and operation; rows add up",
     "bounds": "params, kv, flops, compare: one row per cost of an estimated model, with its bounds",
     "stored": "params, kv, flops, compare: parameters by group in the headers of an estimated model's files",
@@ -141,6 +143,10 @@ COLUMNS: dict[str, Kind] = {
     **_all("min max flops_per_byte device_flops device_bandwidth learning_rate median", RATE),
     "learn.kv_bytes": COUNT,
     **_all("words source block description layer_pattern measure model against", WORD),
+    "serve.bound": {"enum": ["memory", "bandwidth", "arithmetic", "links"]},
+    "max_batch": _optional(COUNT, "sequences whose caches fit beside the weights; null where the memory is unknown"),
+    "crossover_context": _optional(POSITIVE, "from it on, a step reads more bytes of caches than of weights"),
+    "step_s": _said(RATE, "least time of a step, which decodes one token of every sequence"),
     "oracle.layer": _optional(WORD, "kind of layer, or `outside the layers`; null where rows sum over layers"),
     "oracle.layers": _said(COUNT, "layers of this kind, or of the model; 0 outside the layers"),
     "op": _optional(WORD, "operation: projections, scores, ffn, routed, head, ...; null where rows sum over them"),
@@ -291,6 +297,7 @@ def examples() -> Iterator[Row]:
     yield quantity_row(first, [], config, device("h100"))
     yield from (*structure_rows(first, second), *difference_rows(first, second))
     yield from figure_rows(first, second, 4096, config, device("h100"))
+    yield serve_row(first, 4096, config, device("h100"))
     yield from oracle_rows(first, 4095, 1, config, ["layer", "op"])[:1]
     yield from _of_estimates()
     loaded = {"load_s": 1.0, "ready_s": 1.0, "model_bytes": 1, "peak_bytes": 1, "anonymous_bytes": 1}

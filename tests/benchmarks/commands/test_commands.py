@@ -32,6 +32,7 @@ CALLS = {
     "flops": ["flops", "--context", "1k", "--context", "32k", "--batch", "16"],
     "kv": ["kv", "--context", "4k", "--context", "128k", "--batch", "4"],
     "oracle": ["oracle", "--batch", "2"],
+    "serve": ["serve", "--context", "1k", "--batch", "1,64"],
     "params": ["params"],
     "table": ["table"],
 }
