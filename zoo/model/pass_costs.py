@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cached_property
 from math import ceil
+from operator import add
 from typing import Any, Protocol
 
 from zoo.blocks.expert_parallel import expert_parallel
@@ -76,8 +77,13 @@ class Costs:
     activation_bytes: int = 0
     sent_bytes: float = 0
 
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """The values of all fields, in order."""
+        return tuple(vars(self).values())
+
     def __add__(self, other: Costs) -> Costs:
-        return Costs(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Costs(*map(add, self.values, other.values))
 
 
 @dataclass(frozen=True)
@@ -186,7 +192,7 @@ def pass_costs(
 
 
 def _times(count: int, costs: Costs) -> Costs:
-    return Costs(*(count * value for value in astuple(costs)))
+    return Costs(*(count * value for value in costs.values))
 
 
 def _outside_flops(spec: Decoder, past: int, new: int, logits: int | None, causal: bool) -> Counter[str]:
@@ -237,10 +243,10 @@ def _stream(layer: Layer, spec: Decoder, new: int, itemsize: int) -> Iterator[tu
 
 def _outside(spec: Decoder, tokens: int, kept: int, weights: WeightBytes) -> Iterator[tuple[str, Costs]]:
     """Yields the bytes that are moved outside the layers, for all sequences."""
-    params = Counter(spec.param_breakdown())
+    params, read = Counter(spec.param_breakdown()), spec.read_params(tokens)
     for layer, count in Counter(spec.layers).items():
         params.subtract({name: count * number for name, number in layer.param_breakdown(spec.dim).items()})
-    read = spec.read_params(tokens) - sum(layer.read_params(spec.dim, tokens) for layer in spec.layers)
+        read -= count * layer.read_params(spec.dim, tokens)
     params["embedding"] -= params.total() - round(read)  # rows of tokens that do not occur
     for name, number in (+params).items():
         yield "head" if name == "embedding" and spec.tied else name, Costs(weight_bytes=weights.params_bytes(number))
