@@ -114,7 +114,7 @@ def test_an_index_whose_files_are_missing_leaves_an_estimate_from_the_config(
     found = find_spec(str(folder), estimated=True)
     assert found.estimate is not None
     assert found.estimate.stored is None
-    assert "names files that are not there: model-1.safetensors; the parameters are estimated from" in caplog.text
+    assert "names files that do not exist: model-1.safetensors; the parameters are estimated from" in caplog.text
 
 
 def header(info: Any) -> bytes:
