@@ -78,6 +78,11 @@ def _params(models: Sequence[NamedSpec]) -> Iterator[Row]:
                 yield {"model": model.name, "part": part, "params": parts[part]}
 
 
+def pass_name(phase: str, batch: int) -> str:
+    """Returns the name of a pass: "decode, batch 8" or "prefill"."""
+    return f"{phase}, batch {batch}" if phase == "decode" else phase
+
+
 def _passes(models: Sequence[NamedSpec]) -> Iterator[Row]:
     """Yields FLOPs and bytes of passes in bfloat16, from which a device's rates give the ceilings."""
     for model in models:
@@ -85,7 +90,7 @@ def _passes(models: Sequence[NamedSpec]) -> Iterator[Row]:
             work = forward_pass(model.spec, phase, PASS_CONTEXT, InferenceConfig(batch))
             yield {
                 "model": model.name,
-                "pass": f"{phase}, batch {batch}" if phase == "decode" else phase,
+                "pass": pass_name(phase, batch),
                 "context": PASS_CONTEXT,
                 "batch": batch,
                 "tokens": work.tokens,

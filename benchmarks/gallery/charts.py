@@ -20,11 +20,13 @@ from benchmarks.gallery.chart import (
     images,
     log_axis,
 )
+from benchmarks.gallery.chart_tables import PASSES, pass_name
 from zoo.cli.tables import Row
 
 ROW, MEASURED_ROW = 22, 46  # pixels of a model's row
 RINGS = "rings"  # the chart parameter that shows (1) or hides (0) the rings around crossings
 MOST_RINGED = 8  # models whose crossings are marked in the chart
+SHAPES = ("circle", "square", "triangle-up", "cross")  # shapes of the passes
 TOKEN_TICKS = [2**i for i in range(8, 21, 2)]
 BYTE_TICKS = [2**i for i in range(16, 51, 2)]
 # Vega expressions of axis labels.
@@ -142,7 +144,8 @@ def _passes() -> alt.Chart:
 
 def _pass_points(**channels: object) -> alt.Chart:
     """Returns a point for each pass. Its shape shows the phase and the batch."""
-    shape = alt.Shape("pass:N", sort=None).legend(**LEGEND)
+    names = [pass_name(phase, batch) for phase, batch in PASSES]
+    shape = alt.Shape("pass:N").scale(domain=names, range=list(SHAPES)).legend(**LEGEND)
     points = _passes().mark_point(size=80, strokeWidth=1.8, opacity=1)
     rates = {"intensity:Q": "FLOPs per byte", "tokens_per_s:Q": "tokens per second"}
     tips = [alt.Tooltip(field, format=".3~s", title=title) for field, title in rates.items()]

@@ -2,7 +2,7 @@
 
 const SPECS = PACKED.specs;
 const EMBED_OPTIONS = {mode: "vega", actions: false, defaultStyle: false};
-const SHAPES = ["○", "□", "✚", "◇", "△", "▽"]; // in the order of Vega's shapes
+const SHAPES = {circle: "○", square: "□", "triangle-up": "△", cross: "✚"}; // Vega's names of the shapes that marks have
 const LABELS_FROM = 620, LETTER = 6.6, LEAST_GAP = 10, LEADER = 26; // pixels; the first is the least plot width with names beside lines
 const MOST_RINGED = 8; // models whose crossings are marked in the chart
 const drawn = new Map(); // chart -> the promise of its last drawing
@@ -88,10 +88,8 @@ function legend(spec, name, figure, width) {
   const items = [], colours = scale("color");
   const shown = colours && Array.isArray(colours.domain) && !["active", "ceilings"].includes(name);
   if (shown) items.push(...colours.domain.map((each, i) => make("li", {}, make("span", {class: "line", style: `background:${colours.range[i % colours.range.length]}`}), each)));
-  if (scale("shape")) {
-    const passes = [...new Set(records("passes", DATA.models.map(model => model.name)).map(each => each.pass))];
-    items.push(...passes.map((pass, i) => make("li", {}, make("span", {class: "shape"}, SHAPES[i]), pass)));
-  }
+  const shapes = scale("shape");
+  if (shapes) items.push(...shapes.domain.map((pass, i) => make("li", {}, make("span", {class: "shape"}, SHAPES[shapes.range[i]]), pass)));
   spec.legends = [];
   const list = figure.querySelector(".legend");
   list.replaceChildren(...items);

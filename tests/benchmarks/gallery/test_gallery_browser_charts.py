@@ -89,6 +89,23 @@ def test_figures_of_the_charts_equal_python(page: Any) -> None:
         assert row["bound"] == work.bound(device)
 
 
+SHAPES = {"○": "circle", "□": "square", "△": "triangle-up", "✚": "cross"}
+SHAPES_OF_MARKS = """async name => {
+  const {view} = await drawn.get(name), shape = view.scale("shape");
+  const passes = view.data("passes").map(row => row.pass);
+  return Object.fromEntries(passes.map(pass => [pass, shape(pass)]));
+}"""
+
+
+@pytest.mark.parametrize("name", ["ceilings", "roofline"])
+def test_the_legend_shows_the_shapes_of_the_marks(page: Any, name: str) -> None:
+    draw_charts(page)
+    items = page.locator(f'[data-chart="{name}"] .legend li:has(.shape)').all_inner_texts()
+    legend = {text[1:].strip(): SHAPES[text[0]] for text in items}
+    assert legend == page.evaluate(SHAPES_OF_MARKS, name)
+    assert len(set(legend.values())) == 4
+
+
 def test_learning_is_shown_whichever_models_are_selected(page: Any) -> None:
     """Its models are scaled-down models and swaps, which are not those of the other charts."""
     draw_charts(page)
