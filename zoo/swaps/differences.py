@@ -42,11 +42,13 @@ MIN_SHARE = 0.1  # of the layers; smaller differences between two shares are ign
 
 class Difference(NamedTuple):
     """A sentence on how two models differ. `part` is the part of the model that it is about: attn, ffn, norm, layers,
-    embedding or head. `detail` names the property of that part: rope, reach, router, act, ..., or a field."""
+    embedding or head. `detail` names the property of that part: rope, reach, router, act, ..., or a field. `layers` are
+    the indices of the layers that the sentence is about; empty if it is about something that this model lacks."""
 
     part: str
     sentence: str
     detail: str = ""
+    layers: tuple[int, ...] = ()
 
 
 class Phrase(NamedTuple):
@@ -109,6 +111,11 @@ class Aspect(NamedTuple):
         period = next(repeats, len(keys))
         return keys[:period].count(key), period
 
+    def indices(self, keys: Iterable[Hashable]) -> tuple[int, ...]:
+        """Returns the indices of the layers that have a phrase with one of these keys."""
+        wanted = set(keys)
+        return tuple(i for i, phrase in enumerate(self.phrases) if phrase is not None and phrase.key in wanted)
+
     def layers(self, key: Hashable) -> str:
         """Returns how many layers have a phrase with this key, in words: "5 of 6 layers"."""
         return "{:,} of {:,} layers".format(*self.frequency(key))
@@ -135,15 +142,17 @@ def structure_differences(model: Decoder, other: Decoder) -> list[Difference]:
     found: dict[str, Difference] = {}  # sentence -> difference: two parts may have the same sentence
     for name in dict.fromkeys([*mine, *theirs]):
         x, y = mine.get(name), theirs.get(name)
+        indices: tuple[int, ...] = ()
         if x is not None:
-            sentence = _sentence(x, y)
+            sentence, keys = _sentence(x, y)
+            indices = x.indices(keys)
         else:
             assert y is not None
             # Only an option that a block of this model could have is called missing.
             sentence = f"no {y.phrase(next(iter(y.shares))).name}" if y.is_option and y.detail in fields else ""
         if sentence:
             part, detail, *_ = x or y or theirs[name]
-            found.setdefault(sentence, Difference(part, sentence, DETAIL_NAMES.get(detail, detail)))
+            found.setdefault(sentence, Difference(part, sentence, DETAIL_NAMES.get(detail, detail), indices))
     return list(found.values())
 
 
@@ -153,23 +162,25 @@ def structure(spec: Decoder) -> dict[tuple[str, str], Aspect]:
     return {aspect[:2]: aspect for aspect in _aspects(spec) if aspect.shares}
 
 
-def _sentence(mine: Aspect, theirs: Aspect | None) -> str:
-    """Returns a sentence on how this model differs in an aspect; "" if it does not differ."""
+def _sentence(mine: Aspect, theirs: Aspect | None) -> tuple[str, Iterable[Hashable]]:
+    """Returns a sentence on how this model differs in an aspect, and the keys of the phrases that it is about. The
+    sentence is "" if the models do not differ."""
     if theirs is None:
-        return mine.statement(mine.shares)
+        return mine.statement(mine.shares), mine.shares
     x, y = mine.shares, theirs.shares
     new, gone = [key for key in x if key not in y], [key for key in y if key not in x]
     if not new and not gone:
         rarest = min(x, key=lambda key: x[key])
         if abs(x[rarest] - y[rarest]) < MIN_SHARE:
-            return ""
-        return f"{mine.statement([rarest])} instead of {theirs.layers(rarest) if x[rarest] < 1 else 'some'}"
+            return "", ()
+        before = theirs.layers(rarest) if x[rarest] < 1 else "some"
+        return f"{mine.statement([rarest])} instead of {before}", [rarest]
     if not new:
         verb = " ".join(filter(None, (theirs.some[0], theirs.noun)))
-        return f"no layers that {verb} {' or '.join(theirs.phrase(key).text for key in gone)}"
+        return f"no layers that {verb} {' or '.join(theirs.phrase(key).text for key in gone)}", ()
     several = len(y) > 1 and not mine.is_option
-    before = [f"{theirs.layers(key)} " * several + theirs.phrase(key).text for key in gone]
-    return mine.statement(new) + (f" instead of {' or '.join(before)}" if before else "")
+    replaced = " or ".join(f"{theirs.layers(key)} " * several + theirs.phrase(key).text for key in gone)
+    return mine.statement(new) + (f" instead of {replaced}" if replaced else ""), new
 
 
 def _aspects(spec: Decoder) -> Iterator[Aspect]:
