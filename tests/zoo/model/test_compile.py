@@ -73,8 +73,9 @@ def test_compiled_equals_uncompiled_at_every_length_with_three_graphs_a_layer(ch
         expected = run(plain, tokens, sizes, room)
         assert_equal(run(fast, tokens, sizes, room), expected)
     token = tokens_of(plain.spec, 1, 1)
-    for length in (0, 1, 500, 4096, 6000):  # of zeros
-        caches = [model.new_cache(1, 6001) for model in (plain, fast)]
+    most = plain.spec.positions.count if plain.spec.positions else 6001  # learned positions are limited
+    for length in (length for length in (0, 1, 500, 4096, 6000) if length < most):  # of zeros
+        caches = [model.new_cache(1, most) for model in (plain, fast)]
         for cache in caches:
             cache.length = length
         expected, got = (model(token, cache) for model, cache in zip((plain, fast), caches, strict=True))

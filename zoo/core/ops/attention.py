@@ -286,6 +286,8 @@ def _capped_attention(
         return torch.cat(list(parts), dim=2)
     if mask is not None or new > 1:
         mask = whole_mask(mask, new, k.shape[2], q.device)
+    elif torch.compiler.is_compiling() and _allows_kernels(q, k, v):
+        return _capped_operator(q, k, v, scale, sinks, cap)  # the compiler cannot multiply an unknown number of keys
     size = new if torch.compiler.is_compiling() else BLOCK_QUERIES
     blocks = []
     for start in (0,) if torch.compiler.is_compiling() else range(0, new, size):  # range() would make `new` a constant
@@ -293,6 +295,14 @@ def _capped_attention(
         out, denominator = _explicit_attention(q[:, :, start : start + size], k, v, seen, scale, cap=cap)
         blocks.append(_apply_sinks(out, denominator, None if sinks is None else sinks[:, None]))
     return torch.cat(blocks, dim=2).to(v.dtype)
+
+
+def _capped_decode(q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None, cap: float) -> Tensor:
+    return _capped_attention(q, k, v, None, scale, sinks, cap)
+
+
+_capped_operator = custom_op("zoo::capped_attention", _capped_decode, mutates_args=())
+_capped_operator.register_fake(_like)
 
 
 # Kernels of decode and prefill.

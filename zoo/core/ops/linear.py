@@ -208,5 +208,10 @@ def dot(weight: Tensor, x: Tensor) -> Tensor:
 
 def materialize(x: Tensor) -> Tensor:
     """Makes Inductor compute x once and write it to memory. Otherwise it would move the operations that produce x, such
-    as a norm, into the loop over the rows of the matrix, and repeat them for every row."""
+    as a norm, into the loop over the rows of the matrix, and repeat them for every row.
+
+    Inductor may lay out the memory behind a view differently than its strides say, so that `as_strided` would read
+    wrong elements. x is therefore made contiguous first.
+    """
+    x = x.contiguous()
     return x.as_strided(x.shape, x.stride())

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._dynamo import config as dynamo
 
 from tests.exact import assert_computes, assert_equal
+from tests.models import has_compiler
 from zoo.core import kernels
 from zoo.core.forward_context import ReachMask, causal, visible
 from zoo.core.ops import attention as module
@@ -121,6 +122,18 @@ def test_capped_scores(case: str, with_sinks: bool) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(module, "BLOCK_QUERIES", 2)
         assert_equal(attention(q, k, v, mask, 3.0, sinks, 0.5), expected)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
+def test_capped_scores_of_one_token_compile_for_an_unknown_number_of_keys() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(attention)
+    for keys in (1, 7, 40):
+        q, k, v = (each.double() for each in inputs(4, 2, 1, keys))
+        for each in (k, v):
+            torch._dynamo.decorators.mark_unbacked(each, 2)
+        assert_equal(compiled(q, k, v, None, 0.5, None, 5.0), plain(q, k, v, None, 0.5, None, 5.0))
 
 
 def test_capped_scores_of_every_length_have_one_graph() -> None:
