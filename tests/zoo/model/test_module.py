@@ -271,7 +271,7 @@ def test_embeddings_replace_those_of_the_tokens(name: str) -> None:
     embeds, without = model.embed(tokens), None
     if reads_ids(model.spec):
         for call in (model, lambda tokens, **given: model.generate(tokens, 2, **given)):
-            with pytest.raises(UsageError, match="layers of this model read token ids: give tokens beside"):
+            with pytest.raises(UsageError, match="layers of this model read token ids: give tokens as well as"):
                 call(None, inputs_embeds=embeds)
         without = tokens
     assert_equal(model(without, inputs_embeds=embeds), model(tokens))
