@@ -180,7 +180,7 @@ def _drawings(model: NamedSpec) -> dict[str, dict[str, str]]:
     earlier = ancestor(model.name) if model.size else None
     found = structure_differences(model.spec, one(earlier).spec) if earlier else []
     heading = f"New compared with {title(earlier)}" if earlier and found else ""
-    notes = callouts(found)
+    notes = callouts(found, model.spec)
     drawn = partial(svg, model.spec, title_of(model), subtitle=subtitle_of(model))
     return {
         layout: {

@@ -151,6 +151,11 @@ class Activation(Spec, abstract=True):
     def join(self, gate: Tensor, up: Tensor) -> Tensor:
         """gate and up, both (..., hidden) -> (..., hidden)."""
 
+    @property
+    def formula(self) -> str:
+        """The formula of `join`, for figures."""
+        return f"{self.describe()} of gate and up"
+
     def facts(self) -> tuple[Fact, ...]:
         return (Fact("kind", type(self).__name__),)
 
@@ -159,6 +164,8 @@ class Activation(Spec, abstract=True):
 class SwiGLU(Activation):
     """silu(gate) * up."""
 
+    formula = "SiLU(gate) × up"
+
     def join(self, gate: Tensor, up: Tensor) -> Tensor:
         return F.silu(gate) * up
 
@@ -166,6 +173,8 @@ class SwiGLU(Activation):
 @dataclass(frozen=True)
 class GeGLU(Activation):
     """gelu(gate) * up, with gelu in its tanh form."""
+
+    formula = "GELU(gate) × up"
 
     def join(self, gate: Tensor, up: Tensor) -> Tensor:
         return F.gelu(gate, approximate="tanh") * up
@@ -183,6 +192,11 @@ class ClampedSwiGLU(Activation):
     def join(self, gate: Tensor, up: Tensor) -> Tensor:
         gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
         return gate * torch.sigmoid(self.alpha * gate) * (up + 1 if self.plus_one else up)
+
+    @property
+    def formula(self) -> str:
+        gate = "SiLU(gate)" if self.alpha == 1 else f"gate × sigmoid({self.alpha:g} gate)"
+        return f"{gate} × {'(up + 1)' if self.plus_one else 'up'}, clamped at {self.limit:g}"
 
     def facts(self) -> tuple[Fact, ...]:
         return (Fact("kind", self.limit, phrase="SwiGLU clamped at {:g}"),)

@@ -272,6 +272,11 @@ class Layer(Composite):
         """Returns (spec, width) for each position table that this layer looks up."""
         return self.mixer.tables() if self.mixer else ()
 
+    def facts(self) -> tuple[Fact, ...]:
+        inputs = Fact("inputs", phrase="an input of its own for each layer", noun="per-layer inputs")
+        scale = Fact("output_scale", phrase="layer outputs scaled by a learned scalar", noun="output scale")
+        return self.in_use(*super().facts(), inputs, scale)
+
     def describe(self) -> str:
         parts = [branch.describe() for _, branch in self.branches()]
         return "; ".join([*parts, self.output_scale.describe()] if self.output_scale else parts)

@@ -130,7 +130,7 @@ def figure(
         theme=theme,
         costs=costs,
         subtitle=found.size.hub if found.size else "",
-        callouts=diagram.callouts(differences),
+        callouts=diagram.callouts(differences, drawn),
         heading=heading,
     )
     return drawing, dropped

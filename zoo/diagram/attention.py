@@ -64,7 +64,8 @@ def _heads_of_columns(lanes: Lanes, block: GQA) -> set[str]:
 
 def latent_attention(block: MLA, region: Region) -> float:
     """Draws queries, the rotary key and the latent in three columns. Returns the y below them."""
-    widths = f"each {block.nope_dim:,} + {block.rope_dim:,} rotary, values {block.v_dim:,}"
+    shared = "rotary" if block.rope.encodes else "shared by all heads"
+    widths = f"each {block.nope_dim:,} + {block.rope_dim:,} {shared}, values {block.v_dim:,}"
     y = title(region, kind(block), (f"{block.heads:,} heads", "heads"), (widths, "widths"))
     lanes = Lanes(region.at(y), (1.5, 1, 1.5))
     queries = Bar(0, 0, f"queries {block.heads:,} × {block.nope_dim + block.rope_dim:,}", "inner", "queries")

@@ -1,7 +1,8 @@
 """The layouts of a diagram, wide for a page and narrow for a phone, and its blow-ups. A blow-up shows the inside of a
 block, or only how the block differs from another that is drawn in full."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -61,6 +62,15 @@ class Kind(NamedTuple):
     look: Look
 
 
+class Callout(NamedTuple):
+    """A numbered sentence about a part of a model (None: about no part that is drawn), and the layers that it is about
+    (none: about all layers)."""
+
+    part: str | None
+    sentence: str
+    layers: frozenset[Layer] = frozenset()
+
+
 class Spot(NamedTuple):
     """A branch in the `position`-th kind of layer. `layers` is the number of layers of this kind."""
 
@@ -82,17 +92,16 @@ Places = dict[tuple[str, Block], Drawn]  # (role of a branch, its block) -> blow
 
 @dataclass
 class BlowUps:
-    """The blow-ups of a diagram. `badges` are call-out numbers for the most frequent block of each role and for parts
-    that occur once. `elsewhere` are call-out numbers for the inside of other blocks. `where` maps each block to its
-    blow-up; if it is empty, it is computed."""
+    """The blow-ups of a diagram. `badges` are the numbers of the `callouts` that are not drawn yet. `where` maps each
+    block to its blow-up; if it is empty, it is computed."""
 
     canvas: Canvas
     layout: Layout
     costs: Costs
     kinds: list[Kind]
     badges: Badges
-    elsewhere: Badges
     with_costs: bool
+    callouts: Sequence[Callout] = ()
     where: Places = field(default_factory=dict)
     inner = range(0)  # indices of the last blow-up's statements in Canvas.statements
 
@@ -100,6 +109,33 @@ class BlowUps:
         self.spec = self.costs.spec
         roles = dict.fromkeys(role for each in self.kinds for role, _ in each.layer.branches())
         self.where = self.where or {key: drawn for role in roles for key, drawn in self._places(role)}
+        self._homes = [self._home(callout) for callout in self.callouts]
+
+    def _home(self, callout: Callout) -> tuple[str | None, int | None]:
+        """Returns (role, index of the kind of layer) of the branch at which a call-out's number is drawn: where the
+        block is drawn that most of its layers have. The role is None for a part of any branch, and the index None for a
+        part that is not said to belong to a role: its number is drawn at a main block."""
+        name = (callout.part or "").partition(".")[0]
+        kinds = [(i, each) for i, each in enumerate(self.kinds) if each.layer in callout.layers or not callout.layers]
+        if name in ("norm", "streams"):
+            return None, max(kinds, key=lambda kind: kind[1].layers)[0]
+        counts = Counter[Block]()
+        for _, each in kinds:
+            for role, branch in each.layer.branches():
+                counts[branch.block] += each.layers * (role == name)
+        block = max(counts, key=lambda block: counts[block], default=None)
+        if block is None or not counts[block]:
+            return None, None
+        return name, self.where[name, block].position
+
+    def badges_at(self, spot: Spot) -> Badges:
+        """Returns the call-out numbers that may be drawn at a branch, or inside its block."""
+        is_main = self.is_main(spot)
+        return self.badges.among(
+            number
+            for number, (role, position) in enumerate(self._homes, 1)
+            if role in (None, spot.role) and (is_main if position is None else position == spot.position)
+        )
 
     def _places(self, role: str) -> Iterator[tuple[tuple[str, Block], Drawn]]:
         """Yields the blow-up of each block of a role. It is drawn in the kind of layer with the most layers that have
@@ -146,8 +182,7 @@ class BlowUps:
         role, block = spot.role, spot.branch.block
         canvas, drawn, first = self.canvas, self.where[role, block], len(self.canvas.statements)
         canvas.facts[f"{role}.block", repr(block)] = None
-        badges = self.badges if self.is_main(spot) else self.elsewhere
-        region = Region(canvas, x, y, self.layout.inner_width, self.spec.dim, role, badges)
+        region = Region(canvas, x, y, self.layout.inner_width, self.spec.dim, role, self.badges_at(spot))
         bottom = inside(block, region) if drawn.like is None else self._variant(region, role, block, drawn)
         self.inner = range(first, len(canvas.statements))
         if not self.with_costs:

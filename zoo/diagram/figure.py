@@ -9,7 +9,7 @@ import torch
 
 from zoo.blocks import Layer
 from zoo.blocks.layer import Placement
-from zoo.diagram.blow_ups import LAYOUTS, BlowUps, Drawn, Kind, Layout, Places
+from zoo.diagram.blow_ups import LAYOUTS, BlowUps, Callout, Drawn, Kind, Layout, Places
 from zoo.diagram.canvas import LINE, SMALL, Canvas, Facts, Fragment, text_width, typeset, wrap_text
 from zoo.diagram.looks import draw_pattern, draw_strip, look
 from zoo.diagram.palette import Theme
@@ -25,7 +25,6 @@ from zoo.units import dtype_name, format_bytes, format_count
 Shown = Literal["here", "above", "below"]
 SHOWN: dict[Shown, int] = {"here": 0, "above": -1, "below": 1}  # frame with the blow-up, relative to the branch
 STRIP, STRIP_ABOVE, STRIP_BELOW = 22.0, 10.0, 8.0  # height of the strip of layers, space above and below it
-Callout = tuple[str | None, str]  # the part that the call-out is about, and its sentence
 
 
 class Options(NamedTuple):
@@ -52,7 +51,7 @@ def svg(
     layout: Literal["wide", "narrow"] = "wide",
     costs: bool = False,
     subtitle: str = "",
-    callouts: Sequence[Callout] = (),
+    callouts: Sequence[tuple[str | None, str] | Callout] = (),
     heading: str = "",
 ) -> str:
     """Returns a diagram of a model as an SVG document, drawn from its spec.
@@ -64,16 +63,17 @@ def svg(
     of this length in `dtype`.
 
     `callouts` are numbered sentences listed below the diagram, under the `heading` (which is also drawn without
-    call-outs). Each call-out is a part, which may be None, and a sentence about it. Parts are layers, embedding,
-    positions, head, norm, attn, ffn, inputs, streams. A part can also be inside a block: attn.rope, attn.qk_norm,
-    attn.reach, attn.indexer, attn.state, ffn.act, ffn.router, ... The number is drawn at the inner part, or at the
-    block if the inner part is not drawn. A call-out about a part that the model lacks is still listed.
+    call-outs). Each call-out is a part, which may be None, a sentence about it, and the layers that it is about (if
+    not all). Parts are layers, embedding, positions, head, norm, attn, ffn, inputs, streams. A part can also be inside
+    a block: attn.rope, attn.qk_norm, attn.reach, attn.indexer, attn.state, ffn.act, ffn.router, ... The number is drawn
+    at the inner part, or at the block if the inner part is not drawn, in one of the call-out's layers. A call-out about
+    a part that the model lacks is still listed.
 
     Elements that the diagram of the model `against` does not have get the class "differs", or "resized" if only a
     number differs. Every id begins with `prefix`, so that one page can hold several diagrams. Raises UsageError for a
     context below 1.
     """
-    options = Options(context, dtype, layout, costs, subtitle, heading, tuple(callouts))
+    options = Options(context, dtype, layout, costs, subtitle, heading, tuple(Callout(*each) for each in callouts))
     canvas = _draw(spec, title, options, compared=against is not None)
     if against is not None:
         canvas.mark(_facts(against, context, dtype, layout))
@@ -107,10 +107,14 @@ def marked_elements(
     return [indices(other) for other in others]
 
 
-def callouts(differences: Iterable[Difference]) -> list[Callout]:
-    """Returns differences in structure as call-outs."""
+def callouts(differences: Iterable[Difference], spec: Decoder) -> list[Callout]:
+    """Returns the differences in structure of the model `spec` as call-outs."""
     return [
-        (".".join(filter(None, (found.part, found.detail))), found.sentence[:1].upper() + found.sentence[1:])
+        Callout(
+            ".".join(filter(None, (found.part, found.detail))),
+            found.sentence[:1].upper() + found.sentence[1:],
+            frozenset(spec.layers[i] for i in found.layers),
+        )
         for found in differences
     ]
 
@@ -136,7 +140,7 @@ def fragments(
     """
     options = Options(layout=layout)
     canvas, costs = Canvas(LAYOUTS[layout].width, "", ""), Costs(spec, options.context, options.dtype)
-    draw(Rows(BlowUps(canvas, LAYOUTS[layout], costs, [], Badges({}), Badges({}), False, where or {})))
+    draw(Rows(BlowUps(canvas, LAYOUTS[layout], costs, [], Badges({}), False, where=where or {})))
     return canvas.fragments()
 
 
@@ -153,26 +157,19 @@ def _draw(spec: Decoder, title: str, options: Options, compared: bool = False) -
     part is not drawn. With `compared`, a note explains the marks."""
     if options.context < 1:
         raise UsageError(f"context={options.context} is below 1")
-    anchors = {number: (anchor or "").split(".") for number, (anchor, _) in enumerate(options.callouts, 1)}
-    main, others = {number: path[-1] for number, path in anchors.items()}, dict[int, str]()
-    canvas, left = _draw_with(spec, title, options, compared, main, others)
-    if left:  # the most frequent blocks lack some of the inner parts: try the other blocks
-        main, others = ({n: part for n, part in main.items() if (n in left) is away} for away in (False, True))
-        canvas, left = _draw_with(spec, title, options, compared, main, others)
-    if left:  # no block draws these inner parts: draw the numbers at the blocks
-        main, others = main | {n: anchors[n][0] for n in left}, {n: others[n] for n in others if n not in left}
-        canvas, _ = _draw_with(spec, title, options, compared, main, others)
+    paths = {number: (callout.part or "").split(".") for number, callout in enumerate(options.callouts, 1)}
+    inner = {number: path[-1] for number, path in paths.items()}
+    canvas, left = _draw_with(spec, title, options, compared, inner)
+    if left:  # these inner parts are not drawn: draw the numbers at the blocks
+        canvas, _ = _draw_with(spec, title, options, compared, inner | {number: paths[number][0] for number in left})
     return canvas
 
 
 def _draw_with(
-    spec: Decoder, title: str, options: Options, compared: bool, main: dict[int, str], others: dict[int, str]
+    spec: Decoder, title: str, options: Options, compared: bool, parts: dict[int, str]
 ) -> tuple[Canvas, set[int]]:
-    """Returns the drawing with call-out numbers at their parts, and the numbers whose parts are not drawn.
-
-    `main` and `others` map numbers to the names of parts: `main` for the most frequent block of each role and for parts
-    that occur once, `others` for the inside of other blocks.
-    """
+    """Returns the drawing with the number of each call-out at the part in `parts`, and the numbers whose parts are not
+    drawn."""
     title = _printable(title)
     counts = Counter(spec.layers)
     names = dict(zip(counts, labels(spec.layers), strict=True))
@@ -181,12 +178,12 @@ def _draw_with(
     pattern = folded([names[layer] for layer in spec.layers])
     layout = LAYOUTS[options.layout]
     canvas = Canvas(layout.width, title, _description(spec, names, pattern, options))
-    badges, elsewhere = Badges(dict(main)), Badges(dict(others))
+    badges = Badges(dict(parts))
     costs = Costs(spec, options.context, options.dtype)
     y = _draw_title(canvas, layout, title, options.subtitle)
     canvas.end_fragment(_draw_figures(canvas, layout, spec, options, y + 8))
     canvas.end_fragment(_draw_layers(canvas, layout, spec, pattern, badges))
-    rows = Rows(BlowUps(canvas, layout, costs, kinds, badges, elsewhere, options.costs))
+    rows = Rows(BlowUps(canvas, layout, costs, kinds, badges, options.costs, options.callouts))
     before_layers(rows)
     for position in range(len(kinds)):
         rows.layer(position)
@@ -194,7 +191,7 @@ def _draw_with(
     if options.callouts or options.heading:
         canvas.end_fragment(_draw_callouts(canvas, layout, options))
     canvas.end_fragment(_draw_notes(canvas, layout, options, compared))
-    return canvas, {*badges.left, *elsewhere.left}
+    return canvas, {*badges.left}
 
 
 def _printable(text: str) -> str:
@@ -307,7 +304,7 @@ def _draw_callouts(canvas: Canvas, layout: Layout, options: Options) -> float:
     for column in range(columns):
         x, y = layout.left + column * (width + 24), top + 6
         chosen = list(enumerate(options.callouts, 1))[column * per_column : (column + 1) * per_column]
-        for number, (_, sentence) in chosen:
+        for number, (_, sentence, _) in chosen:
             draw_badge(canvas, number, x + BADGE, y + 8)
             lines = wrap_text(_printable(sentence), width - 26)
             y = canvas.lines(x + 24, y + 12, lines, width - 24) - 5
@@ -340,5 +337,5 @@ def _description(spec: Decoder, names: dict[Layer, str], pattern: str, options: 
     for layer, name in names.items():
         branches = ((branch_name(role, branch.block), branch) for role, branch in layer.branches())
         parts.append(f"[{name}] {'; '.join(f'{n} {b.formula} with {b.block.describe()}' for n, b in branches)}.")
-    parts += [f"{number}: {_printable(sentence)}." for number, (_, sentence) in enumerate(options.callouts, 1)]
+    parts += [f"{number}: {_printable(sentence)}." for number, (_, sentence, _) in enumerate(options.callouts, 1)]
     return " ".join(parts)

@@ -87,7 +87,7 @@ def _funnels(block: GLU | MLP, region: Region) -> float:
     for column, name in enumerate(names):
         _funnel(lanes, region.y, column, column, f"{name} {region.dim:,} → {block.hidden:,}", region.dim / block.hidden)
     last = len(names) - 1
-    act = typeset(block.act.describe()) + (" of gate, × up" if last else "")
+    act = typeset(block.act.formula if isinstance(block, GLU) else block.act.describe())
     lanes.stage(Bar(0, last, act, "chip", "act"), badges=("act",))
     _funnel(lanes, lanes.y + ARROW, 0, last, f"down {block.hidden:,} → {region.dim:,}", block.hidden / region.dim)
     return chips(region.at(lanes.y + 7), [("biases", "bias")]) if block.bias else lanes.y

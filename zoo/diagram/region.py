@@ -57,13 +57,20 @@ class Region:
 
 @dataclass(frozen=True)
 class Badges:
-    """The call-out numbers that have not been drawn yet (`left`), each with the name of its part."""
+    """The call-out numbers that have not been drawn yet (`left`), each with the name of its part. With `only`, other
+    numbers are not drawn here."""
 
     left: dict[int, str]
+    only: frozenset[int] | None = None
+
+    def among(self, numbers: Iterable[int]) -> Badges:
+        """Returns these badges without the numbers that are not among `numbers`."""
+        return replace(self, only=frozenset(numbers))
 
     def about(self, names: Sequence[str]) -> list[int]:
         """Returns the call-out numbers of these parts, the largest first."""
-        return sorted((number for number, part in self.left.items() if part in names), reverse=True)
+        found = (number for number, part in self.left.items() if part in names)
+        return sorted((number for number in found if self.only is None or number in self.only), reverse=True)
 
     def draw(self, canvas: Canvas, names: Sequence[str], x: float, y: float) -> None:
         """Draws the call-out numbers of these parts side by side, the last at (x, y), and removes them from `left`."""
@@ -93,7 +100,7 @@ class Bar(NamedTuple):
 
 class Lanes:
     """Columns side by side, in which the stages of a computation are drawn from top to bottom. An arrow leads from each
-    box to the next box that covers the same column."""
+    box to the next box that covers one of its columns."""
 
     def __init__(self, region: Region, shares: Sequence[float], gap: float = 10.0) -> None:
         self.region = region
@@ -104,6 +111,7 @@ class Lanes:
             self.columns.append((x, share / sum(shares) * usable))
             x += self.columns[-1][1] + gap
         self.starts: list[float | None] = [None] * len(shares)  # y below the last box of each column
+        self.spans = [(column, column) for column in range(len(shares))]  # first and last column of that box
         self.y = region.y
 
     def span(self, first: int, last: int) -> tuple[float, float]:
@@ -112,9 +120,13 @@ class Lanes:
         return x, right + width - x
 
     def reserve(self, first: int, last: int, top: float) -> None:
-        """Draws arrows from the last boxes in columns `first` to `last` down to `top`."""
-        columns = zip(self.columns[first : last + 1], self.starts[first : last + 1], strict=True)
-        arrows = [(x + width / 2, start) for (x, width), start in columns if start is not None and start < top]
+        """Draws an arrow from each last box in columns `first` to `last` down to `top`."""
+        arrows = []
+        for column in range(first, last + 1):
+            start, (left, right) = self.starts[column], self.spans[column]
+            if start is not None and start < top and column == max(left, first):  # one arrow for each box
+                x, width = self.span(max(left, first), min(right, last))
+                arrows.append((x + width / 2, start))
         if arrows:
             shafts = "".join(f"M{x} {start}V{top - 4}" for x, start in arrows)
             self.region.canvas.path(shafts, "branch")
@@ -151,6 +163,7 @@ class Lanes:
     def taken(self, first: int, last: int, bottom: float) -> None:
         """Records that columns `first` to `last` are occupied down to `bottom`."""
         self.starts[first : last + 1] = [bottom] * (last + 1 - first)
+        self.spans[first : last + 1] = [(first, last)] * (last + 1 - first)
         self.y = max(self.y, bottom)
 
 

@@ -252,8 +252,7 @@ class Rows:
         return Piece(height, draw, is_block=True)
 
     def _anchor(self, name: str, y: float, spot: Spot) -> None:
-        if self.blow_ups.is_main(spot):
-            self.badges.draw(self.canvas, (name,), self.layout.block_end - 4, y)
+        self.blow_ups.badges_at(spot).draw(self.canvas, (name,), self.layout.block_end - 4, y)
 
 
 def summary(block: Block) -> str:

@@ -180,6 +180,7 @@ class Decoder(Spec):
             Fact("embed_scale", self.embed_scale, phrase="embedding scale {:.4g}", noun="embedding scale"),
             Fact("logits_scaling", self.logits_scaling, phrase="logits divided by {:.4g}", noun="logit divisor"),
             Fact("streams", self.streams, noun="parallel residual streams"),
+            Fact("per_layer", phrase="a token embedding for each layer", noun="per-layer embeddings"),
         )
         in_use = fields_in_use(self)
         return Fact("kind", "Decoder"), Fact("context", ""), *(fact for fact in optional if fact.key in in_use)

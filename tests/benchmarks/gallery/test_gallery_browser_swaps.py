@@ -150,7 +150,7 @@ def test_diagram_of_the_swapped_model_stands_beside_the_original(page: Any) -> N
     assert {"32 heads on 2 KV heads", "NoPE", "window 512", "1 of 8 experts active"} <= {*marked}
     assert not {"RMSNorm", "Embedding", "token ids"} & {*marked}
     removed = figures.nth(0).locator("svg text.differs").all_text_contents()
-    assert {"32 heads on 8 KV heads", "sees all earlier tokens", "SwiGLU of gate, × up"} <= {*removed}
+    assert {"32 heads on 8 KV heads", "sees all earlier tokens", "SiLU(gate) × up"} <= {*removed}
     assert not {"RMSNorm", "Embedding", "token ids"} & {*removed}
     page.locator("#swap-reset").click()
     assert figures.locator(".differs").count() == 0

@@ -165,13 +165,29 @@ def test_differences_from_the_ancestor_are_callouts(name: str) -> None:
     if known is None:
         return
     found = structure_differences(spec(name), spec(known))
-    root = drawn(spec(name), callouts=callouts(found))
+    root = drawn(spec(name), callouts=callouts(found, spec(name)))
     assert list(misplaced(root)) == []
     listed = " ".join(texts(parts(root)[-2][1]))
     assert all(each.sentence[1:] in listed for each in found)
     numbers = Counter(texts(root, "badge-text"))
     assert set(numbers) == {str(number) for number in range(1, len(found) + 1)}
     assert set(numbers.values()) <= {2}
+
+
+@pytest.mark.parametrize("layout", ["wide", "narrow"])
+@over(names(), representatives())
+def test_a_callout_about_some_layers_stands_in_one_of_them(name: str, layout: str) -> None:
+    model, known = spec(name), ancestor(name)
+    if known is None:
+        return
+    about = callouts(structure_differences(model, spec(known)), model)
+    kinds, position, homes = list(dict.fromkeys(model.layers)), -1, dict[int, int]()
+    for _, row in parts(drawn(model, callouts=about, layout=layout))[:-2]:
+        position += any(re.fullmatch(r"[\d,]+ × layer", text) for text in texts(row, "strong"))
+        homes |= {int(number): position for number in texts(row, "badge-text")}
+    for number, (place, sentence, layers) in enumerate(about, 1):
+        if (place or "").split(".")[0] in ("attn", "ffn", "norm"):
+            assert kinds[homes[number]] in (layers or kinds), sentence
 
 
 # Parts that a drawing is stacked from, drawn one by one.

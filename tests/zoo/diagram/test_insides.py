@@ -60,6 +60,33 @@ def test_heads_and_experts_are_drawn_one_by_one(name: str) -> None:
             assert len(squares) == block.router.k
 
 
+@over(names(), representatives())
+def test_one_arrow_leads_from_each_box_to_the_next(name: str) -> None:
+    """An output projection below the softmax covers several columns, but has one input."""
+    for block in blocks(name, "attn"):
+        canvas = blown_up(block)
+        tips = [path.get("d", "") for path in canvas.root.iter("path") if path.get("class") == "tip"]
+        if isinstance(block, GQA | MLA):
+            assert tips[-1].count("M") == 1
+            assert max(tip.count("M") for tip in tips) > 1
+
+
+def test_feed_forwards_show_the_formula_of_their_activation() -> None:
+    def formula(act: zoo.Activation) -> set[str]:
+        return {text.text for text in blown_up(GLU(64, act)).root.iter("text") if "gate" in (text.text or "")}
+
+    assert "SiLU(gate) × up" in formula(zoo.SwiGLU())
+    assert "GELU(gate) × up" in formula(zoo.GeGLU())
+    assert "SiLU(gate) × up, clamped at 10" in formula(zoo.ClampedSwiGLU(1.0, 10.0, plus_one=False))
+
+
+def test_keys_without_a_position_are_not_called_rotary() -> None:
+    latent = next(block for block in blocks("kimi-linear-48b-a3b", "attn") if isinstance(block, MLA))
+    shown = " ".join(text.text or "" for text in blown_up(latent).root.iter("text"))
+    assert "shared by all heads" in shown
+    assert "rotary" not in shown
+
+
 def namespaced(canvas: Canvas) -> Element:
     """The drawing as it is read from a file."""
     return ElementTree.fromstring(canvas.finish())

@@ -41,7 +41,7 @@ STRUCTURE: dict[str, tuple[Decoder, set[str]]] = {
     "a gate": (changed(GQA, gate="head"), {"chip", "output gate by head"}),
     "no position": (swap(BASE, RoPE, NoPE()), {"chip-nope", "NoPE"}),
     "what is not drawn": (swap(BASE, GQA, lambda attn: replace(attn, qk_norm_over="projection")), {"attn"}),
-    "an activation": (changed(GLU, act=zoo.GeGLU()), {"GeGLU", "chip", "GeGLU of gate, × up"}),
+    "an activation": (changed(GLU, act=zoo.GeGLU()), {"GeGLU", "chip", "GELU(gate) × up"}),
     "another placement": (apply_swap(BASE, "norm=olmo")[0], {"norm"}),
     "another norm": (replace(BASE, norm=zoo.LayerNorm(1e-5)), {"norm"}),
     "a tied head": (replace(BASE, tied=True), {"table", "tied: the embedding's matrix"}),

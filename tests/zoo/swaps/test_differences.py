@@ -92,7 +92,7 @@ SAID = {  # a sentence that is there, and the beginnings of others that are not
     ("deepseek-v4-pro-1.6t", "deepseek-v3.2-671b"): ("sinks", "no layers that see"),
     ("gemma4-e2b", "gemma3-27b"): ("keys and values of an earlier layer in 20 of 35 layers", "no RoPE"),
     # Gemma 4 26B's feed-forward of two branches normalises its input itself: no norm is missing before it.
-    ("gemma4-26b-a4b", "gemma3-27b"): ("output scale", "norms", "no norms"),
+    ("gemma4-26b-a4b", "gemma3-27b"): ("layer outputs scaled by a learned scalar", "norms", "no norms"),
     # DeepSeek-V3 has no QK-norm and no sinks to leave out: MLA has no such fields.
     ("deepseek-v3-671b", "gpt-oss-120b"): ("MLA instead of GQA", "no sinks", "no QK-norm"),
     ("kimi-k2-1t", "mixtral-8x7b"): (
