@@ -334,7 +334,7 @@ def to_hf(spec):
     return {"intermediate_size": 1} | dense_fields(spec)
 
 
-ABOUT = About("Hybrid", "a test", came_from="llama3", licence="none", report="https://example.org")
+ABOUT = About("Hybrid", "a test", compared_with="llama3", licence="none", report="https://example.org")
 _1B = dict(dim=2048, layers=16, heads=32, kv_heads=8, head_dim=64, hidden=2048, vocab=32_000, context=4096)
 SIZES = {"hybrid-1b": Size("example/hybrid-1b", decoder(**_1B).params(), decoder(**_1B), released="2026-11")}
 '''

@@ -60,10 +60,11 @@ def about(preset: str) -> About:
 
 
 @cache
-def ancestor(preset: str) -> str | None:
-    """Returns the size of the parent family with the most similar structure, or None if the family has no parent. Among
-    equally similar sizes, it chooses the one with the nearest number of parameters."""
-    earlier = about(preset).came_from
+def counterpart(preset: str) -> str | None:
+    """Returns the earlier model with which a size is compared: of the family in `compared_with`, the size with the most
+    similar structure, and among equally similar sizes the one with the nearest number of parameters. Returns None if
+    the family is compared with no other."""
+    earlier = about(preset).compared_with
     if earlier is None:
         return None
     size, others = sizes()[preset], families()[earlier].SIZES

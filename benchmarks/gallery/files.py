@@ -32,7 +32,7 @@ from benchmarks.gallery.swap_grid import Grid
 from benchmarks.output.report import columns
 from benchmarks.output.show import describe_crossing
 from zoo import __version__
-from zoo.catalog import ancestor, title
+from zoo.catalog import counterpart, title
 from zoo.cli.tables import Format, Row, render
 from zoo.diagram import callouts, marked_elements, svg
 from zoo.model.decoder import Decoder
@@ -138,7 +138,7 @@ def data(models: Sequence[NamedSpec], shown: Mapping[str, Sequence[Row]]) -> Jso
         "families": [
             {name: getattr(entry.group, name) for name in ("name", "title", "source", "new")}
             | {"models": [model.name for model in entry.group.models], "typical": entry.group.typical.name}
-            | {"came_from": entry.came_from.name if entry.came_from else None}
+            | {"compared_with": entry.compared_with.name if entry.compared_with else None}
             for entry in timeline.entries(models)
         ],
         "batches": BATCHES,
@@ -176,8 +176,8 @@ def _forms() -> dict[str, Json]:
 
 
 def _drawings(model: NamedSpec) -> dict[str, dict[str, str]]:
-    """Returns the model's diagram in each layout: `plain`, and as a `figure` with notes on what its ancestor lacks."""
-    earlier = ancestor(model.name) if model.size else None
+    """Returns the model's diagram in each layout: `plain`, and as a `figure` with notes on its differences."""
+    earlier = counterpart(model.name) if model.size else None
     found = structure_differences(model.spec, one(earlier).spec) if earlier else []
     heading = f"New compared with {title(earlier)}" if earlier and found else ""
     notes = callouts(found, model.spec)

@@ -6,9 +6,8 @@ from typing import Any
 
 from benchmarks.analytic.models import NamedSpec, one
 from benchmarks.gallery.overview import Group, groups, size_of
-from zoo.architectures import families, released
 from zoo.blocks import MLA, RoPE
-from zoo.catalog import about, ancestor
+from zoo.catalog import about, counterpart
 from zoo.cli.listing import used_names
 from zoo.costs import CacheSpec
 from zoo.hf.config import Size
@@ -18,7 +17,7 @@ from zoo.swaps.differences import Difference, structure_differences
 from zoo.units import format_count
 
 FLOPS_CONTEXT = 4096  # tokens of context in the explained FLOPs
-SHOWN_SENTENCES = 6  # sentences in the list on the differences from the ancestor; the panel has the other ones
+SHOWN_SENTENCES = 6  # sentences in the list on the differences from the counterpart; the panel has the other ones
 UNDATED = "9999-99"  # the month of an unpublished model, which sorts after all others
 
 
@@ -74,8 +73,8 @@ def features(spec: Decoder) -> list[str]:
 class Entry:
     """An architecture in the list.
 
-    `months`: months since the previous architecture. `came_from`: the architecture that it builds on. `differences`:
-    sentences on its structural differences from `came_from`.
+    `months`: months since the previous architecture. `compared_with`: an earlier architecture. `differences`: sentences
+    on the structural differences from it.
     """
 
     group: Group
@@ -83,7 +82,7 @@ class Entry:
     months: int
     features: tuple[str, ...]
     summary: str
-    came_from: Group | None
+    compared_with: Group | None
     differences: tuple[Difference, ...]
 
     @property
@@ -93,17 +92,17 @@ class Entry:
 
 
 def entries(models: Sequence[NamedSpec]) -> list[Entry]:
-    """Returns the architectures of these models, in order of the month in which their first size was released."""
+    """Returns the architectures of these models, in order of the month in which the shown size was released."""
     found, before = list[Entry](), UNDATED
     for group in sorted(groups(models), key=_month):
-        spec, month, earlier = group.typical.spec, _month(group), _came_from(group)
+        spec, month, earlier = group.typical.spec, _month(group), _compared_with(group)
         entry = Entry(
             group=group,
             released="" if month == UNDATED else month,
             months=0 if UNDATED in (month, before) else _count(month) - _count(before),
             features=tuple(features(spec)),
             summary=f"{size_of(spec)}; {len(spec.layers)} layers",
-            came_from=earlier,
+            compared_with=earlier,
             differences=tuple(structure_differences(spec, earlier.typical.spec)) if earlier else (),
         )
         found.append(entry)
@@ -111,15 +110,16 @@ def entries(models: Sequence[NamedSpec]) -> list[Entry]:
     return found
 
 
-def _came_from(group: Group) -> Group | None:
-    """Returns the architecture that a published one builds on, with its best-known size; None if there is none."""
-    earlier = ancestor(group.typical.name) if group.typical.size else None
+def _compared_with(group: Group) -> Group | None:
+    """Returns the earlier architecture with which a published one is compared, with its best-known size; None if there
+    is none."""
+    earlier = counterpart(group.typical.name) if group.typical.size else None
     return groups([one(earlier)])[0] if earlier else None
 
 
 def _month(group: Group) -> str:
-    """Returns the release month of an architecture's first size, even if the page does not show that size."""
-    return released(families()[group.name]) if group.typical.size else UNDATED
+    """Returns the release month of the size that stands for an architecture; its other sizes may be older."""
+    return group.typical.size.released if group.typical.size else UNDATED
 
 
 def _count(month: str) -> int:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.zoo.diagram.drawing import SVG, texts
 from zoo import names, spec
-from zoo.catalog import ancestor, sizes, title
+from zoo.catalog import counterpart, sizes, title
 from zoo.cli.runner import exit_code
 from zoo.diagram import callouts, svg
 from zoo.diagram.palette import PALETTE
@@ -38,7 +38,7 @@ def test_drawing_imports_no_command_line_package() -> None:
 def test_the_command_writes_a_file(capsys, tmp_path: Path) -> None:
     file = tmp_path / "a.svg"
     assert run(capsys, "gemma3", "--svg", str(file)) == ("", "")
-    about = callouts(structure_differences(spec("gemma3"), spec(known := ancestor("gemma3-270m"))), spec("gemma3"))
+    about = callouts(structure_differences(spec("gemma3"), spec(known := counterpart("gemma3-270m"))), spec("gemma3"))
     heading, hub = f"New compared with {title(known)}", "google/gemma-3-270m"
     drawing = svg(spec("gemma3"), "Gemma 3 270M", theme="light", subtitle=hub, callouts=about, heading=heading)
     assert file.read_text(encoding="utf-8") == drawing + "\n"

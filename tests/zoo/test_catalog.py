@@ -8,7 +8,7 @@ import torch
 import zoo
 from tests.presets import over
 from zoo.architectures import families, released
-from zoo.catalog import allocate, ancestor, best_known, family_name, resolve, sizes
+from zoo.catalog import allocate, best_known, counterpart, family_name, resolve, sizes
 from zoo.core.devices import allocating
 from zoo.errors import NotAvailable, UsageError
 from zoo.hf.config import Size
@@ -42,26 +42,26 @@ def test_a_family_that_says_nothing_is_known_by_its_first_size() -> None:
 
 
 @over(families())
-def test_a_family_says_where_it_came_from_and_where_its_report_is(family: str) -> None:
-    """Followed back, every family came from the first; each from one that was released before it."""
+def test_a_family_says_where_it_compared_with_and_where_its_report_is(family: str) -> None:
+    """Followed back, every family leads to the first; each is compared with one that was released before it."""
     about, known = families()[family].ABOUT, best_known(family)
     assert about.report.startswith("https://")
     assert about.licence
-    assert (about.came_from is None) == (family == next(iter(families())))
-    if about.came_from:
-        assert list(families()).index(about.came_from) < list(families()).index(family)
-        assert family_name(ancestor(known) or "") == about.came_from
+    assert (about.compared_with is None) == (family == next(iter(families())))
+    if about.compared_with:
+        assert list(families()).index(about.compared_with) < list(families()).index(family)
+        assert family_name(counterpart(known) or "") == about.compared_with
 
 
-def test_a_size_came_from_one_of_the_most_similar_structure() -> None:
-    assert ancestor("qwen3-next-80b-a3b") == "qwen3-30b-a3b"  # which has experts, too
-    assert ancestor("gemma3-27b") == "gemma2-27b"
-    assert ancestor("gemma3-1b") == "gemma2-2b"
-    assert ancestor("gpt2-xl") is None
+def test_a_size_compared_with_one_of_the_most_similar_structure() -> None:
+    assert counterpart("qwen3-next-80b-a3b") == "qwen3-30b-a3b"  # which has experts, too
+    assert counterpart("gemma3-27b") == "gemma2-27b"
+    assert counterpart("gemma3-1b") == "gemma2-2b"
+    assert counterpart("gpt2-xl") is None
     for family, module in families().items():
         for name in module.SIZES:
             assert family_name(name) == family
-            assert ancestor(name) in (None, *families()[module.ABOUT.came_from or family].SIZES)
+            assert counterpart(name) in (None, *families()[module.ABOUT.compared_with or family].SIZES)
 
 
 @pytest.mark.parametrize("month", ["2024", "2024-13", "July 2024", "2024-07-23"])

@@ -115,7 +115,7 @@ _671B = decoder(**V3, attn=attention(**HEADS, gain=yarn_gain(40)))
 ABOUT = About(
     "DeepSeek-V3",
     "DeepSeek-AI 2024",
-    came_from="mixtral",
+    compared_with="mixtral",
     licence="DeepSeek Model",
     report="https://arxiv.org/abs/2412.19437",
     left_out="multi-token prediction",

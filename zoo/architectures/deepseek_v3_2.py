@@ -64,7 +64,7 @@ _671B = deepseek_v3.decoder(**V3, attn=_ATTN)
 ABOUT = About(
     "DeepSeek-V3.2",
     "DeepSeek-AI 2025",
-    came_from="deepseek-v3",
+    compared_with="deepseek-v3",
     licence="MIT",
     report="https://arxiv.org/abs/2512.02556",
     left_out="multi-token prediction",

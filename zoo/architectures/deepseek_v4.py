@@ -285,7 +285,7 @@ _PRO = _size(
 ABOUT = About(
     "DeepSeek-V4",
     "DeepSeek-AI 2026",
-    came_from="deepseek-v3-2",
+    compared_with="deepseek-v3-2",
     licence="MIT",
     report="https://huggingface.co/deepseek-ai/DeepSeek-V4-Pro",
     left_out="multi-token prediction",

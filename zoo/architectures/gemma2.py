@@ -67,7 +67,7 @@ _27B = decoder(**_ALL, dim=4608, layers=46, heads=32, kv_heads=16, head_dim=128,
 ABOUT = About(
     "Gemma 2",
     "Gemma Team 2024",
-    came_from="llama3",
+    compared_with="llama3",
     licence="Gemma Terms of Use",
     report="https://arxiv.org/abs/2408.00118",
 )

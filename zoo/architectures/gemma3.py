@@ -51,7 +51,7 @@ _27B = dict(_LARGE, dim=5376, layers=62, heads=32, kv_heads=16, hidden=21_504, h
 ABOUT = About(
     "Gemma 3",
     "Gemma Team 2025",
-    came_from="gemma2",
+    compared_with="gemma2",
     licence="Gemma Terms of Use",
     report="https://arxiv.org/abs/2503.19786",
     left_out="vision",

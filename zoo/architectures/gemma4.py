@@ -247,7 +247,7 @@ NOTE = "the month is not established, and the config is another library's defaul
 ABOUT = About(
     "Gemma 4",
     "Google 2026",
-    came_from="gemma3",
+    compared_with="gemma3",
     licence="Apache-2.0",
     report="https://ai.google.dev/gemma/docs/core",
     left_out="vision and audio",

@@ -63,7 +63,7 @@ _size = partial(Size, released="2025-07", note="context from memory")
 ABOUT = About(
     "GLM-4.5 and GLM-4.5-Air",
     "GLM Team 2025",
-    came_from="deepseek-v3",
+    compared_with="deepseek-v3",
     licence="MIT",
     report="https://arxiv.org/abs/2508.06471",
     left_out="multi-token prediction",

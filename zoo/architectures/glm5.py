@@ -79,7 +79,7 @@ _52 = _glm5(8e6, indexers=[FULL if i < 3 or i % 4 == 2 else SHARED for i in rang
 ABOUT = About(
     "GLM-5 and GLM-5.2",
     "GLM Team 2026",
-    came_from="deepseek-v3-2",
+    compared_with="deepseek-v3-2",
     licence="MIT",
     report="https://arxiv.org/abs/2602.15763",
     left_out="multi-token prediction",

@@ -64,7 +64,7 @@ _BOTH = dict(_ATTN, dim=2880, hidden=2880, act=ClampedSwiGLU(1.702, 7.0), k=4)
 _20B, _120B = decoder(**_BOTH, layers=24, experts=32), decoder(**_BOTH, layers=36, experts=128)
 RULE = "without the input embedding"
 ABOUT = About(
-    "gpt-oss", "OpenAI 2025", came_from="gpt2", licence="Apache-2.0", report="https://arxiv.org/abs/2508.10925"
+    "gpt-oss", "OpenAI 2025", compared_with="gpt2", licence="Apache-2.0", report="https://arxiv.org/abs/2508.10925"
 )
 SIZES = {
     "gpt-oss-20b": Size("openai/gpt-oss-20b", 20_914_757_184, _20B, active=(3_608_307_264, RULE), released="2025-08"),

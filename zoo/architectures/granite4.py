@@ -158,7 +158,7 @@ _size = partial(Size, released="2025-10", note="its multipliers are from memory"
 ABOUT = About(
     "Granite 4.0",
     "IBM 2025",
-    came_from="llama3",
+    compared_with="llama3",
     licence="Apache-2.0",
     report="https://www.ibm.com/new/announcements/ibm-granite-4-0-hyper-efficient-high-performance-hybrid-models",
 )

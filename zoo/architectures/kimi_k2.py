@@ -28,7 +28,7 @@ _16B |= dict(moe=mixture(experts=64, hidden=1408, k=6, scale=2.446, shared=2))
 ABOUT = About(
     "Kimi K2",
     "Kimi Team 2025",
-    came_from="deepseek-v3",
+    compared_with="deepseek-v3",
     licence="Modified MIT (Moonlight: MIT)",
     report="https://arxiv.org/abs/2507.20534",
 )

@@ -124,7 +124,7 @@ _48B = decoder(
     **dict(hidden=9216, moe=_MOE, vocab=163_840, context=1_048_576),
 )
 ABOUT = About(
-    "Kimi Linear", "Kimi Team 2025", came_from="kimi-k2", licence="MIT", report="https://arxiv.org/abs/2510.26692"
+    "Kimi Linear", "Kimi Team 2025", compared_with="kimi-k2", licence="MIT", report="https://arxiv.org/abs/2510.26692"
 )
 SIZES = {
     "kimi-linear-48b-a3b": Size("moonshotai/Kimi-Linear-48B-A3B-Instruct", 49_122_681_728, _48B, released="2025-10")

@@ -150,7 +150,7 @@ _8B = _released((2, 6, 10, 14, 18, 21), layers=24, dim=2048, heads=32, hidden=71
 ABOUT = About(
     "LFM2",
     "Liquid AI 2025",
-    came_from="llama3",
+    compared_with="llama3",
     licence="LFM Open License 1.0",
     report="https://arxiv.org/abs/2511.23404",
 )

@@ -40,7 +40,7 @@ _3B = dict(dim=3072, layers=28, heads=24, hidden=8192)
 ABOUT = About(
     "Llama 3",
     "Grattafiori et al. 2024",
-    came_from="gpt2",
+    compared_with="gpt2",
     licence="Llama 3 Community",
     report="https://arxiv.org/abs/2407.21783",
 )

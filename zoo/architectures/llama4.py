@@ -105,7 +105,7 @@ _400B = _released(128, rope=RoPE(5e5), qk_norm=False, step=2, context=1_048_576)
 ABOUT = About(
     "Llama 4",
     "Meta 2025",
-    came_from="llama3",
+    compared_with="llama3",
     licence="Llama 4 Community",
     report="https://ai.meta.com/blog/llama-4-multimodal-intelligence/",
     left_out="vision",

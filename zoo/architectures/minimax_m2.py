@@ -60,7 +60,7 @@ NOTE = "read from the config of M2.5"
 ABOUT = About(
     "MiniMax-M2",
     "MiniMax 2025",
-    came_from="qwen3",
+    compared_with="qwen3",
     licence="Modified MIT",
     report="https://github.com/MiniMax-AI/MiniMax-M2",
     left_out="multi-token prediction",

@@ -48,7 +48,7 @@ _size = partial(Size, released="2025-12", note="config from memory and the refer
 ABOUT = About(
     "Ministral 3",
     "Mistral AI 2025",
-    came_from="mistral3",
+    compared_with="mistral3",
     licence="Apache-2.0",
     report="https://arxiv.org/abs/2601.08584",
     left_out="vision",

@@ -35,7 +35,7 @@ _24B = dict(dim=5120, layers=40, heads=32, hidden=32_768, rope=RoPE(1e9), vocab=
 ABOUT = About(
     "Mistral Small 3.1",
     "Mistral AI 2025",
-    came_from="llama3",
+    compared_with="llama3",
     licence="Apache-2.0",
     report="https://mistral.ai/news/mistral-small-3-1",
     left_out="vision",

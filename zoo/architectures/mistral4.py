@@ -54,7 +54,7 @@ _119B = dict(dim=4096, layers=36, dense=0, attn=_ATTN, hidden=12_288, moe=_MOE, 
 ABOUT = About(
     "Mistral Small 4",
     "Mistral AI 2026",
-    came_from="deepseek-v3",
+    compared_with="deepseek-v3",
     licence="Apache-2.0",
     report="https://huggingface.co/mistralai/Mistral-Small-4-119B-2603",
     left_out="vision",

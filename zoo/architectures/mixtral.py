@@ -46,7 +46,11 @@ def to_hf(spec: Decoder) -> ConfigFields:
 _8X7B = dict(dim=4096, layers=32, heads=32, hidden=14_336, vocab=32_000, context=32_768)
 _8X22B = dict(dim=6144, layers=56, heads=48, hidden=16_384, vocab=32_000, context=65_536)
 ABOUT = About(
-    "Mixtral", "Jiang et al. 2024", came_from="gpt2", licence="Apache-2.0", report="https://arxiv.org/abs/2401.04088"
+    "Mixtral",
+    "Jiang et al. 2024",
+    compared_with="gpt2",
+    licence="Apache-2.0",
+    report="https://arxiv.org/abs/2401.04088",
 )
 SIZES = {
     "mixtral-8x7b": Size("mistralai/Mixtral-8x7B-v0.1", 46_702_792_704, decoder(**_8X7B), released="2023-12"),

@@ -152,7 +152,7 @@ HUB, RULE = "nvidia/NVIDIA-Nemotron-3-{}-BF16", "without the input embedding"
 ABOUT = About(
     "Nemotron 3",
     "NVIDIA 2025",
-    came_from="llama3",
+    compared_with="llama3",
     licence="NVIDIA Open Model",
     report="https://arxiv.org/abs/2512.20856",
     left_out="multi-token prediction",

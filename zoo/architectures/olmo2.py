@@ -35,7 +35,11 @@ _7B = dict(dim=4096, layers=32, heads=32, kv_heads=32, hidden=11_008)
 _13B = dict(dim=5120, layers=40, heads=40, kv_heads=40, hidden=13_824)
 _32B = dict(dim=5120, layers=64, heads=40, kv_heads=8, hidden=27_648)
 ABOUT = About(
-    "OLMo 2", "OLMo et al. 2025", came_from="llama3", licence="Apache-2.0", report="https://arxiv.org/abs/2501.00656"
+    "OLMo 2",
+    "OLMo et al. 2025",
+    compared_with="llama3",
+    licence="Apache-2.0",
+    report="https://arxiv.org/abs/2501.00656",
 )
 BEST_KNOWN = "olmo2-7b"
 SIZES = {

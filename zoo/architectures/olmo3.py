@@ -56,7 +56,7 @@ _BOTH = dict(head_dim=128, window=4096, rope=_STRETCHED, local=RoPE(THETA), voca
 _7B = dict(_BOTH, dim=4096, layers=32, heads=32, kv_heads=32, hidden=11_008)
 _32B = dict(_BOTH, dim=5120, layers=64, heads=40, kv_heads=8, hidden=27_648)
 ABOUT = About(
-    "OLMo 3", "Team OLMo 2025", came_from="olmo2", licence="Apache-2.0", report="https://arxiv.org/abs/2512.13961"
+    "OLMo 3", "Team OLMo 2025", compared_with="olmo2", licence="Apache-2.0", report="https://arxiv.org/abs/2512.13961"
 )
 BEST_KNOWN = "olmo3-32b"
 SIZES = {

@@ -67,7 +67,7 @@ _LONGROPE = LongRoPE(
 )
 _MINI = dict(dim=3072, layers=32, heads=24, kv_heads=8, hidden=8192, vocab=200_064, context=131_072, tied=True)
 ABOUT = About(
-    "Phi-4", "Abdin et al. 2024", came_from="llama3", licence="MIT", report="https://arxiv.org/abs/2412.08905"
+    "Phi-4", "Abdin et al. 2024", compared_with="llama3", licence="MIT", report="https://arxiv.org/abs/2412.08905"
 )
 SIZES = {
     "phi4-14b": Size("microsoft/phi-4", 14_659_507_200, decoder(**_14B), released="2024-12"),

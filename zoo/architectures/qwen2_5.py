@@ -37,7 +37,7 @@ MEMORY = "its config is from memory; only its number of parameters agrees with a
 ABOUT = About(
     "Qwen2.5",
     "Yang et al. 2024",
-    came_from="llama3",
+    compared_with="llama3",
     licence="Apache-2.0 (3B: Qwen Research, 72B: Qwen)",
     report="https://arxiv.org/abs/2412.15115",
 )

@@ -55,7 +55,11 @@ _30B = decoder(dim=2048, layers=48, heads=32, kv_heads=4, ffn=mixture(768))
 _235B = decoder(dim=4096, layers=94, heads=64, kv_heads=4, ffn=mixture(1536))
 _size = partial(Size, released="2025-04")
 ABOUT = About(
-    "Qwen3", "Yang et al. 2025", came_from="qwen2-5", licence="Apache-2.0", report="https://arxiv.org/abs/2505.09388"
+    "Qwen3",
+    "Yang et al. 2025",
+    compared_with="qwen2-5",
+    licence="Apache-2.0",
+    report="https://arxiv.org/abs/2505.09388",
 )
 BEST_KNOWN = "qwen3-8b"
 SIZES = {

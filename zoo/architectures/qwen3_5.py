@@ -88,7 +88,7 @@ _pieced, _size = partial(Size, released="2026-03", note=_NOTE), partial(Size, re
 ABOUT = About(
     "Qwen3.5",
     "Qwen Team 2026",
-    came_from="qwen3-next",
+    compared_with="qwen3-next",
     licence="Apache-2.0",
     report="https://huggingface.co/Qwen/Qwen3.5-27B",
     left_out="vision, multi-token prediction",

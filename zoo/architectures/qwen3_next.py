@@ -120,7 +120,7 @@ _80B = decoder(
 ABOUT = About(
     "Qwen3-Next",
     "Qwen Team 2025",
-    came_from="qwen3",
+    compared_with="qwen3",
     licence="Apache-2.0",
     report="https://huggingface.co/Qwen/Qwen3-Next-80B-A3B-Instruct",
     left_out="multi-token prediction",

@@ -47,7 +47,7 @@ _3B = dict(dim=2048, layers=36, heads=16, kv_heads=4, hidden=11_008, vocab=128_2
 ABOUT = About(
     "SmolLM3",
     "Hugging Face 2025",
-    came_from="llama3",
+    compared_with="llama3",
     licence="Apache-2.0",
     report="https://huggingface.co/blog/smollm3",
 )

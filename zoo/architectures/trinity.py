@@ -94,7 +94,7 @@ _398B = dict(experts=256, k=4, scale=2.448, context=262_144, window=4096, dense=
 _LARGE = _released(3072, 60, 3072, heads=48, kv_heads=8, hidden=12_288, **_398B)
 NOTE = "route_scale and context from memory"
 ABOUT = About(
-    "Trinity", "Arcee AI 2025", came_from="llama3", licence="Apache-2.0", report="https://arxiv.org/abs/2602.17004"
+    "Trinity", "Arcee AI 2025", compared_with="llama3", licence="Apache-2.0", report="https://arxiv.org/abs/2602.17004"
 )
 BEST_KNOWN = "trinity-mini-26b"
 SIZES = {

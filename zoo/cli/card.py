@@ -13,7 +13,7 @@ import torch
 from zoo import diagram
 from zoo.blocks import Layer
 from zoo.blocks.layer import Placement
-from zoo.catalog import FoundSpec, about, ancestor, title
+from zoo.catalog import FoundSpec, about, counterpart, title
 from zoo.catalog import spec as published_spec
 from zoo.cli import self_check
 from zoo.cli.self_check import Facts
@@ -109,14 +109,14 @@ def figure(
 ) -> tuple[str, list[str]]:
     """Returns the diagram of a model as SVG, and the features that swaps dropped.
 
-    For a preset, numbered sentences list the differences from its ancestor. For a swapped model, they list the changes
-    by the swaps, and the diagram marks them.
+    For a preset, numbered sentences list the differences from its counterpart. For a swapped model, they list the
+    changes by the swaps, and the diagram marks them.
     """
     original, drawn, dropped = swapped_specs(found.spec, tiny, list(swaps), params)
     name = f"{found.title} at toy widths" if tiny else found.title
     name += f" at {format_count(params)} parameters" if params else ""
     name += f" with {', '.join(map(_spaced, swaps))}" if swaps else ""
-    known = ancestor(found.preset) if found.preset and not (swaps or tiny or params) else None
+    known = counterpart(found.preset) if found.preset and not (swaps or tiny or params) else None
     other = original if swaps else published_spec(known) if known else None
     differences = structure_differences(drawn, other) if other else []
     heading = "" if other is None else f"New compared with {title(known)}" if known else "Swapped"
@@ -137,12 +137,12 @@ def figure(
 
 
 def origin(preset: str) -> Facts:
-    """Returns the ancestor of a published size, its new features, and the publisher's facts."""
-    earlier, publisher = ancestor(preset), about(preset)
+    """Returns the counterpart of a published size, its new features, and the publisher's facts."""
+    earlier, publisher = counterpart(preset), about(preset)
     found = structure_differences(published_spec(preset), published_spec(earlier)) if earlier else []
     new = [each.sentence for each in found]
     said = {"licence": publisher.licence, "report": publisher.report, "left_out": publisher.left_out}
-    return {"came_from": earlier, "new": new} | said
+    return {"compared_with": earlier, "new": new} | said
 
 
 def card(spec: Decoder, dtype: torch.dtype, published_active: tuple[int, str] | None = None) -> Facts:
@@ -276,7 +276,7 @@ def _card_rows(card: Facts) -> Rows:
 
 def _origin_rows(origin: Facts) -> Rows:
     new = "; ".join(origin["new"]) or "only sizes"
-    rows = {"came from": [f"{origin['came_from']}; new: {new}"]} if origin["came_from"] else {}
+    rows = {"compared": [f"with {origin['compared_with']}; new: {new}"]} if origin["compared_with"] else {}
     rows |= {"report": [origin["report"]], "licence": [origin["licence"]]}
     return rows | ({"not built": [origin["left_out"]]} if origin["left_out"] else {})
 

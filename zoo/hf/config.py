@@ -37,9 +37,10 @@ from zoo.units import parse_month
 class About:
     """Facts from the publisher of an architecture, which no tensor can confirm. Licences may differ between versions.
 
-    `title`: the family's name as its publisher spells it. `source`: the authors and the year. `came_from`: the family
-    that it builds on or, if the zoo lacks that family, the nearest earlier one. `report`: the URL of the paper or, if
-    there is no paper, of the announcement. `left_out`: parts of the released model that the zoo does not build.
+    `title`: the family's name as its publisher spells it. `source`: the authors and the year. `compared_with`: the
+    earlier family whose blocks it shares most, with which tables and figures compare it; publishers seldom say what
+    they started from. `report`: the URL of the paper or, if there is no paper, of the announcement. `left_out`: parts
+    of the released model that the zoo does not build.
     """
 
     title: str
@@ -47,7 +48,7 @@ class About:
     _: KW_ONLY
     licence: str
     report: str
-    came_from: str | None = None
+    compared_with: str | None = None
     left_out: str | None = None
 
 

@@ -1,4 +1,4 @@
-// The architectures in order of release, arcs from each to its ancestor, and the chosen one's diagram and facts.
+// The architectures in order of release, arcs from each to its counterpart, and the chosen one's diagram and facts.
 
 const WIDE = matchMedia("(min-width: 1080px)"); // wide: the chosen architecture stands beside the list, not inside it
 const entriesOf = () => [...document.querySelectorAll("#timeline .entry")];
@@ -64,7 +64,7 @@ function showChosen() {
   byId("chosen-new").textContent = family.new;
   byId("chosen-facts").replaceChildren(facts(model));
   byId("chosen-diagram").replaceChildren(drawing(diagram(chosenSize, "beside-", "figure"), `Diagram of ${chosenSize}`));
-  const before = family.came_from && DATA.families.find(each => each.name === family.came_from);
+  const before = family.compared_with && DATA.families.find(each => each.name === family.compared_with);
   const button = byId("chosen-compare");
   button.hidden = !before;
   if (before) {
@@ -80,16 +80,16 @@ function choose(name) {
   showChosen();
 }
 
-// Each ancestor has a vertical line down to its last descendant, with a branch to each descendant. Lines that overlap
-// vertically stand side by side, short lines nearest to the list.
+// Each counterpart has a vertical line down to the last architecture that is compared with it, with a branch to each.
+// Lines that overlap vertically stand side by side, short lines nearest to the list.
 function drawArcs() {
   const timeline = byId("timeline"), svg = byId("arcs"), top = timeline.getBoundingClientRect().top, places = new Map();
   for (const entry of entriesOf())
     if (!entry.hidden) places.set(entry.dataset.family, entry.querySelector(".dot").getBoundingClientRect().top - top + 5);
-  const descendants = new Map();
-  for (const {name, came_from} of DATA.families)
-    if (places.has(name) && places.has(came_from)) descendants.set(came_from, [...(descendants.get(came_from) ?? []), name]);
-  const lines = [...descendants].map(([name, after]) => ({name, after, from: places.get(name), to: Math.max(...after.map(each => places.get(each)))}));
+  const compared = new Map();
+  for (const {name, compared_with} of DATA.families)
+    if (places.has(name) && places.has(compared_with)) compared.set(compared_with, [...(compared.get(compared_with) ?? []), name]);
+  const lines = [...compared].map(([name, after]) => ({name, after, from: places.get(name), to: Math.max(...after.map(each => places.get(each)))}));
   const rail = parseFloat(getComputedStyle(timeline).getPropertyValue("--rail")), dots = rail - 10, tracks = [];
   for (const line of lines.sort((a, b) => a.to - a.from - (b.to - b.from))) {
     const free = tracks.findIndex(track => track.every(other => other.to <= line.from || other.from >= line.to));

@@ -8,12 +8,13 @@ const CUSTOM = "custom";
 
 function fitRow(model, setup) {
   const part = onCards(model, setup.cards), form = formOf(model, setup.weights), {context, batch, memory} = setup;
-  if (part === null) return {model, fits: false};
+  const beyond = model.context !== null && context > model.context;
+  if (part === null) return {model, fits: false, beyond};
   const weights = weightBytes(part, form), cache = sums.cacheBytes(part.layers, context, batch, setup.cache);
   const fits = weights + cache <= memory;
   const longest = weights <= memory ? longestContext(part.layers, memory - weights, batch, setup.cache) : 0;
   const speed = fits && setup.device ? ceiling(part, context, batch, form, setup.cache, setup.device) : null;
-  return {model, form, weights, cache, fits, longest, speed, beyond: model.context !== null && context > model.context};
+  return {model, form, weights, cache, fits, longest, speed, beyond};
 }
 
 // The place of a number of bytes on the scale, from 0 to 100.
@@ -98,10 +99,10 @@ function startFit() {
     };
     const rows = DATA.models.map(model => fitRow(model, setup));
     byId("fit-table").tBodies[0].replaceChildren(...rows.map(fit => row(fit.model.name, fitCells(fit, setup), FIT_HEADS)));
-    const fitting = rows.filter(fit => fit.fits).length, of = cards > 1 ? `${cards} cards of ${memory.value} GB` : `${memory.value} GB`;
+    const able = rows.filter(fit => !fit.beyond), fitting = able.filter(fit => fit.fits).length, of = cards > 1 ? `${cards} cards of ${memory.value} GB` : `${memory.value} GB`;
     const each = setup.batch > 1 ? ` in each of ${setup.batch} sequences` : "";
     const stored = `weights ${weights === "released" ? "as released" : `in ${DATA.forms[weights].label}`}, cache in ${byId("fit-cache").value}`;
-    byId("fit-summary").replaceChildren(make("strong", {}, `${fitting} of ${rows.length}`), ` fit ${of} with ${formatTokens(setup.context)} tokens of context${each}; ${stored}.`);
+    byId("fit-summary").replaceChildren(make("strong", {}, `${fitting} of ${able.length}`), ` models with a context of ${formatTokens(setup.context)} tokens or more fit in ${of} with that many${each}; ${stored}.`);
     const names = devicesOf(memory.value).map(([, device]) => device.name);
     byId("fit-cards-known").textContent = names.length ? `${memory.value} GB: ${listed(names)}.`
       : `No card with ${memory.value} GB is known here, so there are no ceilings.`;

@@ -11,28 +11,28 @@ import zoo
 from benchmarks.gallery import timeline
 from benchmarks.gallery.overview import groups, title_of
 from tests.benchmarks.gallery.conftest import SHOWN, Open
-from zoo.catalog import ancestor
+from zoo.catalog import counterpart
 from zoo.units import format_bytes, format_count
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("gallery")]
 ENTRIES = timeline.entries(SHOWN)
 
 
-def test_architectures_are_listed_by_release_with_sentences_against_their_ancestors(page: Any) -> None:
+def test_architectures_are_listed_by_release_with_the_differences_from_their_counterparts(page: Any) -> None:
     assert page.locator("#timeline h3 .open").all_inner_texts() == [entry.group.title for entry in ENTRIES]
     months = page.locator("#timeline .when").all_inner_texts()
     assert months == sorted(months)
     assert len(months) == len(groups(SHOWN))
     for entry in ENTRIES:
         text = page.locator(f'[id="{entry.group.name}"] .new').inner_text()
-        if entry.came_from is None:
+        if entry.compared_with is None:
             assert text == entry.group.new
             continue
-        assert text.startswith(f"from {entry.came_from.title}")
+        assert text.startswith(f"compared with {entry.compared_with.title}")
         assert all(sentence in text for sentence in entry.added)
-        assert entry.came_from.typical.name == ancestor(entry.group.typical.name)
+        assert entry.compared_with.typical.name == counterpart(entry.group.typical.name)
     shown = {entry.group.name for entry in ENTRIES}
-    arcs = sum(1 for entry in ENTRIES if entry.came_from and entry.came_from.name in shown)
+    arcs = sum(1 for entry in ENTRIES if entry.compared_with and entry.compared_with.name in shown)
     assert page.locator("#arcs path").count() == arcs > 2
 
 
@@ -105,11 +105,11 @@ def test_reasons_open_by_key(page: Any) -> None:
 
 def test_compare_with_the_ancestor(page: Any) -> None:
     shown = {entry.group.name: entry.group for entry in ENTRIES}
-    entry = next(each for each in reversed(ENTRIES) if each.came_from and each.came_from.name in shown)
+    entry = next(each for each in reversed(ENTRIES) if each.compared_with and each.compared_with.name in shown)
     page.evaluate("name => choose(name)", entry.group.typical.name)
     page.locator("#chosen-compare").click()
     assert page.locator("#second").input_value() == entry.group.typical.name
-    assert page.locator("#first").input_value() == shown[entry.came_from.name].typical.name
+    assert page.locator("#first").input_value() == shown[entry.compared_with.name].typical.name
 
 
 def test_chips_lead_to_the_text_on_blocks_and_back(page: Any) -> None:

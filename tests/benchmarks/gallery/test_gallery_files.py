@@ -31,7 +31,7 @@ pytestmark = pytest.mark.xdist_group("gallery")
 LIMIT = 6 * 10**6
 CHARTS = {**charts.CHARTS, **learning_curves.CHARTS}
 MODELS = chosen([])
-# Every kind of entry is there: the first architecture, ones that came from another here, several sizes of one.
+# Every kind of entry is there: the first architecture, ones compared with another here, several sizes of one.
 FEW = [one(name) for name in ("gpt2-small", "llama3.1-8b", "llama3.2-1b", "deepseek-v3-671b", "gpt-oss-20b")]
 
 
@@ -80,7 +80,7 @@ def test_model_names_are_escaped() -> None:
 
 
 def test_list_is_complete_without_scripts(folder: Path) -> None:
-    """Every architecture with its features, and how its structure differs from that of the one that it came from."""
+    """Every architecture with its features, and how its structure differs from the one that it is compared with."""
     text = (folder / "index.html").read_text(encoding="utf-8").split("<script", 1)[0]
     assert "<noscript>" in text
     for entry in timeline.entries(FEW):

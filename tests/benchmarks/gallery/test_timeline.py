@@ -6,7 +6,7 @@ import pytest
 
 import zoo
 from benchmarks.analytic.models import one
-from benchmarks.gallery.timeline import facts
+from benchmarks.gallery.timeline import entries, facts
 from tests.presets import over
 
 CONTEXTS = {
@@ -24,6 +24,14 @@ def test_published_against_config_context(name: str) -> None:
 def test_what_needs_no_reason_has_none() -> None:
     found = facts(one("qwen3-8b"))
     assert not {found[why] for why in ("why_context", "why_active", "why_cache")} - {""}
+
+
+def test_an_architecture_has_the_month_of_the_size_that_is_shown() -> None:
+    """Kimi K2's family begins with Moonlight, which is five months older."""
+    found = {entry.group.name: entry for entry in entries([one(name) for name in zoo.names()])}
+    assert all(entry.released == entry.group.typical.size.released for entry in found.values())
+    assert found["kimi-k2"].group.typical.name == "kimi-k2-1t"
+    assert found["kimi-k2"].released == "2025-07"
 
 
 @over(zoo.names())

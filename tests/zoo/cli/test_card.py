@@ -25,7 +25,7 @@ def example() -> Decoder:
 
 
 ABOUT = {
-    "came_from": "another-7b",
+    "compared_with": "another-7b",
     "new": ["QK-norm per head", "no biases"],
     "licence": "MIT",
     "report": "https://arxiv.org/abs/0",
@@ -78,7 +78,7 @@ KV cache       65,536 bytes (64 KiB) + 512 per token (512 B), in bfloat16
                16.1 MiB at 32,768 tokens, 2.06 MiB at max context 4,096
 FLOPs          10.3M per token at 4,096 tokens of context
 
-came from      another-7b; new: QK-norm per head; no biases
+compared       with another-7b; new: QK-norm per head; no biases
 report         https://arxiv.org/abs/0
 licence        MIT
 not built      vision
@@ -91,14 +91,14 @@ FLOPs are 2 per multiply-add, matrix products only, of one new token that sees
 
 
 @over(names())
-def test_where_a_size_came_from(name: str) -> None:
-    """The first architecture has no ancestor; an architecture with only other sizes says so."""
+def test_where_a_size_compared_with(name: str) -> None:
+    """The first architecture has no counterpart; an architecture with only other sizes says so."""
     about = origin(name)
-    assert (about["came_from"] is None) == name.startswith("gpt2")
-    assert about["new"] == [] or about["came_from"]
+    assert (about["compared_with"] is None) == name.startswith("gpt2")
+    assert about["new"] == [] or about["compared_with"]
     text = report_text(report(spec(name)) | {"about": about})
-    assert ("came from" in text) == (about["came_from"] is not None)
-    assert ("new: only sizes" in text) == (about["came_from"] is not None and not about["new"])
+    assert ("compared " in text) == (about["compared_with"] is not None)
+    assert ("new: only sizes" in text) == (about["compared_with"] is not None and not about["new"])
     assert f"licence        {about['licence']}"[:75] in text
 
 

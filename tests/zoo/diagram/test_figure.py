@@ -30,7 +30,7 @@ from tests.zoo.diagram.drawing import (
     texts,
 )
 from zoo import Decoder, names, spec
-from zoo.catalog import ancestor
+from zoo.catalog import counterpart
 from zoo.diagram import callouts, svg
 from zoo.diagram.canvas import SMALL
 from zoo.diagram.figure import (
@@ -161,7 +161,7 @@ def test_callouts_stand_at_what_is_inside_a_block_or_at_the_block() -> None:
 @over(names(), representatives())
 def test_differences_from_the_ancestor_are_callouts(name: str) -> None:
     """Every sentence is listed, and no number stands in the figure twice."""
-    known = ancestor(name)
+    known = counterpart(name)
     if known is None:
         return
     found = structure_differences(spec(name), spec(known))
@@ -177,7 +177,7 @@ def test_differences_from_the_ancestor_are_callouts(name: str) -> None:
 @pytest.mark.parametrize("layout", ["wide", "narrow"])
 @over(names(), representatives())
 def test_a_callout_about_some_layers_stands_in_one_of_them(name: str, layout: str) -> None:
-    model, known = spec(name), ancestor(name)
+    model, known = spec(name), counterpart(name)
     if known is None:
         return
     about = callouts(structure_differences(model, spec(known)), model)
