@@ -69,6 +69,11 @@ function readAddress() {
 function goTo(id, behavior = "instant") {
   const target = document.getElementById(id);
   if (!target) return;
+  const family = DATA.families.find(each => each.name === id);
+  if (family && familyOf(chosenSize) !== family) {
+    choose(family.typical);
+    if (history.state === null) history.replaceState(null, "", address(id)); // an address that was typed lacks the choice
+  }
   target.scrollIntoView({behavior, block: "start"});
   if (!target.hasAttribute("tabindex")) target.setAttribute("tabindex", "-1");
   target.focus({preventScroll: true});
@@ -93,7 +98,7 @@ function startState() {
     if (!document.getElementById(id)) return;
     event.preventDefault();
     lastChanged = null;
-    history.pushState(SEEN, "", address(id));
     goTo(id);
+    history.pushState(SEEN, "", address(id)); // after an architecture has been chosen, which is a setting
   });
 }

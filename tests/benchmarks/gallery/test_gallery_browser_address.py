@@ -104,6 +104,19 @@ def test_back_undoes_a_setting(open_page: Open) -> None:
     assert page.locator("#first").input_value() != first
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_link_to_an_architecture_chooses_it(open_page: Open, width: int) -> None:
+    page = open_page(width, place="llama3")
+    assert page.locator("#chosen-title").inner_text() == page.locator("#llama3 .open").inner_text()
+    page.evaluate("location.hash = '#gpt-oss'")  # as typed
+    page.wait_for_function("document.getElementById('chosen-size').value === 'gpt-oss-20b'")
+    page.locator('#blocks a[href="#llama3"]').first.click()
+    assert page.locator("#chosen-size").input_value().startswith("llama3")
+    assert page.url.split("#")[1].startswith("llama3")
+    page.go_back()
+    page.wait_for_function("document.getElementById('chosen-size').value === 'gpt-oss-20b'")
+
+
 def test_links_within_the_page_keep_the_settings(open_page: Open, folder: Path) -> None:
     page = open_page()
     page.locator("#fit-cards").select_option("4")
