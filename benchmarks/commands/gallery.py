@@ -57,6 +57,8 @@ def command(
     """
     if names and all_sizes:
         raise UsageError("--all-sizes chooses among all models: leave it out, or name none")
+    if out.suffix == ".html" and not out.is_dir():
+        raise UsageError(f"--out takes a folder, in which index.html is written: --out {out.parent}")
     models = chosen(names or (zoo_names() if all_sizes else shown_by_default()))
     samples = measured or next(iter(kept(DOCS / "performance").values()), None)  # default: the first processor's speeds
     speeds = read_measured(samples) if samples else None

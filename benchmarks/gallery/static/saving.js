@@ -13,11 +13,12 @@ function csv(name) {
   return [columns, ...rows].map(values => values.map(quoted).join(",")).join("\n") + "\n";
 }
 
-// A saved picture cannot take colours from the page's style sheet.
-async function picture(name, kind) {
+// A saved picture cannot take colours from the page's style sheet. It has a title, and is as wide as its legend needs.
+async function picture(name, title, kind) {
   const pageStyle = getComputedStyle(document.documentElement);
   const text = JSON.stringify(chartSpec(name, 720)).replace(/var\((--\w+)\)/g, (_, colour) => pageStyle.getPropertyValue(colour).trim());
-  const spec = {...JSON.parse(text), background: pageStyle.getPropertyValue("--paper").trim()};
+  const background = pageStyle.getPropertyValue("--paper").trim();
+  const spec = {...JSON.parse(text), title, background, autosize: "pad", padding: 12};
   loadVega();
   const {view} = await vegaEmbed(make("div"), spec, {...EMBED_OPTIONS, renderer: "none"});
   if (kind === "svg") return new Blob([await view.toSVG()], {type: "image/svg+xml"});
@@ -27,7 +28,7 @@ async function picture(name, kind) {
 
 async function saveChart(figure, kind) {
   const name = figure.dataset.chart, table = SPECS[name].tables[0];
-  save(kind === "csv" ? table : name, kind === "csv" ? new Blob([csv(table)], {type: "text/csv"}) : await picture(name, kind), kind);
+  save(kind === "csv" ? table : name, kind === "csv" ? new Blob([csv(table)], {type: "text/csv"}) : await picture(name, figure.querySelector("h3").textContent, kind), kind);
 }
 
 // A button with data-copy copies the text of the element of that id.

@@ -36,6 +36,7 @@ USAGE = {  # a call -> a part of its error
     "params --with MLA --with sinks": "meets all conditions: MLA: deepseek-v3-671b; sinks: gpt-oss-20b, ",
     "params qwen3 --with MoE": "--with chooses among all models: leave it out, or name none",
     "params qwen3 --since 2025-01": "--since chooses among all models",
+    "gallery --out page/index.html": "--out takes a folder, in which index.html is written: --out page",
     "params qwen3-8b --all-sizes": "--all-sizes chooses among all models",
     "params --with MoE --swap norm=olmo": "--swap changes the models that are named",
     "blocks --dim 100": "--dim 100 must be a multiple of 256",
